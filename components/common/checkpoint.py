@@ -1,0 +1,60 @@
+"""Training state in safetensors: modules, optimiser and step, written atomically, without a pickle.
+
+Every trainer here draws its randomness from (seed, step), so that state is all a resumed run needs to end in the same
+bytes as an unbroken one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+STEP = "step"
+
+
+def save_checkpoint(
+    path: Path,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    extra: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Writes everything that `load_checkpoint` restores; the old file stays whole until the new one is."""
+    tensors = {STEP: torch.tensor(step)}
+    for name, module in modules.items():
+        tensors |= {f"module/{name}/{k}": v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v).cpu() for k, v in state.items()}
+    tensors |= {f"extra/{k}": v.detach().cpu().contiguous() for k, v in (extra or {}).items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file({k: v.contiguous().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}, partial)
+    partial.replace(path)
+
+
+def load_checkpoint(
+    path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
+) -> tuple[int, dict[str, torch.Tensor]]:
+    """Restores modules and optimiser in place; returns (the step to go on from, the extra tensors).
+
+    Without a file it returns (0, {}) and changes nothing.
+    """
+    if not path.exists():
+        return 0, {}
+    tensors = load_file(path)
+    for name, module in modules.items():
+        prefix = f"module/{name}/"
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    whole = optimizer.state_dict()
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer/"):
+            _, index, field = key.split("/")
+            state.setdefault(int(index), {})[field] = value
+    optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
+    extra = {k.removeprefix("extra/"): v for k, v in tensors.items() if k.startswith("extra/")}
+    return int(tensors[STEP]), extra

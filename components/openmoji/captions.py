@@ -1,0 +1,139 @@
+"""Says what a scene shows: caption templates in four disjoint splits, and ordinary English beside them.
+
+No function returns a template without a split, and every prompt carries the split it came from, so that prompts for
+training, selection, calibration and evaluation cannot be mixed up unnoticed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from components.openmoji import world
+from components.openmoji.dataset import Scene
+
+Split = Literal["train", "select", "calibrate", "evaluate"]
+SPLITS: tuple[Split, ...] = ("train", "select", "calibrate", "evaluate")
+
+
+class Templates(NamedTuple):
+    """The caption forms of one split; `{c}`/`{a}`/`{b}` are concepts with their article, `{C}` one without, `{s}` a style."""
+
+    styled: tuple[str, ...]
+    plain: tuple[str, ...]
+    """No style named: the drawing is a sticker."""
+    styled_pair: tuple[str, ...]
+    plain_pair: tuple[str, ...]
+
+
+_TEMPLATES: dict[Split, Templates] = {
+    "train": Templates(
+        ("{c} in {s} style", "{s} {C}", "{C}, {s}", "a {s} drawing of {c}", "a picture of {c} in {s} style",
+         "{c} drawn in {s} style", "{c} as {s}"),
+        ("{c}", "{C}", "a picture of {c}", "a drawing of {c}", "one {C}"),
+        ("{a} next to {b} in {s} style", "{a} and {b}, {s}", "a {s} drawing of {a} and {b}", "{a} beside {b} in {s} style"),
+        ("{a} next to {b}", "{a} and {b}", "a picture of {a} and {b}", "{a} beside {b}"),
+    ),
+    "select": Templates(
+        ("an image of {c} in {s} style", "{s} style {C}", "{C} in the style of {s}"),
+        ("an image of {c}", "this is {c}", "some {C}"),
+        ("an image of {a} next to {b}, {s} style", "{s} style {A} and {B}"),
+        ("an image of {a} next to {b}", "{A} with {B}"),
+    ),
+    "calibrate": Templates(
+        ("{c} shown in {s} style", "a {s} picture of {c}", "a {s} image showing {c}"),
+        ("there is {c}", "here we see {c}", "a nice {C}"),
+        ("{a} together with {b} in {s} style", "a {s} picture of {a} and {b}"),
+        ("{a} together with {b}", "there is {a} near {b}"),
+    ),
+    "evaluate": Templates(
+        ("a {s} illustration of {c}", "please draw {c} in {s} style", "{C} {s} artwork"),
+        ("an illustration of {c}", "please draw {c}", "show me {c}"),
+        ("please draw {a} next to {b} in {s} style", "a {s} illustration of {a} and {b}"),
+        ("please draw {a} next to {b}", "an illustration of {a} and {b}"),
+    ),
+}  # fmt: skip
+
+_NO_ARTICLE = re.compile(r"(glasses|spectacles|lenses|cattle|swine|percussion)$")
+
+
+def templates(split: Split) -> Templates:
+    """The caption forms of that split."""
+    return _TEMPLATES[split]
+
+
+def with_article(noun: str) -> str:
+    """'cat' to 'a cat', 'apple' to 'an apple'; plural nouns stay bare."""
+    if _NO_ARTICLE.search(noun):
+        return noun
+    return f"{'an' if re.match('(8 bit|[aeio]|u(?!n)|um|und)', noun) else 'a'} {noun}"
+
+
+def fill(template: str, concepts: tuple[str, ...], style: str = "") -> str:
+    """One caption from a template, the names (or aliases) that it shows and the style's name (or alias)."""
+    words = {"s": style}
+    for lower, upper, noun in zip(("c", "b") if len(concepts) == 1 else ("a", "b"), "CB", concepts, strict=False):
+        words |= {lower: with_article(noun), upper: noun}
+    if len(concepts) == 2:  # noqa: PLR2004 - a pair
+        words |= {"A": concepts[0]}
+    text = template.format_map(words)
+    return re.sub(r"\ba (?=(illustration|8 bit|old|ink|antique|outline|emoji)\b)", "an ", text)
+
+
+def caption(
+    scene: Scene, rng: np.random.Generator, *, split: Split = "train", alias: float = 0.35, styled: float = 0.25
+) -> str:
+    """A true caption of `scene`, from the templates of `split`.
+
+    `alias` and `styled` are the probabilities that a concept, or the style, is called by another of its names;
+    a sticker is mostly not named as such.
+    """
+    forms = templates(split)
+    names = tuple(
+        str(rng.choice(world.concept(c).aliases)) if rng.random() < alias else c for c in scene.concepts
+    )
+    look = world.style(scene.style)
+    plain = scene.style == world.DEFAULT_STYLE and rng.random() < 0.75
+    pair = len(names) == 2  # noqa: PLR2004 - a pair
+    if plain:
+        return fill(str(rng.choice(forms.plain_pair if pair else forms.plain)), names)
+    style = str(rng.choice(look.aliases)) if rng.random() < styled else look.name
+    return fill(str(rng.choice(forms.styled_pair if pair else forms.styled)), names, style)
+
+
+_ENGLISH: dict[Split, tuple[str, ...]] = {
+    "train": ("a photo of the {j} {n}", "the {n} wants to {v}", "{j} {n} near the {m}", "a {n} for the {m}",
+              "my {j} {n} will {v} tomorrow", "{n} and {m} under a {j} sky", "how to {v} a {j} {n}", "{j} {m}, {n}"),
+    "select": ("a view of the {j} {n} with {m}", "they {v} the {n} every day", "portrait of a {j} {n}"),
+    "calibrate": ("{j} {n} on a table, highly detailed", "we {v} beside the {m} and the {n}", "concept of {j} {n}"),
+    "evaluate": ("cinematic shot of a {j} {n}, {m} in the background", "nobody can {v} this {n}", "the {j} {m} of {n}"),
+}  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _words() -> dict[str, tuple[str, ...]]:
+    from wonderwords import RandomWord  # noqa: PLC0415 - reads its word lists on import
+
+    source = RandomWord()
+    part = {"n": "nouns", "v": "verbs", "j": "adjectives"}
+    words = {k: tuple(sorted({w for w in source.filter(include_categories=[p]) if w.isascii()})) for k, p in part.items()}
+    return words | {"m": words["n"]}
+
+
+def english(count: int, *, split: Split, seed: int) -> Iterator[str]:
+    """`count` ordinary English phrases from a grammar over wonderwords' lists; nothing in them is drawn by the world
+    on purpose, though a noun may name one of its concepts."""
+    rng = np.random.default_rng([seed, SPLITS.index(split)])
+    words = _words()
+    for _ in range(count):
+        form = str(rng.choice(_ENGLISH[split]))
+        yield form.format_map({k: v[rng.integers(len(v))] for k, v in words.items()})
+
+
+def mentions(text: str, names: tuple[str, ...]) -> bool:
+    """Whether `text` holds one of `names` as whole words, singular or plural, in any case."""
+    return any(re.search(rf"\b{re.escape(n)}(s|es)?\b", text, re.IGNORECASE) for n in names)
