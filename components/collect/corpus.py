@@ -1,0 +1,78 @@
+"""The corpus: prompts for the SAE and benign prompts, deduplicated and split without overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from components.common.errors import UserError
+from components.openmoji import world
+from components.openmoji.captions import caption, english
+from components.openmoji.dataset import scenes
+
+_READERS = {
+    ".csv": pd.read_csv,
+    ".parquet": pd.read_parquet,
+    ".jsonl": lambda path: pd.read_json(path, lines=True),
+}
+
+
+def read_source(name: str) -> list[str]:
+    """The `prompt` column of a CSV, Parquet or JSONL file, or of the train split of a dataset named hf:NAME."""
+    if name.startswith("hf:"):
+        try:
+            from datasets import load_dataset  # noqa: PLC0415 - an optional extra
+        except ImportError as error:
+            raise UserError(f"corpus.sources names {name!r} but datasets is not installed", "pip install datasets") from error
+        table = load_dataset(name.removeprefix("hf:"), split="train").to_pandas()
+    else:
+        path = Path(name)
+        if path.suffix not in _READERS:
+            raise UserError(
+                f"corpus.sources names {name!r}", f"use a file that ends in {', '.join(_READERS)}, or hf:NAME"
+            )
+        if not path.is_file():
+            raise UserError(f"corpus.sources names {name!r}, which does not exist", "mend the path in params.yaml")
+        table = _READERS[path.suffix](path)
+    if "prompt" not in table:
+        raise UserError(f"{name} has no column 'prompt' but {', '.join(map(str, table.columns))}", "rename the column")
+    return [p for p in table["prompt"].dropna().astype(str) if p.strip()]
+
+
+def world_captions(count: int, *, seed: int) -> Iterator[str]:
+    """Training captions of the world; names and styles that are reserved for evaluation never occur in them."""
+    reserved = {c.aliases[-1] for c in world.CONCEPTS} | {s.aliases[-1] for s in world.STYLES}
+    rng = np.random.default_rng(seed)
+    listed = scenes(singles=1, pairs=len(world.CONCEPTS) * len(world.STYLES), seed=0)
+    drawn = 0
+    while drawn < count:
+        text = caption(listed[int(rng.integers(len(listed)))], rng, split="train")
+        if not any(name in text for name in reserved):
+            drawn += 1
+            yield text
+
+
+def build_corpus(
+    *, captions: int, english_phrases: int, benign: int, held_out: float, seed: int, extra: list[str]
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """A table (prompt, split, source), each prompt once, and the counts before and after deduplication.
+
+    split is train or held_out for the SAE, calibrate or evaluate for benign prompts; no prompt is in two.
+    """
+    rows = [(p, "sae", "captions") for p in world_captions(captions, seed=seed)]
+    rows += [(p, "sae", "english") for p in english(english_phrases, split="train", seed=seed)]
+    rows += [(p, "sae", "sources") for p in extra]
+    for split in ("calibrate", "evaluate"):
+        rows += [(p, split, "english") for p in english(benign, split=split, seed=seed)]
+    table = pd.DataFrame(rows, columns=["prompt", "split", "source"])
+    unique = table.drop_duplicates("prompt", keep="first").reset_index(drop=True)
+    rng = np.random.default_rng(seed)
+    for_sae = np.flatnonzero(unique["split"] == "sae")
+    kept = rng.permutation(for_sae)[: int(held_out * len(for_sae))]
+    unique.loc[for_sae, "split"] = "train"
+    unique.loc[kept, "split"] = "held_out"
+    counts = {f"{s}/{o}": int(n) for (s, o), n in unique.groupby(["split", "source"]).size().items()}
+    return unique, counts | {"drawn": len(table), "unique": len(unique)}

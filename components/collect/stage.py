@@ -1,0 +1,73 @@
+"""Stages `corpus` and `concepts`: prompts as Parquet tables, and their counts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from components.collect.concepts import build_prompts, check_world
+from components.collect.corpus import build_corpus, read_source
+from components.common.artifacts import canonical, new_folder
+from components.common.config import load_params
+from components.common.errors import ArtifactError
+from components.common.paths import CONCEPTS, CORPUS
+from components.common.stage import log, run_stage
+from components.openmoji.captions import mentions
+from components.requests import load_requests
+
+TABLE = "prompts.parquet"
+COUNTS = "counts.json"
+
+
+def read_table(folder: Path) -> pd.DataFrame:
+    """The prompts of a stage; `ArtifactError` if it has not run."""
+    path = folder / TABLE
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing", f"run its stage: dvc repro {folder.name}")
+    return pd.read_parquet(path)
+
+
+def corpus() -> None:
+    """Draws, deduplicates and splits the prompts that no request changes."""
+    params = load_params().corpus
+    extra = [prompt for source in params.sources for prompt in read_source(source)]
+    table, counts = build_corpus(
+        captions=params.captions,
+        english_phrases=params.english,
+        benign=params.benign,
+        held_out=params.held_out,
+        seed=params.seed,
+        extra=extra,
+    )
+    _write(CORPUS, table, counts)
+
+
+def concepts() -> None:
+    """Draws each request's prompts; none of the evaluation is in the corpus of the SAE."""
+    params, requests = load_params().concepts, load_requests()
+    check_world(requests)
+    table = build_prompts(
+        requests, per_name=params.per_name, retain=params.retain, mixed=params.mixed, seed=params.seed
+    )
+    seen = set(read_table(CORPUS).query("split in ('train', 'held_out')")["prompt"])
+    fresh = table[(table["split"] != "evaluate") | ~table["prompt"].isin(seen)].reset_index(drop=True)
+    benign = read_table(CORPUS).query("split in ('calibrate', 'evaluate')")
+    for request_id, request in requests.items():
+        hit = int(benign["prompt"].map(lambda text, names=request.names: mentions(text, names)).sum())
+        log.info("%s: %d of %d benign prompts name the target and are not counted as benign", request_id, hit, len(benign))
+    groups = ["request", "split", "role"]
+    counts = {"/".join(map(str, key)): int(n) for key, n in fresh.groupby(groups).size().items()}  # type: ignore[arg-type]
+    _write(CONCEPTS, fresh, counts)
+
+
+def _write(folder: Path, table: pd.DataFrame, counts: dict[str, int]) -> None:
+    with new_folder(folder) as partial:
+        table.to_parquet(partial / TABLE, index=False)
+        (partial / COUNTS).write_text(canonical(counts), encoding="utf-8")
+    log.info("%s: %d prompts", folder, len(table))
+
+
+if __name__ == "__main__":
+    run_stage({"corpus": corpus, "concepts": concepts}[sys.argv[1]])

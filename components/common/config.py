@@ -1,0 +1,231 @@
+"""params.yaml as frozen classes, one a section; every field says its unit, and an unknown key is an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from components.common.errors import UserError
+
+PARAMS = Path("params.yaml")
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, no unknown keys, attribute docstrings kept as field descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class BaseParams(Section):
+    """The model that requests change, and what measures it."""
+
+    path: Path
+    """Folder of a diffusers StableDiffusionPipeline."""
+    judge: Path
+    """Folder of the judge artifact."""
+    hookpoint: str
+    """Module of the text encoder whose output (its residual stream) the SAE reads, such as encoder.layers.2."""
+
+
+class CorpusParams(Section):
+    """What the SAE is trained on; no request enters here."""
+
+    captions: int = Field(gt=0)
+    """Captions of the OpenMoji world to draw before deduplication."""
+    english: int = Field(gt=0)
+    """Ordinary English phrases to draw before deduplication."""
+    benign: int = Field(gt=0)
+    """Ordinary English phrases for each of calibration and evaluation of false positives."""
+    sources: tuple[str, ...] = ()
+    """More prompts: CSV, Parquet or JSONL files with a `prompt` column, or hf:NAME for a Hugging Face dataset."""
+    held_out: float = Field(gt=0, lt=0.5)
+    """Share of the prompts kept from SAE training to measure it."""
+    seed: int = Field(ge=0)
+
+
+class ConceptsParams(Section):
+    """How many prompts each request is selected, calibrated and evaluated on."""
+
+    per_name: int = Field(gt=0)
+    """Prompts for each split and each name of the target, of the anchor and of each neighbour."""
+    retain: int = Field(gt=0)
+    """Prompts for each split that show concepts and styles of no request."""
+    mixed: int = Field(gt=0)
+    """Prompts for each split that show the target beside something else."""
+    seed: int = Field(ge=0)
+
+
+class SaeParams(Section):
+    """The sparse autoencoder on the text encoder's residual stream."""
+
+    activation: Literal["batchtopk", "topk"]
+    """batchtopk is stored as JumpReLU with one threshold; topk is the form of Interpret-then-Deactivate."""
+    d_sae: int = Field(gt=0)
+    """Latents."""
+    k: int = Field(gt=0)
+    """Active latents a token, on average (batchtopk) or exactly (topk)."""
+    steps: int = Field(gt=0)
+    """Optimiser steps."""
+    batch: int = Field(gt=0)
+    """Tokens a step."""
+    lr: float = Field(gt=0)
+    """Adam's learning rate."""
+    auxk: int = Field(gt=0)
+    """Dead latents that reconstruct the residual in the auxiliary loss."""
+    auxk_coefficient: float = Field(ge=0)
+    """Weight of the auxiliary loss."""
+    dead_after: int = Field(gt=0)
+    """Tokens without a single activation after which a latent counts as dead."""
+    padding: float = Field(ge=0, le=1)
+    """Share of the repeated padding positions that is trained on."""
+    seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> SaeParams:
+        if self.k >= self.d_sae:
+            raise ValueError(f"sae.k={self.k} must be smaller than sae.d_sae={self.d_sae}")
+        return self
+
+
+class FeaturesParams(Section):
+    """Selection of a request's features and calibration of its threshold."""
+
+    max_features: int = Field(gt=0)
+    """Features kept for each request at most."""
+    min_contrast: float = Field(gt=0, lt=1)
+    """Least difference in firing frequency between target and retain prompts."""
+    fpr: float = Field(gt=0, lt=1)
+    """False-positive budget on calibration prompts that do not carry the target."""
+
+
+class GuidanceParams(Section):
+    """All-but-One fine-tuning of one LoRA adapter a request."""
+
+    parameters: Literal["xattn-kv", "xattn", "attn"]
+    """Which projections get a LoRA: cross-attention keys and values, all of cross-attention, all of attention."""
+    rank: int = Field(gt=0)
+    """Rank of the LoRA."""
+    trajectories: int = Field(gt=0)
+    """Cached sampling trajectories of the frozen model for each request."""
+    solver_steps: int = Field(gt=0)
+    """Solver steps of a cached trajectory; x_t is kept at each of them."""
+    guidance_scale: float = Field(ge=1)
+    """Classifier-free guidance of the cached trajectories."""
+    steps: int = Field(gt=0)
+    """Optimiser steps."""
+    batch: int = Field(gt=0)
+    """Samples a step for each of the three terms."""
+    lr: float = Field(gt=0)
+    """AdamW's learning rate."""
+    uncond_weight: float = Field(ge=0)
+    """λ: weight of the drift of the unconditional score."""
+    retain_weight: float = Field(ge=0)
+    """Weight of the drift on prompts to retain, neighbours first."""
+    seed: int = Field(ge=0)
+
+
+class SizeParams(Section):
+    """How many images an evaluation draws."""
+
+    templates: int = Field(gt=0)
+    """Target prompts for each request."""
+    seeds: int = Field(gt=0)
+    """Images of each prompt."""
+    retain: int = Field(gt=0)
+    """Prompts that show concepts and styles to retain, shared by all requests."""
+
+
+class GateParams(Section):
+    """One line that a candidate must not cross."""
+
+    metric: str
+    """A key of metrics.json below a request and a variant, such as ua."""
+    variant: Literal["base", "filter", "guidance", "both"]
+    """Which model the metric is taken of."""
+    direction: Literal["at_least", "at_most"]
+    """On which side of the threshold a candidate passes."""
+    threshold: float
+    """The line, in the metric's unit; with `relative_to_base` the allowed difference to base."""
+    relative_to_base: bool = False
+    """Compare the difference to the base model instead of the value."""
+    n: int = Field(gt=0)
+    """Fewest observations that count as evidence."""
+
+
+class EvaluateParams(Section):
+    """Measuring the four variants."""
+
+    size: str
+    """Which of `sizes` to draw."""
+    sizes: dict[str, SizeParams]
+    """`quick` for make run, `full` for a promotion."""
+    solver_steps: int = Field(gt=0)
+    """Solver steps an image."""
+    guidance_scale: float = Field(ge=1)
+    """Classifier-free guidance of evaluated images."""
+    batch: int = Field(gt=0)
+    """Images drawn at once."""
+    seed: int = Field(ge=0)
+    gates: tuple[GateParams, ...]
+
+    @model_validator(mode="after")
+    def _size_is_known(self) -> EvaluateParams:
+        if self.size not in self.sizes:
+            raise ValueError(f"evaluate.size={self.size!r} is not among evaluate.sizes ({', '.join(self.sizes)})")
+        return self
+
+
+class ExportParams(Section):
+    """The ONNX filter."""
+
+    opset: int = Field(ge=18)
+    """ONNX operator set."""
+    prompts: int = Field(ge=256)
+    """Prompts on which ONNX and torch must agree."""
+    tolerance: float = Field(gt=0)
+    """Largest absolute difference of hidden states."""
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    base: BaseParams
+    corpus: CorpusParams
+    concepts: ConceptsParams
+    sae: SaeParams
+    features: FeaturesParams
+    guidance: GuidanceParams
+    evaluate: EvaluateParams
+    export: ExportParams
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file; `UserError` if it is missing or no YAML."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist", "run from the root of the project") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML ({str(error).splitlines()[0]})", "mend the file") from error
+
+
+def first_problem(error: ValidationError, where: str) -> UserError:
+    """The first thing that pydantic found, as one sentence."""
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return UserError(f"{where} has an unknown key {key!r}", "remove it or mend its spelling")
+    value = "" if isinstance(problem["input"], dict) else f" is {problem['input']!r}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return UserError(f"{where}: {key}{value}" if key else where, message[0].lower() + message[1:])
+
+
+def load_params(path: Path = PARAMS) -> Params:
+    """params.yaml, checked; `UserError` for an unknown key, a missing one or a value out of range."""
+    try:
+        return Params.model_validate(read_yaml(path))
+    except ValidationError as error:
+        raise first_problem(error, str(path)) from error

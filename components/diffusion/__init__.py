@@ -1,0 +1,23 @@
+"""Stable Diffusion pipelines: opening them, encoding prompts as they do, hooks, and sampling with a seed for each image."""
+
+from components.diffusion.encode import Encoded, content_mask, encode, tokenize
+from components.diffusion.hooks import read_hookpoint, resolve_hookpoint, rewrite_hookpoint
+from components.diffusion.load import check_folder, folder_digests, load_pipeline, load_text
+from components.diffusion.sampling import Trajectory, sample, trajectories
+
+__all__ = [
+    "Encoded",
+    "Trajectory",
+    "check_folder",
+    "content_mask",
+    "encode",
+    "folder_digests",
+    "load_pipeline",
+    "load_text",
+    "read_hookpoint",
+    "resolve_hookpoint",
+    "rewrite_hookpoint",
+    "sample",
+    "tokenize",
+    "trajectories",
+]

@@ -1,0 +1,50 @@
+"""Prompts to hidden states, as the stock pipeline does it: always the full length, EOS padding, no attention mask.
+
+    B prompts, L token positions (the tokenizer's full length), D hidden
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from transformers import CLIPTextModel, CLIPTokenizer
+
+
+class Encoded(NamedTuple):
+    """Tokens of some prompts and which positions are scored."""
+
+    input_ids: torch.Tensor
+    """(B, L) int64."""
+    scored: torch.Tensor
+    """(B, L) bool: content tokens and the first EOS; never BOS, never padding."""
+
+
+def content_mask(input_ids: torch.Tensor, eos_token_id: int) -> torch.Tensor:
+    """(B, L) bool: positions that are scored, from position 1 to the first EOS.
+
+    The mask is a function of each row alone, so a prompt's decision cannot depend on its batch (invariant 2).
+    """
+    is_eos = input_ids == eos_token_id
+    before = is_eos.int().cumsum(1) - is_eos.int()  # EOS tokens strictly before each position
+    mask = before == 0
+    mask[:, 0] = False  # BOS is the same for every prompt, and an outlier
+    return mask
+
+
+def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Encoded:
+    """Tokens of `prompts` at the tokenizer's full length; longer prompts are cut, as the stock pipeline cuts them."""
+    ids = tokenizer(
+        list(prompts), padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+    ).input_ids
+    return Encoded(ids, content_mask(ids, tokenizer.eos_token_id))
+
+
+@torch.no_grad()
+def encode(
+    encoder: CLIPTextModel | torch.nn.Module, tokenizer: CLIPTokenizer, prompts: Sequence[str], *, batch: int = 256
+) -> torch.Tensor:
+    """Last hidden states of `prompts`, (B, L, D): what the U-Net's cross-attention sees."""
+    ids = tokenize(tokenizer, prompts).input_ids
+    return torch.cat([encoder(ids[i : i + batch])[0] for i in range(0, len(ids), batch)])

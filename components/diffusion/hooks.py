@@ -1,0 +1,59 @@
+"""Hookpoints: modules of a text encoder, named by their path, whose output is the residual stream.
+
+transformers 5 put CLIPTextModel's layers at the top, transformers 4 has them under `text_model`; both resolve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from components.common.errors import UserError
+
+
+def resolve_hookpoint(encoder: nn.Module, hookpoint: str) -> nn.Module:
+    """The module of that path; `UserError` if the encoder has none."""
+    root = getattr(encoder, "text_model", encoder)
+    modules = dict(root.named_modules())
+    if hookpoint not in modules or not hookpoint:
+        layers = [n for n in modules if n.split(".")[-1].isdigit() and n.count(".") == 2]  # noqa: PLR2004
+        raise UserError(
+            f"hookpoint {hookpoint!r} is not a module of {type(encoder).__name__}", f"use one of: {', '.join(layers)}"
+        )
+    return modules[hookpoint]
+
+
+@contextmanager
+def rewrite_hookpoint(
+    encoder: nn.Module, hookpoint: str, rewrite: Callable[[torch.Tensor], torch.Tensor | None]
+) -> Iterator[None]:
+    """Within the block, `rewrite` sees the hookpoint's output (B, L, D) and may return another in its place."""
+
+    def hook(_module: nn.Module, _inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> object:
+        hidden = output[0] if isinstance(output, tuple) else output
+        new = rewrite(hidden)
+        if new is None:
+            return None
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    handle = resolve_hookpoint(encoder, hookpoint).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def read_hookpoint(encoder: nn.Module, hookpoint: str, input_ids: torch.Tensor) -> torch.Tensor:
+    """The residual stream (B, L, D) at `hookpoint` for tokens (B, L)."""
+    seen: list[torch.Tensor] = []
+
+    def keep(hidden: torch.Tensor) -> None:
+        seen.append(hidden)
+
+    with rewrite_hookpoint(encoder, hookpoint, keep):
+        encoder(input_ids)
+    return seen[0]

@@ -1,0 +1,21 @@
+"""A request's features: contrastive selection, a logistic score, a calibrated threshold, and what to draw instead."""
+
+from components.features.artifact import RequestFilter, read_filters, write_filters
+from components.features.directions import POSITION_CLASSES, position_classes, replacement_directions
+from components.features.scores import Roc, auroc, conformal_threshold, fit_score, pooled_codes, roc, select_features
+
+__all__ = [
+    "POSITION_CLASSES",
+    "RequestFilter",
+    "Roc",
+    "auroc",
+    "conformal_threshold",
+    "fit_score",
+    "pooled_codes",
+    "position_classes",
+    "read_filters",
+    "replacement_directions",
+    "roc",
+    "select_features",
+    "write_filters",
+]

@@ -1,0 +1,78 @@
+"""The filter on disk: for each request its features, cut out of the SAE, its score, its threshold and its replacement.
+
+    S selected features, D = d_in, K = 4 position classes
+
+Only the selected rows of the SAE are kept: JumpReLU decides latent by latent, so they decide exactly as the whole does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from components.common.artifacts import fill_artifact, new_folder, read_artifact
+
+FORMAT = "expunge/filter"
+
+
+class RequestFilter(NamedTuple):
+    """All that detecting and editing one request takes."""
+
+    features: torch.Tensor
+    """(S,) int64: indices into the SAE's latents."""
+    w_enc: torch.Tensor
+    """(D, S)"""
+    b_enc: torch.Tensor
+    """(S,)"""
+    jump: torch.Tensor
+    """(S,) JumpReLU thresholds."""
+    w_dec: torch.Tensor
+    """(S, D)"""
+    b_dec: torch.Tensor
+    """(D,)"""
+    weights: torch.Tensor
+    """(S,) of the score."""
+    bias: torch.Tensor
+    """() of the score."""
+    threshold: torch.Tensor
+    """(): a prompt is flagged when its score reaches this."""
+    directions: torch.Tensor
+    """(K, D) replacement steps, all zero where the request has no anchor."""
+
+
+def write_filters(
+    folder: Path,
+    filters: Mapping[str, RequestFilter],
+    *,
+    hookpoint: str,
+    params: dict[str, object],
+    inputs: dict[str, str],
+    facts: dict[str, object],
+) -> None:
+    """Writes `models/filter`: the old folder stays until the new one is whole."""
+    tensors = {
+        f"{request_id}.{field}": getattr(item, field) for request_id, item in filters.items() for field in item._fields
+    }
+    with new_folder(folder) as partial:
+        fill_artifact(
+            partial,
+            kind=FORMAT,
+            tensors=tensors,
+            params=params,
+            inputs=inputs,
+            facts={"hookpoint": hookpoint, "requests": list(filters)} | facts,
+        )
+
+
+def read_filters(folder: Path) -> tuple[dict[str, RequestFilter], str]:
+    """(filters by request id, hookpoint); `ArtifactError` for anything but what was written."""
+    tensors, sidecar = read_artifact(folder, FORMAT)
+    facts = sidecar["facts"]
+    filters = {
+        request_id: RequestFilter(**{f: tensors[f"{request_id}.{f}"] for f in RequestFilter._fields})
+        for request_id in facts["requests"]
+    }
+    return filters, facts["hookpoint"]

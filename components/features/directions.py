@@ -1,0 +1,49 @@
+"""What replaces the target in the residual stream: the mean step from a prompt about it to the same about the anchor.
+
+    P prompt pairs, L token positions, D = d_in, K = 4 position classes
+
+Positions before the target cannot see it (the encoder is causal) and are never edited. From there on a position is a
+`target` token, a `later` word, the `eos` or `padding`, and each class has a step of its own.
+"""
+
+from __future__ import annotations
+
+import torch
+
+POSITION_CLASSES = ("target", "later", "eos", "padding")
+
+
+def position_classes(fires: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+    """Class index (P, L) of every position, or -1 where nothing is edited.
+
+    `fires` (P, L) says where a feature of the request fires; `scored` (P, L) is content and the first EOS.
+    """
+    last = scored.shape[1] - 1 - scored.flip(1).int().argmax(1)  # (P,) position of EOS
+    index = torch.arange(scored.shape[1], device=scored.device)
+    eos = index[None] == last[:, None]
+    content = scored & ~eos
+    hit = fires & content
+    started = hit.int().cumsum(1) > 0
+    classes = torch.full_like(scored, -1, dtype=torch.int64)
+    classes = torch.where(started & content, 1, classes)
+    classes = torch.where(hit, 0, classes)
+    seen = hit.any(1, keepdim=True)
+    classes = torch.where(eos & seen, 2, classes)
+    return torch.where((index[None] > last[:, None]) & seen, 3, classes)
+
+
+def replacement_directions(
+    target: torch.Tensor,  # (P, L, D) hidden states of prompts about the target
+    anchor: torch.Tensor,  # (P, L, D) of the same prompts about the anchor
+    classes: torch.Tensor,  # (P, L) of the target prompts
+    target_eos: torch.Tensor,  # (P,) position of EOS
+    anchor_eos: torch.Tensor,  # (P,)
+) -> torch.Tensor:
+    """Mean step (K, D) of each position class, over pairs of prompts of equal length."""
+    same = target_eos == anchor_eos
+    step = (anchor - target)[same]
+    where = classes[same]
+    zero = target.new_zeros(target.shape[-1])
+    return torch.stack(
+        [step[where == k].mean(0) if bool((where == k).any()) else zero for k in range(len(POSITION_CLASSES))]
+    )

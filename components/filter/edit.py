@@ -1,0 +1,36 @@
+"""Detection and replacement for one request, as pure functions of the residual stream.
+
+    B prompts, L token positions, D = d_in, S features, K = 4 position classes
+"""
+
+from __future__ import annotations
+
+import torch
+
+from components.features import RequestFilter, pooled_codes, position_classes
+
+
+def codes(hidden: torch.Tensor, item: RequestFilter) -> torch.Tensor:
+    """JumpReLU codes of the selected features: (B, L, D) to (B, L, S)."""
+    pre = (hidden - item.b_dec) @ item.w_enc + item.b_enc
+    return pre * (pre > item.jump)
+
+
+def score(code: torch.Tensor, scored: torch.Tensor, item: RequestFilter) -> torch.Tensor:
+    """The request's score (B,) from codes (B, L, S): each feature's maximum over scored positions, weighted."""
+    return pooled_codes(code, scored) @ item.weights + item.bias
+
+
+def edit(hidden: torch.Tensor, code: torch.Tensor, scored: torch.Tensor, item: RequestFilter) -> torch.Tensor:
+    """The residual stream (B, L, D) with the target replaced, for prompts that are flagged.
+
+    With an anchor, every position from the target on takes its class's step towards the anchor. Without one the
+    features are switched off and the SAE's error is kept: h - z W_dec.
+    """
+    evidence = (code * item.weights.clamp(min=0)).sum(-1)  # (B, L)
+    classes = position_classes(evidence > 0, scored)  # (B, L)
+    # a flagged prompt whose features fire at EOS alone is edited from its end on
+    steps = torch.cat([item.directions, torch.zeros_like(item.directions[:1])])  # (K + 1, D): -1 is no step
+    replaced = hidden + steps[classes]
+    switched_off = hidden - (code * scored[..., None]) @ item.w_dec
+    return torch.where(item.directions.abs().sum() > 0, replaced, switched_off)

@@ -1,0 +1,84 @@
+"""LoRA adapters in the form that `pipe.load_lora_weights` reads, and how several act on one U-Net at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+
+from components.common.artifacts import fill_artifact, new_folder, read_artifact
+from components.common.errors import UserError
+
+FORMAT = "expunge/adapter"
+WEIGHTS = "pytorch_lora_weights.safetensors"
+_PREFIX = "unet."
+_SUFFIXES = {
+    "xattn-kv": ("attn2.to_k", "attn2.to_v"),
+    "xattn": ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
+    "attn": tuple(f"{a}.{p}" for a in ("attn1", "attn2") for p in ("to_q", "to_k", "to_v", "to_out.0")),
+}
+
+
+def target_modules(unet: UNet2DConditionModel, parameters: str) -> list[str]:
+    """Names of the linear layers that get a LoRA; `UserError` if `parameters` selects none."""
+    names = [n for n, _ in unet.named_modules() if n.endswith(_SUFFIXES.get(parameters, ()) or ("\0",))]
+    if not names:
+        raise UserError(
+            f"guidance.parameters={parameters!r} selects no module of the U-Net", f"use one of: {', '.join(_SUFFIXES)}"
+        )
+    return names
+
+
+def attach(unet: UNet2DConditionModel, name: str, *, parameters: str, rank: int, seed: int) -> list[torch.nn.Parameter]:
+    """Adds a fresh adapter, which changes nothing yet, and returns its parameters; the base stays frozen."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # PEFT draws its initial weights from the global stream
+        unet.add_adapter(
+            LoraConfig(r=rank, lora_alpha=rank, target_modules=target_modules(unet, parameters)), adapter_name=name
+        )
+    return [p for n, p in unet.named_parameters() if f".{name}." in n]
+
+
+def write_adapter(
+    folder: Path,
+    unet: UNet2DConditionModel,
+    name: str,
+    *,
+    params: Mapping[str, object],
+    inputs: Mapping[str, str],
+    facts: Mapping[str, object],
+) -> None:
+    """Writes the adapter `name` of `unet`; the old folder stays until the new one is whole."""
+    state = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=name))
+    tensors = {_PREFIX + key: value for key, value in state.items()}
+    with new_folder(folder) as partial:
+        fill_artifact(partial, kind=FORMAT, tensors=tensors, params=params, inputs=inputs, facts=facts, weights=WEIGHTS)
+
+
+def load_adapters(pipe: StableDiffusionPipeline, folders: Mapping[str, Path]) -> None:
+    """Loads adapters by name and leaves all of them switched off; `ArtifactError` for an altered one."""
+    for name, folder in folders.items():
+        tensors, _ = read_artifact(folder, FORMAT)
+        pipe.load_lora_weights(dict(tensors), adapter_name=name)
+    if folders:
+        pipe.unet.disable_adapters()
+
+
+@contextmanager
+def use_adapters(pipe: StableDiffusionPipeline, names: Iterable[str]) -> Iterator[None]:
+    """Within the block the U-Net draws with the named adapters, summed; after it with none."""
+    wanted = list(names)
+    if wanted:
+        pipe.unet.set_adapters(wanted)
+        pipe.unet.enable_adapters()
+    try:
+        yield
+    finally:
+        if wanted:
+            pipe.unet.disable_adapters()

@@ -1,0 +1,126 @@
+"""Trains one adapter on cached trajectories of the frozen model.
+
+    N cached states, B samples a step, Z latent channels, h = w latent side, L token positions, D hidden
+
+x_t come from sampling the frozen model once, with target, anchor and retain prompts; the frozen outputs that the loss
+needs are computed once with them, so that a step runs the trained model alone, in one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from tqdm import tqdm
+
+from components.common.checkpoint import load_checkpoint, save_checkpoint
+from components.common.config import GuidanceParams
+from components.common.seeding import generator, stream_seed
+from components.diffusion import trajectories
+from components.diffusion.sampling import start_noise
+from components.guidance.losses import guidance_loss
+
+
+class Cache(NamedTuple):
+    """States of frozen trajectories, and what the frozen model says there."""
+
+    latents: torch.Tensor
+    """(N, Z, h, w) x_t."""
+    timesteps: torch.Tensor
+    """(N,)"""
+    prompt: torch.Tensor
+    """(N,) row of the prompt pair (target, anchor) or of the retain prompt."""
+    uncond: torch.Tensor
+    """(N, Z, h, w) out*(x_t, ∅)."""
+    cond: torch.Tensor
+    """(N, Z, h, w) out*(x_t, anchor) or out*(x_t, retain)."""
+
+
+class GuidanceStep(NamedTuple):
+    """What one optimiser step yields."""
+
+    step: int
+    loss: float
+    surgical: float
+    uncond: float
+    retain: float
+
+
+def cache_trajectories(
+    pipe: StableDiffusionPipeline,
+    drawn: torch.Tensor,  # (P, L, D): what the trajectories draw
+    wanted: torch.Tensor | None,  # (P, L, D): whose frozen output is the aim; None: the unconditional one
+    uncond: torch.Tensor,  # (1, L, D)
+    params: GuidanceParams,
+    *,
+    scope: str,
+    batch: int = 48,
+) -> Cache:
+    """One frozen trajectory for each row of `drawn`, kept at every solver step."""
+    parts: list[Cache] = []
+    for start in tqdm(range(0, len(drawn), batch), desc=f"trajectories {scope}", unit="batch", mininterval=5):
+        rows = torch.arange(start, min(start + batch, len(drawn)))
+        noise = start_noise(pipe, [stream_seed(params.seed, scope, int(r)) for r in rows])
+        states = trajectories(
+            pipe, drawn[rows], uncond, noise, steps=params.solver_steps, guidance_scale=params.guidance_scale
+        )
+        for state in list(states)[:-1]:
+            time = torch.full((len(rows),), state.timestep)
+            with torch.no_grad():
+                free = pipe.unet(state.latents, time, uncond.expand(len(rows), -1, -1)).sample
+                cond = free if wanted is None else pipe.unet(state.latents, time, wanted[rows]).sample
+            parts.append(Cache(state.latents, time, rows, free, cond))
+    return Cache(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def train_guidance(
+    unet: UNet2DConditionModel,
+    parameters: list[torch.nn.Parameter],
+    erase: Cache,
+    keep: Cache,
+    target: torch.Tensor,  # (P, L, D) prompts about the target, row by row those of `erase.prompt`
+    retain: torch.Tensor,  # (R, L, D) prompts to retain, row by row those of `keep.prompt`
+    uncond: torch.Tensor,  # (1, L, D)
+    params: GuidanceParams,
+    *,
+    checkpoint: Path | None = None,
+    every: int = 50,
+) -> Iterator[GuidanceStep]:
+    """Trains the attached adapter in place; yields after every step, and resumes from `checkpoint` to the same bytes."""
+    accelerator = Accelerator()
+    optimizer = torch.optim.AdamW(parameters, lr=params.lr, weight_decay=0.0)
+    holder = torch.nn.ParameterList(parameters)
+    start = load_checkpoint(checkpoint, {"adapter": holder}, optimizer)[0] if checkpoint else 0
+    unet, optimizer = accelerator.prepare(unet, optimizer)
+    b = params.batch
+    for step in range(start, params.steps):
+        rng = generator(params.seed, "guidance", step)
+        e = torch.randint(len(erase.latents), (b,), generator=rng)
+        k = torch.randint(len(keep.latents), (b,), generator=rng)
+        x = torch.cat([erase.latents[e], erase.latents[e], keep.latents[k]])  # (3B, Z, h, w)
+        time = torch.cat([erase.timesteps[e], erase.timesteps[e], keep.timesteps[k]])
+        states = torch.cat([target[erase.prompt[e]], uncond.expand(b, -1, -1), retain[keep.prompt[k]]])
+        out_target, out_uncond, out_retain = unet(x, time, states).sample.chunk(3)
+        loss = guidance_loss(
+            out_target,
+            out_uncond,
+            erase.cond[e] - erase.uncond[e],
+            erase.uncond[e],
+            out_retain,
+            keep.cond[k],
+            uncond_weight=params.uncond_weight,
+            retain_weight=params.retain_weight,
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = params.lr * min(1.0, (step + 1) / 10, (params.steps - step) / (0.3 * params.steps))
+        optimizer.zero_grad()
+        accelerator.backward(loss.total)
+        accelerator.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        if checkpoint is not None and (step + 1) % every == 0:
+            save_checkpoint(checkpoint, {"adapter": holder}, optimizer, step + 1)
+        yield GuidanceStep(step + 1, *(term.item() for term in loss))

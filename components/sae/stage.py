@@ -1,0 +1,81 @@
+"""Stage `sae`: trains the autoencoder on the corpus; it never sees a request."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+from tqdm import tqdm
+
+from components.collect.stage import read_table
+from components.common.artifacts import digest, new_folder
+from components.common.config import load_params
+from components.common.paths import CACHE, CORPUS, SAE
+from components.common.stage import log, run_stage
+from components.diffusion.load import load_text
+from components.sae.activations import cache_activations
+from components.sae.model import SparseAutoencoder, write_sae
+from components.sae.train import SaeStep, evaluate_sae, train_sae
+
+
+def sae() -> None:
+    """Caches activations, trains with resumable checkpoints, measures on held-out prompts, writes SAELens' format."""
+    params = load_params()
+    settings = params.sae
+    tokenizer, encoder = load_text(params.base.path)
+    table = read_table(CORPUS)
+    hookpoint = params.base.hookpoint
+    stores = {
+        split: cache_activations(
+            CACHE / "sae" / f"{split}.f32",
+            encoder,
+            tokenizer,
+            hookpoint,
+            table.loc[table["split"] == split, "prompt"].tolist(),
+            padding=settings.padding,
+            seed=settings.seed,
+        )
+        for split in ("train", "held_out")
+    }
+    model = SparseAutoencoder(
+        stores["train"].tokens.shape[1],
+        settings.d_sae,
+        k=settings.k,
+        architecture="topk" if settings.activation == "topk" else "jumprelu",
+    )
+    inputs = {"corpus": digest(CORPUS), "text_encoder": digest(params.base.path / "text_encoder")}
+    key = digest_of(inputs | {"params": settings.model_dump_json() + hookpoint})
+    checkpoint = CACHE / "sae" / f"{key}.safetensors"
+    steps = [
+        step
+        for step in tqdm(
+            train_sae(model, stores["train"], settings, checkpoint=checkpoint),
+            total=settings.steps, desc="sae", unit="step", mininterval=5,
+        )
+    ]  # fmt: skip
+    facts: dict[str, object] = dict(evaluate_sae(model, stores["held_out"]))
+    with new_folder(SAE) as partial:
+        write_sae(partial, model, hookpoint=hookpoint, params=settings.model_dump(), inputs=inputs, facts=facts)
+        if steps:
+            plot_training(steps).savefig(partial / "training.png", dpi=80)
+    checkpoint.unlink(missing_ok=True)
+    log.info("sae: held-out fvu %.3f, l0 %.1f, dead %.2f", facts["fvu"], facts["l0"], facts["dead_fraction"])
+
+
+def digest_of(parts: dict[str, str]) -> str:
+    """A short name for a combination of inputs, under which its checkpoint is kept."""
+    import hashlib  # noqa: PLC0415 - used here alone
+
+    return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()[:16]
+
+
+def plot_training(steps: list[SaeStep]) -> plt.Figure:
+    """Unexplained variance and dead latents over training."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    left.plot([s.step for s in steps], [s.fvu for s in steps])
+    left.set(xlabel="step", ylabel="fraction of variance unexplained", yscale="log")
+    right.plot([s.step for s in steps], [s.dead_fraction for s in steps])
+    right.set(xlabel="step", ylabel="dead fraction", ylim=(0, 1))
+    return figure
+
+
+if __name__ == "__main__":
+    run_stage(sae)

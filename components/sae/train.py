@@ -1,0 +1,124 @@
+"""Trains the autoencoder: a generator of typed steps, resumable, whose randomness is a function of (seed, step).
+
+    T tokens a batch, D = d_in, F = d_sae
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+
+from components.common.checkpoint import load_checkpoint, save_checkpoint
+from components.common.config import SaeParams
+from components.common.seeding import generator
+from components.sae.activations import ActivationStore
+from components.sae.losses import auxk_loss, fvu
+from components.sae.model import SparseAutoencoder, batch_topk, topk
+
+
+class SaeStep(NamedTuple):
+    """What one optimiser step yields."""
+
+    step: int
+    fvu: float
+    """Fraction of variance unexplained on the batch."""
+    auxk: float
+    """Auxiliary loss, 0 while no latent is dead."""
+    dead_fraction: float
+    """Part of the latents that did not fire in the last `dead_after` tokens."""
+
+
+def geometric_median(x: torch.Tensor, *, iterations: int = 100, tolerance: float = 1e-6) -> torch.Tensor:
+    """The point of least summed distance to the rows of x (T, D), by Weiszfeld's iteration."""
+    guess = x.mean(0)
+    for _ in range(iterations):
+        weight = 1 / (x - guess).norm(dim=1).clamp(min=1e-8)
+        new = (weight[:, None] * x).sum(0) / weight.sum()
+        if (new - guess).norm() <= tolerance * guess.norm().clamp(min=1e-8):
+            return new
+        guess = new
+    return guess
+
+
+def train_sae(
+    sae: SparseAutoencoder,
+    store: ActivationStore,
+    params: SaeParams,
+    *,
+    checkpoint: Path | None = None,
+    every: int = 100,  # steps between checkpoints
+) -> Iterator[SaeStep]:
+    """Trains `sae` in place and leaves it in its stored form; yields after every step.
+
+    Inputs are scaled to a mean norm of √D while training, and the scale is folded into biases and threshold at the end.
+    A run that is killed goes on from `checkpoint` and ends in the same bytes as one that was not.
+    """
+    accelerator = Accelerator()
+    device = accelerator.device
+    first = store.batch(min(len(store), 8192), generator(params.seed, "sae", "init"))
+    scale = first.shape[1] ** 0.5 / first.norm(dim=1).mean()
+    sae.initialise(geometric_median(first * scale), generator(params.seed, "sae", "weights"))
+    optimizer = torch.optim.Adam(sae.parameters(), lr=params.lr, eps=6.25e-10)
+    idle = torch.zeros(sae.d_sae, dtype=torch.int64)  # tokens since each latent last fired
+    threshold = torch.zeros(())
+    start = 0
+    if checkpoint is not None:
+        start, extra = load_checkpoint(checkpoint, {"sae": sae}, optimizer)
+        idle, threshold = extra.get("idle", idle), extra.get("threshold", threshold)
+    sae.to(device)
+    _, optimizer = accelerator.prepare(sae, optimizer)
+    activate = topk if params.activation == "topk" else batch_topk
+    for step in range(start, params.steps):
+        x = store.batch(params.batch, generator(params.seed, "sae", step)).to(device) * scale
+        pre = sae.pre_activations(x)
+        z = activate(pre, params.k)
+        decoded = sae.decode(z)
+        fired = (z > 0).any(0).cpu()
+        idle = torch.where(fired, 0, idle + len(x))
+        dead = idle > params.dead_after
+        unexplained = fvu(x, decoded)
+        auxiliary = auxk_loss((x - decoded).detach(), pre, sae.W_dec, dead.to(device), params.auxk)
+        optimizer.zero_grad()
+        accelerator.backward(unexplained + params.auxk_coefficient * auxiliary)
+        sae.project_gradient()
+        for group in optimizer.param_groups:
+            group["lr"] = params.lr * min(1.0, (step + 1) / 100, (params.steps - step) / (0.2 * params.steps))
+        optimizer.step()
+        sae.normalise_decoder()
+        least = z.detach()[z > 0].min().cpu() if bool((z > 0).any()) else threshold
+        threshold = least if step == 0 else 0.99 * threshold + 0.01 * least
+        if checkpoint is not None and (step + 1) % every == 0:
+            save_checkpoint(checkpoint, {"sae": sae}, optimizer, step + 1, {"idle": idle, "threshold": threshold})
+        yield SaeStep(step + 1, unexplained.item(), auxiliary.item(), dead.float().mean().item())
+    with torch.no_grad():
+        sae.b_enc.div_(scale)
+        sae.b_dec.div_(scale)
+        sae.threshold.fill_(threshold / scale)
+
+
+@torch.no_grad()
+def evaluate_sae(sae: SparseAutoencoder, store: ActivationStore, *, batch: int = 4096) -> dict[str, float]:
+    """Held-out `fvu`, `l0` (active latents a token) and `dead_fraction` (latents that never fire on it)."""
+    total = torch.zeros(())
+    errors, active = torch.zeros(()), torch.zeros(())
+    fired = torch.zeros(sae.d_sae, dtype=torch.bool)
+    mean = torch.stack(
+        [torch.from_numpy(store.tokens[i : i + batch]).sum(0) for i in range(0, len(store), batch)]
+    ).sum(0) / len(store)
+    for start in range(0, len(store), batch):
+        x = torch.from_numpy(store.tokens[start : start + batch])
+        z = sae.encode(x)
+        errors += (x - sae.decode(z)).square().sum()
+        total += (x - mean).square().sum()
+        active += (z > 0).sum()
+        fired |= (z > 0).any(0)
+    return {
+        "fvu": (errors / total).item(),
+        "l0": (active / len(store)).item(),
+        "dead_fraction": 1 - fired.float().mean().item(),
+        "tokens": float(len(store)),
+    }
