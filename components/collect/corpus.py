@@ -57,8 +57,8 @@ def world_captions(count: int, *, seed: int) -> Iterator[str]:
 
 def build_corpus(
     *, captions: int, english_phrases: int, benign: int, held_out: float, seed: int, extra: list[str]
-) -> tuple[pd.DataFrame, dict[str, int]]:
-    """A table (prompt, split, source), each prompt once, and the counts before and after deduplication.
+) -> pd.DataFrame:
+    """A table (prompt, split, source), each prompt once.
 
     split is train or held_out for the SAE, calibrate or evaluate for benign prompts; no prompt is in two.
     """
@@ -74,5 +74,4 @@ def build_corpus(
     kept = rng.permutation(for_sae)[: int(held_out * len(for_sae))]
     unique.loc[for_sae, "split"] = "train"
     unique.loc[kept, "split"] = "held_out"
-    counts = {f"{s}/{o}": int(n) for (s, o), n in unique.groupby(["split", "source"]).size().items()}
-    return unique, counts | {"drawn": len(table), "unique": len(unique)}
+    return unique

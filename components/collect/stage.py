@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -25,15 +26,20 @@ def read_table(folder: Path) -> pd.DataFrame:
     """The prompts of a stage; `ArtifactError` if it has not run."""
     path = folder / TABLE
     if not path.is_file():
-        raise ArtifactError(f"{path} is missing", f"run its stage: dvc repro {folder.name}")
+        raise ArtifactError(f"{path} is missing", "run the stage that writes it: dvc repro concepts")
     return pd.read_parquet(path)
+
+
+def read_concepts(request_ids: Iterable[str]) -> pd.DataFrame:
+    """The prompts of the named requests, in one table."""
+    return pd.concat([read_table(CONCEPTS / i) for i in request_ids], ignore_index=True)
 
 
 def corpus() -> None:
     """Draws, deduplicates and splits the prompts that no request changes."""
     params = load_params().corpus
     extra = [prompt for source in params.sources for prompt in read_source(source)]
-    table, counts = build_corpus(
+    table = build_corpus(
         captions=params.captions,
         english_phrases=params.english,
         benign=params.benign,
@@ -41,7 +47,9 @@ def corpus() -> None:
         seed=params.seed,
         extra=extra,
     )
-    _write(CORPUS, table, counts)
+    with new_folder(CORPUS) as partial:
+        _write(partial, table, counted=["split", "source"])
+    log.info("%s: %d prompts", CORPUS, len(table))
 
 
 def concepts() -> None:
@@ -57,16 +65,18 @@ def concepts() -> None:
     for request_id, request in requests.items():
         hit = int(benign["prompt"].map(lambda text, names=request.names: mentions(text, names)).sum())
         log.info("%s: %d of %d benign prompts name the target and are not counted as benign", request_id, hit, len(benign))
-    groups = ["request", "split", "role"]
-    counts = {"/".join(map(str, key)): int(n) for key, n in fresh.groupby(groups).size().items()}  # type: ignore[arg-type]
-    _write(CONCEPTS, fresh, counts)
+    with new_folder(CONCEPTS) as partial:
+        for request_id in requests:
+            _write(partial / request_id, fresh[fresh["request"] == request_id], counted=["split", "role"])
+    log.info("%s: %d prompts", CONCEPTS, len(fresh))
 
 
-def _write(folder: Path, table: pd.DataFrame, counts: dict[str, int]) -> None:
-    with new_folder(folder) as partial:
-        table.to_parquet(partial / TABLE, index=False)
-        (partial / COUNTS).write_text(canonical(counts), encoding="utf-8")
-    log.info("%s: %d prompts", folder, len(table))
+def _write(folder: Path, table: pd.DataFrame, *, counted: list[str]) -> None:
+    """One table and the counts of its groups, into a folder that is being filled."""
+    folder.mkdir(exist_ok=True)
+    table.reset_index(drop=True).to_parquet(folder / TABLE, index=False)
+    counts = {"/".join(map(str, key)): int(n) for key, n in table.groupby(counted).size().items()}  # type: ignore[arg-type]
+    (folder / COUNTS).write_text(canonical(counts), encoding="utf-8")
 
 
 if __name__ == "__main__":

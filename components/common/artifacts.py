@@ -46,6 +46,11 @@ def digest(path: Path) -> str:
     return whole.hexdigest()
 
 
+def key_of(parts: Mapping[str, str]) -> str:
+    """A short name for a combination of inputs, under which resumable state is kept."""
+    return hashlib.sha256(canonical(dict(parts)).encode()).hexdigest()[:16]
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A fresh folder to fill; it takes the place of `folder` only once the block ends without an error.

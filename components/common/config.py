@@ -30,6 +30,28 @@ class BaseParams(Section):
     """Module of the text encoder whose output (its residual stream) the SAE reads, such as encoder.layers.2."""
 
 
+class OpenmojiParams(Section):
+    """How the base model and the judge that ship were trained; the stage is frozen."""
+
+    singles: int = Field(gt=0)
+    """Renders of each concept in each style."""
+    pairs: int = Field(gt=0)
+    """Renders of two concepts."""
+    vae_steps: int = Field(gt=0)
+    """Optimiser steps of the autoencoder, 8 images each."""
+    text_steps: int = Field(gt=0)
+    """Optimiser steps of the text encoder, 160 captions and 96 phrases each."""
+    teacher_captions: int = Field(gt=0)
+    """Captions with a teacher embedding."""
+    teacher_english: int = Field(gt=0)
+    """English phrases with a teacher embedding."""
+    unet_steps: int = Field(gt=0)
+    """Optimiser steps of the U-Net, 32 images each."""
+    judge_steps: int = Field(gt=0)
+    """Optimiser steps of the judge, 64 images each."""
+    seed: int = Field(ge=0)
+
+
 class CorpusParams(Section):
     """What the SAE is trained on; no request enters here."""
 
@@ -193,6 +215,7 @@ class Params(Section):
     """All of params.yaml."""
 
     base: BaseParams
+    openmoji: OpenmojiParams
     corpus: CorpusParams
     concepts: ConceptsParams
     sae: SaeParams

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from components.collect.stage import read_table
+from components.collect.stage import read_concepts, read_table
 from components.common.artifacts import SIDECAR, canonical, digest
 from components.common.config import Params, load_params
 from components.common.paths import CONCEPTS, CORPUS, FILTER, SAE
@@ -53,7 +53,7 @@ class Reader:
 def features() -> None:
     """Selects on one split, calibrates on another, and writes the filter of every request."""
     params, requests = load_params(), load_requests()
-    table, corpus = read_table(CONCEPTS), read_table(CORPUS)
+    table, corpus = read_concepts(requests), read_table(CORPUS)
     sae, _ = read_sae(SAE)
     reader = Reader(params, sae)
     benign = corpus.loc[corpus["split"] == "calibrate", "prompt"].tolist()

@@ -124,6 +124,11 @@ def _words() -> dict[str, tuple[str, ...]]:
     return words | {"m": words["n"]}
 
 
+def nouns() -> tuple[str, ...]:
+    """All nouns of the word list."""
+    return _words()["n"]
+
+
 def english(count: int, *, split: Split, seed: int) -> Iterator[str]:
     """`count` ordinary English phrases from a grammar over wonderwords' lists; nothing in them is drawn by the world
     on purpose, though a noun may name one of its concepts."""

@@ -60,7 +60,7 @@ def train_vae(
     images: np.ndarray,
     *,
     steps: int,
-    batch: int = 16,  # images
+    batch: int = 8,  # images
     lr: float = 1.5e-3,
     beta: float = 1e-4,  # weight of the KL term
     seed: int = 0,

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 from tqdm import tqdm
 
 from components.collect.stage import read_table
-from components.common.artifacts import digest, new_folder
+from components.common.artifacts import digest, key_of, new_folder
 from components.common.config import load_params
 from components.common.paths import CACHE, CORPUS, SAE
 from components.common.stage import log, run_stage
@@ -42,7 +42,7 @@ def sae() -> None:
         architecture="topk" if settings.activation == "topk" else "jumprelu",
     )
     inputs = {"corpus": digest(CORPUS), "text_encoder": digest(params.base.path / "text_encoder")}
-    key = digest_of(inputs | {"params": settings.model_dump_json() + hookpoint})
+    key = key_of(inputs | {"params": settings.model_dump_json() + hookpoint})
     checkpoint = CACHE / "sae" / f"{key}.safetensors"
     steps = [
         step
@@ -58,13 +58,6 @@ def sae() -> None:
             plot_training(steps).savefig(partial / "training.png", dpi=80)
     checkpoint.unlink(missing_ok=True)
     log.info("sae: held-out fvu %.3f, l0 %.1f, dead %.2f", facts["fvu"], facts["l0"], facts["dead_fraction"])
-
-
-def digest_of(parts: dict[str, str]) -> str:
-    """A short name for a combination of inputs, under which its checkpoint is kept."""
-    import hashlib  # noqa: PLC0415 - used here alone
-
-    return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()[:16]
 
 
 def plot_training(steps: list[SaeStep]) -> plt.Figure:

@@ -1,0 +1,43 @@
+# `make run` and `make test` do everything on a fresh machine; the others are for people who work on the code.
+PYTHON ?= python3
+BIN := .venv/bin
+export DO_NOT_TRACK := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 180
+export HF_HUB_OFFLINE := 1
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: run test check lint types install clean
+
+# Install, then all six steps on the embedded default, under Prefect; ends with the verdict.
+run: install
+	$(BIN)/expunge retrain
+	-$(BIN)/expunge verdict
+	@echo "The page of before and after: reports/evaluate/report.html"
+
+# Install, then the default test suite.
+test: install
+	$(BIN)/python -m pytest
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable . basedpyright import-linter pytest pytest-timeout ruff
+	touch $@
+
+# What CI runs besides the tests.
+check: lint types
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: install
+	$(BIN)/basedpyright
+
+clean:
+	rm -rf .venv .cache .pytest_cache .ruff_cache

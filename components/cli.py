@@ -1,0 +1,177 @@
+"""`expunge`: deletion requests, stages, retraining, verdicts and images from the command line.
+
+Exit codes: 0 done, 1 the verdict is fail, 2 bad input, 3 a missing or altered artifact, 4 a stage that failed.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from components.common.config import load_params
+from components.common.errors import ArtifactError, ExpungeError, UserError
+from components.common.paths import EVALUATE, FILTER, GUIDANCE
+from components.requests import add_request, load_requests, remove_request
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+request = typer.Typer(no_args_is_help=True, help="Add, list, show and withdraw deletion requests.")
+base = typer.Typer(no_args_is_help=True, help="The base model and the judge.")
+app.add_typer(request, name="request")
+app.add_typer(base, name="base")
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, change nothing.")]
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake is one sentence and an exit code, never a traceback."""
+    try:
+        app()
+    except ExpungeError as error:
+        typer.echo(f"expunge: {error}", err=True)
+        raise SystemExit(error.exit_code) from error
+
+
+@request.command("add")
+def request_add(
+    target: Annotated[str, typer.Argument(help="The concept that must no longer be drawn.")],
+    kind: Annotated[str, typer.Option(help="object, style, character, category, person or explicit.")] = "object",
+    alias: Annotated[list[str] | None, typer.Option(help="Another name of the target; repeatable.")] = None,
+    anchor: Annotated[str, typer.Option(help="What is drawn instead.")] = "",
+    neighbour: Annotated[list[str] | None, typer.Option(help="A concept that must survive; repeatable.")] = None,
+    channel: Annotated[list[str] | None, typer.Option(help="filter or guidance; default both; repeatable.")] = None,
+    dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
+) -> None:
+    """Adds a deletion request to requests.yaml and prints its id."""
+    from components.collect.concepts import check_world  # noqa: PLC0415 - slow to import
+    from components.requests import Request  # noqa: PLC0415
+
+    record: dict[str, Any] = {
+        "target": target,
+        "kind": kind,
+        "aliases": alias or [],
+        "anchor": anchor,
+        "neighbours": neighbour or [],
+        "channels": channel or ["filter", "guidance"],
+    }
+    request_id = add_request(record, dry_run=True)
+    check_world({request_id: Request.model_validate(record)})
+    typer.echo(request_id if dry_run else add_request(record))
+
+
+@request.command("list")
+def request_list() -> None:
+    """Lists all requests: id, target, kind, anchor."""
+    for request_id, item in load_requests().items():
+        typer.echo(f"{request_id}  {item.target}  ({item.kind})  -> {item.anchor or 'nothing'}")
+
+
+@request.command("show")
+def request_show(request_id: str) -> None:
+    """Prints one request as JSON."""
+    requests = load_requests()
+    if request_id not in requests:
+        raise UserError(f"request {request_id!r} is not in requests.yaml", f"use one of: {', '.join(requests)}")
+    typer.echo(requests[request_id].model_dump_json(indent=2))
+
+
+@request.command("remove")
+def request_remove(request_id: str, dry_run: DryRun = False) -> None:  # noqa: FBT002 - a command-line flag
+    """Withdraws a request; the next `dvc repro` restores the model of before it."""
+    item = remove_request(request_id, dry_run=dry_run)
+    if not dry_run:
+        import shutil  # noqa: PLC0415 - used here alone
+
+        shutil.rmtree(GUIDANCE / request_id, ignore_errors=True)
+    typer.echo(f"{'would withdraw' if dry_run else 'withdrew'} {request_id} ({item.target})")
+
+
+@app.command("run")
+def run(stage: str, dry_run: DryRun = False) -> None:  # noqa: FBT002 - a command-line flag
+    """Runs one stage of dvc.yaml and what it depends on, if anything has changed."""
+    load_params()
+    load_requests()
+    command = [str(Path(sys.executable).parent / "dvc"), "repro", *(["--dry"] if dry_run else []), stage]
+    raise SystemExit(4 if subprocess.run(command, check=False).returncode else 0)
+
+
+@app.command("retrain")
+def retrain(dry_run: DryRun = False) -> None:  # noqa: FBT002 - a command-line flag
+    """Runs every stage under Prefect and registers a candidate in MLflow, whatever the verdict."""
+    load_params()
+    load_requests()
+    if dry_run:
+        raise SystemExit(subprocess.run([str(Path(sys.executable).parent / "dvc"), "status"], check=False).returncode)
+    raise SystemExit(subprocess.run([sys.executable, "-m", "flows.retrain"], check=False).returncode and 4)
+
+
+@app.command("verdict")
+def verdict() -> None:
+    """Prints the gates of the last evaluation; exits with 1 if the verdict is fail."""
+    path = EVALUATE / "verdict.json"
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing", "run the evaluation: expunge run evaluate")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    for gate in record["gates"]:
+        mark = "pass" if gate["passed"] else "FAIL"
+        typer.echo(f"{mark}  {gate['request']:<12} {gate['variant']:<9} {gate['metric']:<20} {gate['reason']} (n={gate['n']})")
+    typer.echo(f"verdict: {'pass' if record['passed'] else 'fail'}")
+    raise typer.Exit(0 if record["passed"] else 1)
+
+
+@app.command("generate")
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    variant: Annotated[str, typer.Option("--variant", help="base, filter, guidance or both.")] = "both",
+    use_base: Annotated[bool, typer.Option("--base", help="Same as --variant base.")] = False,  # noqa: FBT002
+    use_filter: Annotated[bool, typer.Option("--filter", help="Same as --variant filter.")] = False,  # noqa: FBT002
+    use_guidance: Annotated[bool, typer.Option("--guidance", help="Same as --variant guidance.")] = False,  # noqa: FBT002
+    use_both: Annotated[bool, typer.Option("--both", help="Same as --variant both.")] = False,  # noqa: FBT002
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the image.")] = 0,
+    output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("image.png"),
+    dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
+) -> None:
+    """Draws one image and writes it as a PNG; says which requests the filter flagged."""
+    flags = {"base": use_base, "filter": use_filter, "guidance": use_guidance, "both": use_both}
+    chosen = [name for name, on in flags.items() if on]
+    if len(chosen) > 1:
+        raise UserError(f"--{chosen[0]} and --{chosen[1]} exclude each other", "give one of them")
+    wanted = chosen[0] if chosen else variant
+    if wanted not in flags:
+        raise UserError(f"--variant {wanted!r} is unknown", f"use one of: {', '.join(flags)}")
+    if output.suffix.lower() != ".png" or not output.parent.is_dir():
+        raise UserError(f"--output {output} cannot be written", "name a .png file in a folder that exists")
+    params, requests = load_params(), load_requests()
+    from components.diffusion import check_folder  # noqa: PLC0415 - slow to import
+
+    check_folder(params.base.path)
+    if dry_run:
+        typer.echo(f"would draw {prompt!r} with {wanted}, seed {seed}, into {output}")
+        return
+    from components.diffusion import load_pipeline  # noqa: PLC0415
+    from components.evaluate import Picture, Studio  # noqa: PLC0415
+    from components.evaluate.report import png  # noqa: PLC0415
+    from components.features import read_filters  # noqa: PLC0415
+
+    filters, hookpoint = read_filters(FILTER) if wanted in ("filter", "both") else ({}, params.base.hookpoint)
+    guided = [i for i, r in requests.items() if "guidance" in r.channels] if wanted in ("guidance", "both") else []
+    studio = Studio(
+        load_pipeline(params.base.path), filters, hookpoint, {i: GUIDANCE / i for i in guided}, params.evaluate
+    )
+    image = studio.draw([Picture(prompt, seed)], filters=list(filters), adapters=guided)[0]
+    output.write_bytes(png(image))
+    flagged = studio.flagged([prompt], list(filters))[0]
+    typer.echo(f"{output}: {wanted}, flagged by {', '.join(flagged) or 'no request'}")
+
+
+@app.command("params")
+def params_command() -> None:
+    """Prints params.yaml as it was understood, after checking it."""
+    typer.echo(load_params().model_dump_json(indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""Measuring the four variants, gates that fail closed, and the report."""
+
+from components.evaluate.gates import Gate, Verdict, judge_gates
+from components.evaluate.images import Picture, Studio
+from components.evaluate.metrics import Metric, erased, mean_interval, proportion, rate_of
+
+__all__ = [
+    "Gate",
+    "Metric",
+    "Picture",
+    "Studio",
+    "Verdict",
+    "erased",
+    "judge_gates",
+    "mean_interval",
+    "proportion",
+    "rate_of",
+]

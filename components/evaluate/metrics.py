@@ -1,0 +1,74 @@
+"""Metrics as values with n and an interval.
+
+    UA   unlearning accuracy: share of target images in which the judge no longer finds the target
+    IRA  in-domain retain accuracy: share of retain images whose other concepts of the target's kind are found
+    CRA  cross-domain retain accuracy: the same for the other kind (UnlearnCanvas, Zhang et al. 2024)
+
+Proportions carry Wilson's score interval, means a normal one, both at 95 %.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import norm
+
+_Z = float(norm.ppf(0.975))
+ROUND = 6
+"""Digits kept in metrics.json."""
+
+
+class Metric(NamedTuple):
+    """A number, what it rests on, and its 95 % interval."""
+
+    value: float
+    n: int
+    low: float
+    high: float
+
+    def record(self) -> dict[str, float]:
+        """The form of metrics.json; a metric that has no value is null, never a number."""
+        return {k: (v if k == "n" else _plain(v)) for k, v in self._asdict().items()}  # type: ignore[misc]
+
+
+def _plain(value: float) -> float | None:
+    return round(float(value), ROUND) if math.isfinite(value) else None
+
+
+def proportion(hits: Sequence[bool] | np.ndarray) -> Metric:
+    """Share of hits, with Wilson's interval (Wilson 1927); NaN when there is nothing to count."""
+    n = len(hits)
+    if n == 0:
+        return Metric(math.nan, 0, math.nan, math.nan)
+    p = float(np.mean(np.asarray(hits, dtype=float)))
+    centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    return Metric(p, n, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def mean_interval(values: Sequence[float] | np.ndarray) -> Metric:
+    """Mean with a normal 95 % interval; NaN when there is nothing to average."""
+    n = len(values)
+    if n == 0:
+        return Metric(math.nan, 0, math.nan, math.nan)
+    mean = float(np.mean(values))
+    half = _Z * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    return Metric(mean, n, mean - half, mean + half)
+
+
+def erased(found: Sequence[frozenset[str]], styles: Sequence[str], targets: Sequence[str], *, style: bool) -> np.ndarray:
+    """For each image whether none of `targets` is in it: among the concepts found, or as its style.
+
+    An image in which nothing is recognisable counts as erased for a concept, and for a style too.
+    """
+    if style:
+        return np.array([not concepts or s not in targets for concepts, s in zip(found, styles, strict=True)])
+    return np.array([not concepts & set(targets) for concepts in found])
+
+
+def rate_of(found: Sequence[frozenset[str]], wanted: Sequence[frozenset[str]]) -> np.ndarray:
+    """For each image whether all the wanted concepts are found in it."""
+    return np.array([want <= have for have, want in zip(found, wanted, strict=True)])

@@ -1,0 +1,238 @@
+"""Stage `evaluate`: same-seed images of base, filter, guidance and both, their metrics, a verdict and a page.
+
+It succeeds whatever it finds; refusing a candidate is the promotion's act, and the evidence must be kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from skimage.metrics import structural_similarity
+
+from components.collect.concepts import known_targets
+from components.collect.stage import read_concepts, read_table
+from components.common.artifacts import SIDECAR, canonical, digest, new_folder
+from components.common.config import Params, load_params
+from components.common.paths import CORPUS, EVALUATE, FILTER, GUIDANCE
+from components.common.seeding import stream_seed
+from components.common.stage import log, run_stage
+from components.diffusion import encode, load_pipeline, tokenize, trajectories
+from components.diffusion.sampling import start_noise
+from components.evaluate.gates import judge_gates
+from components.evaluate.images import Picture, Studio
+from components.evaluate.metrics import Metric, erased, mean_interval, proportion, rate_of
+from components.evaluate.report import grid, write_report
+from components.features import auroc, read_filters
+from components.filter import FilteredTextEncoder
+from components.guidance import relative_drift, use_adapters
+from components.openmoji.captions import mentions
+from components.openmoji.judge import Judge, Judgement
+from components.requests import Request, load_requests
+
+VARIANTS = ("base", "filter", "guidance", "both")
+JOINT = "joint"
+BUCKETS = 5
+"""Timestep buckets of the unconditional drift."""
+
+
+def evaluate() -> None:
+    """Draws, judges, gates and reports."""
+    params, requests = load_params(), load_requests()
+    settings, size = params.evaluate, params.evaluate.sizes[params.evaluate.size]
+    judge = Judge.load(params.base.judge)
+    filters, hookpoint = read_filters(FILTER)
+    adapters = {i: GUIDANCE / i for i, r in requests.items() if "guidance" in r.channels}
+    studio = Studio(load_pipeline(params.base.path), filters, hookpoint, adapters, settings)
+    table = read_concepts(requests).query("split == 'evaluate'")
+    targets = {i: pick_targets(table, i, size.templates, settings.seed) for i in requests}
+    retain = pick_retain(table, requests, size.retain, settings.seed)
+    metrics: dict[str, Any] = {}
+    pages: list[tuple[str, np.ndarray, list[str]]] = []
+    scopes = {i: [i] for i in requests} | {JOINT: list(requests)}
+    for scope, members in scopes.items():
+        log.info("evaluate %s", scope)
+        metrics[scope] = measure_scope(scope, members, requests, targets, retain, studio, judge, params, pages)
+    for request_id, request in requests.items():
+        if request_id in filters:
+            metrics[request_id]["filter"] |= measure_filter(request_id, request, studio, table)
+    metrics[JOINT]["filter"] |= measure_filter(JOINT, None, studio, table)
+    channels: dict[str, list[str]] = {i: list(r.channels) for i, r in requests.items()}
+    channels[JOINT] = sorted({c for r in requests.values() for c in r.channels})
+    verdict = judge_gates(metrics, settings.gates, channels)
+    record = {
+        "size": settings.size,
+        "judge": digest(params.base.judge / SIDECAR),
+        "base": digest(params.base.path / SIDECAR),
+        "requests": metrics,
+    }
+    with new_folder(EVALUATE) as partial:
+        (partial / "metrics.json").write_text(canonical(record), encoding="utf-8")
+        (partial / "verdict.json").write_text(canonical(verdict.record()), encoding="utf-8")
+        write_report(partial, record, verdict, requests, pages, FILTER / "roc.png")
+    log.info("verdict: %s", "pass" if verdict.passed else "fail")
+
+
+def pick_targets(table: pd.DataFrame, request_id: str, count: int, seed: int) -> pd.DataFrame:
+    """`count` single prompts that carry the target, drawn over all its names."""
+    rows = table[(table["request"] == request_id) & table["role"].isin(("target", "alias"))]
+    return rows.sample(min(count, len(rows)), random_state=stream_seed(seed, request_id) % 2**32)
+
+
+def pick_retain(table: pd.DataFrame, requests: dict[str, Request], count: int, seed: int) -> pd.DataFrame:
+    """`count` prompts that no request touches: neither its target nor, as a style, its look."""
+    touched = {t for r in requests.values() for t in known_targets(r)}
+    rows = table[table["role"] == "retain"].drop_duplicates("prompt")
+    free = rows["concepts"].map(lambda c: not touched & set(c.split("|"))) & ~rows["style"].isin(touched)
+    return rows[free].sample(min(count, int(free.sum())), random_state=seed)
+
+
+def measure_scope(
+    scope: str,
+    members: list[str],
+    requests: dict[str, Request],
+    targets: dict[str, pd.DataFrame],
+    retain: pd.DataFrame,
+    studio: Studio,
+    judge: Judge,
+    params: Params,
+    pages: list[tuple[str, np.ndarray, list[str]]],
+) -> dict[str, Any]:
+    """UA, IRA, CRA, anchor rate and SSIM of the four variants, and the drift of the adapters."""
+    settings, size = params.evaluate, params.evaluate.sizes[params.evaluate.size]
+    kept = [Picture(p, stream_seed(settings.seed, "retain", i) % 2**31) for i, p in enumerate(retain["prompt"])]
+    base_kept = studio.draw(kept)
+    out: dict[str, Any] = {}
+    strips: dict[str, list[np.ndarray]] = {m: [] for m in members}
+    shown = [s for s in (members if len(members) > 1 else [scope])]
+    for variant in VARIANTS:
+        acting = {
+            "filters": members if variant in ("filter", "both") else [],
+            "adapters": members if variant in ("guidance", "both") else [],
+        }
+        gone: list[bool] = []
+        anchored: list[bool] = []
+        for member in members:
+            request = requests[member]
+            pictures = [
+                Picture(prompt, stream_seed(settings.seed, member, i, s) % 2**31)
+                for i, prompt in enumerate(targets[member]["prompt"])
+                for s in range(size.seeds)
+            ]
+            images = studio.draw(pictures, **acting)
+            strips[member].append(images)
+            said = judge(images)
+            gone += list(_erased(said, request))
+            if request.anchor:
+                anchored += list(_anchored(said, request))
+        kept_images = studio.draw(kept, **acting)
+        said = judge(kept_images)
+        concepts = rate_of(said.present(), [frozenset(c.split("|")) for c in retain["concepts"]])
+        styles = np.array([s == w for s, w in zip(said.style(), retain["style"], strict=True)])
+        is_style = all(requests[m].kind == "style" for m in members)
+        ssim = [structural_similarity(a, b, channel_axis=2) for a, b in zip(base_kept, kept_images, strict=True)]
+        found = {
+            "ua": proportion(gone),
+            "ira": proportion(styles if is_style else concepts),
+            "cra": proportion(concepts if is_style else styles),
+            "anchor_rate": proportion(anchored),
+            "ssim_unrelated": mean_interval(ssim),
+        }
+        out[variant] = {name: metric.record() for name, metric in found.items()}
+        if variant == "both":
+            pages.append((f"{scope}: unrelated prompts", grid([base_kept[:12], kept_images[:12]]), ["base", "both"]))
+    for member in shown:
+        name = f"{scope}: {requests[member].target} → {requests[member].anchor or 'nothing'}"
+        rows = [images[:: size.seeds][:12] for images in strips[member]]
+        pages.append((name, grid(rows), list(VARIANTS)))
+    out["guidance"]["uncond_drift"] = measure_drift(studio, members, retain, params)
+    return out
+
+
+def _erased(said: Judgement, request: Request) -> np.ndarray:
+    return erased(said.present(), said.style(), known_targets(request), style=request.kind == "style")
+
+
+def _anchored(said: Judgement, request: Request) -> np.ndarray:
+    if request.kind == "style":
+        return np.array([s == request.anchor for s in said.style()])
+    return np.array([request.anchor in found for found in said.present()])
+
+
+def measure_drift(studio: Studio, members: list[str], retain: pd.DataFrame, params: Params) -> dict[str, Any]:
+    """|out_θ(x_t, ∅) - out*(x_t, ∅)| / |out*(x_t, ∅)| by timestep bucket, on trajectories of the frozen model."""
+    pipe, settings = studio.pipe, params.evaluate
+    adapters = [m for m in members if m in studio.adapters]
+    prompts = retain["prompt"].tolist()[:16]
+    states = encode(pipe.text_encoder, pipe.tokenizer, prompts)
+    noise = start_noise(pipe, [stream_seed(settings.seed, "drift", i) for i in range(len(prompts))])
+    total = pipe.scheduler.config.num_train_timesteps
+    found: dict[int, list[float]] = {b: [] for b in range(BUCKETS)}
+    track = trajectories(
+        pipe, states, studio.uncond, noise, steps=settings.solver_steps, guidance_scale=settings.guidance_scale
+    )
+    for state in list(track)[:-1]:
+        time = torch.full((len(prompts),), state.timestep)
+        empty = studio.uncond.expand(len(prompts), -1, -1)
+        with torch.no_grad():
+            frozen = pipe.unet(state.latents, time, empty).sample
+            with use_adapters(pipe, adapters):
+                edited = pipe.unet(state.latents, time, empty).sample
+        found[min(BUCKETS - 1, state.timestep * BUCKETS // total)] += relative_drift(edited, frozen).tolist()
+    width = total // BUCKETS
+    return {f"{b * width}-{(b + 1) * width}": mean_interval(v).record() for b, v in found.items() if v}
+
+
+def measure_filter(scope: str, request: Request | None, studio: Studio, table: pd.DataFrame) -> dict[str, Any]:
+    """AUROC, TPR and FPR on evaluation prompts and benign ones, and the largest change of an unflagged prompt."""
+    pipe = studio.pipe
+    names = [scope] if request is not None else list(studio.filters)
+    encoder = FilteredTextEncoder(pipe.text_encoder, {n: studio.filters[n] for n in names}, studio.hookpoint)
+    rows = table[table["request"].isin(names)]
+    corpus = read_table(CORPUS).query("split == 'evaluate'")["prompt"].tolist()
+    spoken = request.names if request is not None else ()
+    benign = [p for p in corpus if not mentions(p, spoken)] if spoken else []
+    positives = rows.loc[rows["carries"], "prompt"].tolist()
+    negatives = rows.loc[~rows["carries"], "prompt"].tolist() if request is not None else []
+    scores, flags, moved = [], [], 0.0
+    prompts = positives + negatives + benign
+    unflagged = 0
+    for start in range(0, len(prompts), 256):
+        ids = tokenize(pipe.tokenizer, prompts[start : start + 256]).input_ids
+        with torch.no_grad():
+            edited, stock = encoder(ids)[0], pipe.text_encoder(ids)[0]
+        assert encoder.detection is not None  # set by the forward above
+        quiet = ~encoder.detection.flagged.any(1)
+        if bool(quiet.any()):
+            moved = max(moved, float((edited - stock)[quiet].abs().max()))
+            unflagged += int(quiet.sum())
+        scores.append(encoder.detection.scores)
+        flags.append(encoder.detection.flagged)
+    score, flag = torch.cat(scores).numpy(), torch.cat(flags).numpy()
+    count = len(positives)
+    out: dict[str, Any] = {"passthrough_max_abs": Metric(moved, unflagged, moved, moved).record()}
+    if request is None:  # every request's prompts must be flagged by its own filter
+        own = np.array([names.index(r) for r in rows.loc[rows["carries"], "request"]])
+        return out | {"tpr": proportion(flag[np.arange(count), own]).record()}
+    low, high = auroc_interval(score[:count, 0], score[count:, 0])
+    value = auroc(score[:count, 0], score[count:, 0])
+    return out | {
+        "auroc": Metric(value, len(prompts), low, high).record(),
+        "tpr": proportion(flag[:count, 0]).record(),
+        "fpr": proportion(flag[count + len(negatives) :, 0]).record(),
+        "fpr_neighbours": proportion(flag[count : count + len(negatives), 0]).record(),
+    }
+
+
+def auroc_interval(positives: np.ndarray, negatives: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the AUROC by Hanley and McNeil (1982)."""
+    a, p, n = auroc(positives, negatives), len(positives), len(negatives)
+    q1, q2 = a / (2 - a), 2 * a * a / (1 + a)
+    half = 1.96 * np.sqrt(max(0.0, a * (1 - a) + (p - 1) * (q1 - a * a) + (n - 1) * (q2 - a * a)) / (p * n))
+    return max(0.0, a - half), min(1.0, a + half)
+
+
+if __name__ == "__main__":
+    run_stage(evaluate)

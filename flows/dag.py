@@ -1,0 +1,17 @@
+"""Reads the graph that dvc.yaml states: which stages there are, and an order to run them in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import networkx as nx
+from dvc.repo import Repo
+
+
+def stage_order(root: Path) -> list[str]:
+    """Addresses of all stages, each after what it depends on, otherwise in the order of dvc.yaml."""
+    with Repo(str(root)) as repo:
+        index = repo.index
+        written = {stage.addressing: i for i, stage in enumerate(index.stages)}
+        graph = nx.relabel_nodes(index.graph.reverse(copy=True), {s: s.addressing for s in index.stages})
+    return list(nx.lexicographical_topological_sort(graph, key=lambda name: written[name]))

@@ -1,0 +1,79 @@
+"""Flow `retrain`: reproduces every stage of dvc.yaml and registers what came out as a candidate.
+
+It runs the stages one by one as `dvc repro --single-item`, so that its outputs are those of a plain `dvc repro`, byte by
+byte, and each stage has a task run of its own name with its log.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from components.common.errors import StageError
+from components.registry import register_candidate
+from flows.dag import stage_order
+from flows.process import stream
+
+LOCK = Path(".dvc/tmp/expunge.lock")
+
+
+@contextmanager
+def only_one(root: Path) -> Iterator[None]:
+    """Holds the working tree: a second retrain is refused at once (invariant 10)."""
+    path = root / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StageError(f"{root} is being retrained already", "wait until that run ends") from error
+        yield
+
+
+@task(task_run_name="{stage}", cache_policy=NO_CACHE)
+def reproduce(stage: str, root: Path) -> None:
+    """Runs one stage if anything that it depends on has changed; `StageError` if it fails."""
+    logger = get_run_logger()
+    status = stream(["dvc", "repro", "--single-item", stage], root, logger.info)
+    if status != 0:
+        raise StageError(f"stage {stage} ended with exit status {status}", "its log above says why")
+
+
+@task(task_run_name="register", cache_policy=NO_CACHE)
+def register(root: Path) -> str:
+    """Registers a candidate, whatever the verdict, with the verdict as a tag."""
+    params = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    flat = {f"{section}.{key}": value for section, keys in params.items() for key, value in keys.items() if key != "gates"}
+    candidate = register_candidate(root, params=flat, tags={"git.commit": _revision(root)})
+    get_run_logger().info(
+        "registered version %d of the model, verdict %s (run %s)", candidate.version, candidate.verdict, candidate.run_id
+    )
+    return candidate.verdict
+
+
+def _revision(root: Path) -> str:
+    found = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False  # noqa: S607 - git of PATH
+    )
+    return found.stdout.strip() or "unknown"
+
+
+@flow(name="retrain", flow_run_name="retrain")
+def retrain(root: str = ".") -> str:
+    """Reproduces the project in `root`, registers a candidate and returns its verdict, `pass` or `fail`."""
+    folder = Path(root).resolve()
+    with only_one(folder):
+        for stage in stage_order(folder):
+            reproduce(stage, folder)
+        return register(folder)
+
+
+if __name__ == "__main__":
+    retrain()

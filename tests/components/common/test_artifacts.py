@@ -1,0 +1,102 @@
+import json
+
+import pytest
+import torch
+
+from components.common.artifacts import SIDECAR, WEIGHTS, digest, fill_artifact, new_folder, read_artifact, write_text
+from components.common.errors import ArtifactError
+
+TENSORS = {"b": torch.arange(4.0), "a": torch.ones(2, 3)}
+
+
+def write(folder, **changes):
+    with new_folder(folder) as partial:
+        fill_artifact(partial, **({"kind": "test/thing", "tensors": TENSORS} | changes))
+
+
+def test_artifact_same_inputs_same_bytes(tmp_path):
+    """Writing the same tensors twice, in another order of keys, gives the same digest of the whole folder."""
+    write(tmp_path / "one")
+    write(tmp_path / "two", tensors=dict(reversed(TENSORS.items())))
+
+    assert digest(tmp_path / "one") == digest(tmp_path / "two")
+
+
+def test_artifact_round_trip(tmp_path):
+    """What is read is what was written, tensor by tensor."""
+    write(tmp_path / "x", params={"k": 3})
+
+    tensors, sidecar = read_artifact(tmp_path / "x", "test/thing")
+
+    assert sidecar["params"] == {"k": 3}
+    assert all(torch.equal(tensors[k], v) for k, v in TENSORS.items())
+
+
+def test_artifact_altered_byte_is_refused(tmp_path):
+    """One flipped byte in the weights is refused, naming the file and how to restore it."""
+    write(tmp_path / "x")
+    path = tmp_path / "x" / WEIGHTS
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+    with pytest.raises(ArtifactError, match=r"sha256 .* restore it with dvc checkout"):
+        read_artifact(tmp_path / "x", "test/thing")
+
+
+def test_artifact_truncated_is_refused(tmp_path):
+    """Weights cut short are refused before they are parsed."""
+    write(tmp_path / "x")
+    path = tmp_path / "x" / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-8])
+
+    with pytest.raises(ArtifactError, match="altered or cut short"):
+        read_artifact(tmp_path / "x", "test/thing")
+
+
+def test_artifact_unknown_format_is_refused(tmp_path):
+    """A reader of one format refuses another."""
+    write(tmp_path / "x")
+
+    with pytest.raises(ArtifactError, match="has format 'test/thing' version 1, not 'test/other'"):
+        read_artifact(tmp_path / "x", "test/other")
+
+
+def test_artifact_wrong_shape_is_refused(tmp_path):
+    """A sidecar that declares another shape is refused, naming the tensor."""
+    write(tmp_path / "x")
+    path = tmp_path / "x" / SIDECAR
+    sidecar = json.loads(path.read_text())
+    sidecar["tensors"]["a"]["shape"] = [3, 2]
+    path.write_text(json.dumps(sidecar))
+
+    with pytest.raises(ArtifactError, match="disagree on a;"):
+        read_artifact(tmp_path / "x", "test/thing")
+
+
+def test_artifact_missing_is_refused(tmp_path):
+    """A folder without a sidecar says which stage to run."""
+    with pytest.raises(ArtifactError, match=r"holds no artifact.json; run the stage"):
+        read_artifact(tmp_path, "test/thing")
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_new_folder_failure_keeps_the_old_one(tmp_path, failure):
+    """A full disk or an interrupt half-way leaves the old folder whole and nothing half-written beside it."""
+    write(tmp_path / "x")
+    before = digest(tmp_path / "x")
+
+    with pytest.raises((ArtifactError, KeyboardInterrupt)), new_folder(tmp_path / "x") as partial:
+        (partial / "half").write_text("…")
+        raise failure
+
+    assert digest(tmp_path / "x") == before
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_full_disk_is_one_sentence():
+    """Writing to a device that is full says so, and that nothing was lost."""
+    from pathlib import Path
+
+    with pytest.raises(ArtifactError, match="what was there is unchanged"):
+        write_text(Path("/dev/full/x"), "text")

@@ -1,0 +1,44 @@
+import torch
+from torch import nn
+
+from components.common.checkpoint import load_checkpoint, save_checkpoint
+
+
+def train(model, optimizer, steps):
+    for step in range(*steps):
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        model(torch.randn(4, 3)).square().mean().backward()
+        optimizer.step()
+
+
+def fresh():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+
+def test_checkpoint_resumed_run_equals_an_unbroken_one(tmp_path):
+    """Ten steps in one go and five, a checkpoint, and five more give the same weights, bit by bit."""
+    whole, optimizer = fresh()
+    train(whole, optimizer, (0, 10))
+
+    first, optimizer = fresh()
+    train(first, optimizer, (0, 5))
+    save_checkpoint(tmp_path / "c.safetensors", {"m": first}, optimizer, 5, {"idle": torch.tensor([7])})
+    second, optimizer = fresh()
+    step, extra = load_checkpoint(tmp_path / "c.safetensors", {"m": second}, optimizer)
+    train(second, optimizer, (step, 10))
+
+    assert step == 5
+    assert extra["idle"].tolist() == [7]
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
+
+
+def test_checkpoint_absent_changes_nothing(tmp_path):
+    """Without a file training starts at step 0 with the weights that the model has."""
+    model, optimizer = fresh()
+    before = model.weight.clone()
+
+    assert load_checkpoint(tmp_path / "none", {"m": model}, optimizer) == (0, {})
+    assert torch.equal(before, model.weight)

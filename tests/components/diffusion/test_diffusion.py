@@ -1,0 +1,124 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from components.common.errors import ArtifactError, UserError
+from components.diffusion import check_folder, content_mask, encode, resolve_hookpoint, sample, tokenize
+from components.diffusion.sampling import solver, start_noise
+
+
+def test_encode_equals_the_stock_pipeline(tiny_pipe, tokenizer):
+    """Hidden states are those of diffusers' own encode_prompt, full length and unmasked."""
+    prompts = ["a cat", "a very long prompt about a dog next to a car"]
+    wanted, _ = tiny_pipe.encode_prompt(prompts, "cpu", 1, do_classifier_free_guidance=False)
+
+    assert torch.equal(encode(tiny_pipe.text_encoder, tokenizer, prompts), wanted)
+
+
+def test_sample_equals_the_stock_pipeline(tiny_pipe, tokenizer):
+    """Same noise, same solver: the images are those of StableDiffusionPipeline itself, to one grey level."""
+    states, empty = (encode(tiny_pipe.text_encoder, tokenizer, [p]) for p in ("a cat", ""))
+    ours = sample(tiny_pipe, states, empty, [7], steps=5, guidance_scale=3.0)
+    tiny_pipe.scheduler = solver(tiny_pipe)
+    theirs = tiny_pipe(
+        "a cat", num_inference_steps=5, guidance_scale=3.0, latents=start_noise(tiny_pipe, [7]), output_type="np"
+    ).images
+
+    assert np.abs(ours.astype(int) - np.round(theirs * 255).astype(int)).max() <= 1
+
+
+def test_sample_does_not_depend_on_the_batch(tiny_pipe, tokenizer):
+    """Each image has its own seed: alone or among others it is the same, to one grey level (invariant 8)."""
+    prompts = ["a cat", "a dog", "a neon car"]
+    states, empty = encode(tiny_pipe.text_encoder, tokenizer, prompts), encode(tiny_pipe.text_encoder, tokenizer, [""])
+    whole = sample(tiny_pipe, states, empty, [1, 2, 3], steps=4, guidance_scale=3.0, batch=3)
+    single = sample(tiny_pipe, states, empty, [1, 2, 3], steps=4, guidance_scale=3.0, batch=1)
+
+    assert np.abs(whole.astype(int) - single.astype(int)).max() <= 1
+    assert not np.array_equal(whole[0], whole[1])
+
+
+def test_content_mask_by_hand():
+    """BOS a b EOS EOS EOS: positions 1 to 3 count, the first EOS among them."""
+    ids = torch.tensor([[8, 1, 2, 9, 9, 9], [8, 9, 9, 9, 9, 9]])
+
+    assert content_mask(ids, 9).int().tolist() == [[0, 1, 1, 1, 0, 0], [0, 1, 0, 0, 0, 0]]
+
+
+def test_content_mask_of_a_prompt_that_is_cut(tokenizer):
+    """A prompt too long for the encoder still ends in EOS, and every content position counts."""
+    encoded = tokenize(tokenizer, ["cat " * 100])
+
+    assert encoded.input_ids.shape[1] == tokenizer.model_max_length
+    assert int(encoded.scored.sum()) == tokenizer.model_max_length - 1
+
+
+def test_hookpoint_of_both_module_trees(tiny_encoder):
+    """The same name finds the layer with and without transformers 4's `text_model` level."""
+
+    class Old(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.text_model = inner
+
+    assert resolve_hookpoint(tiny_encoder, "encoder.layers.1") is tiny_encoder.encoder.layers[1]
+    assert resolve_hookpoint(Old(tiny_encoder), "encoder.layers.1") is tiny_encoder.encoder.layers[1]
+
+
+def test_hookpoint_unknown_is_one_sentence(tiny_encoder):
+    """An unknown hookpoint names those that exist."""
+    with pytest.raises(UserError, match=r"hookpoint 'encoder.layers.9' is not a module .* use one of: encoder.layers.0"):
+        resolve_hookpoint(tiny_encoder, "encoder.layers.9")
+
+
+@pytest.fixture
+def folder(tiny_pipe, tmp_path):
+    tiny_pipe.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def test_check_folder_accepts_a_pipeline(folder):
+    """A folder that save_pretrained wrote is fine."""
+    check_folder(folder)
+
+
+def test_check_folder_no_pipeline(tmp_path):
+    """A folder without model_index.json is refused."""
+    with pytest.raises(UserError, match=r"is no diffusers pipeline .* mend base.path"):
+        check_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("_class_name", "StableDiffusionXLPipeline", "is a StableDiffusionXLPipeline, which is not supported"),
+        ("unet", ["diffusers", "SD3Transformer2DModel"], "unet of .* is a SD3Transformer2DModel"),
+    ],
+)
+def test_check_folder_unsupported_architecture(folder, key, value, said):
+    """Another architecture is refused before a weight is read."""
+    path = folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+    with pytest.raises(UserError, match=said):
+        check_folder(folder)
+
+
+def test_check_folder_missing_weights(folder):
+    """A component without weights is refused by name."""
+    shutil.rmtree(folder / "unet")
+    (folder / "unet").mkdir()
+
+    with pytest.raises(ArtifactError, match="unet holds no safetensors file; restore the weights"):
+        check_folder(folder)
+
+
+def test_check_folder_altered_weights(folder):
+    """Where a sidecar names digests, other bytes are refused."""
+    (folder / "artifact.json").write_text(json.dumps({"files": {"model_index.json": "0" * 64}}))
+
+    with pytest.raises(ArtifactError, match="was altered or cut short; restore it"):
+        check_folder(folder)

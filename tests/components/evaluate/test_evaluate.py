@@ -1,0 +1,126 @@
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from components.common.config import GateParams
+from components.evaluate import Picture, Studio, erased, judge_gates, mean_interval, proportion, rate_of
+from components.common.config import EvaluateParams, SizeParams
+
+
+def gate(**changes):
+    given = {"metric": "ua", "variant": "both", "direction": "at_least", "threshold": 0.9, "n": 10}
+    return GateParams.model_validate(given | changes)
+
+
+def metrics(value=0.95, n=10, base=0.5):
+    record = {"value": value, "n": n, "low": 0.0, "high": 1.0}
+    return {"r": {"both": {"ua": record}, "base": {"ua": {"value": base, "n": n, "low": 0.0, "high": 1.0}}}}
+
+
+CHANNELS = {"r": ["filter", "guidance"]}
+
+
+def test_proportion_equals_scipys_wilson():
+    """Value and interval are those of scipy's Wilson interval."""
+    wanted = binomtest(47, 50).proportion_ci(method="wilson")
+    found = proportion([True] * 47 + [False] * 3)
+
+    assert (found.value, found.n) == (0.94, 50)
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_metrics_of_nothing_are_not_a_number():
+    """No observation is no evidence: NaN, and null in JSON, never 0 or 1."""
+    assert math.isnan(proportion([]).value)
+    assert mean_interval([]).record() == {"value": None, "n": 0, "low": None, "high": None}
+
+
+def test_gate_passes_with_evidence():
+    """A metric that reaches its threshold on enough observations passes."""
+    assert judge_gates(metrics(), [gate()], CHANNELS).passed
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({}, "the metric is missing"),
+        ({"r": {}}, "the metric is missing"),
+        (metrics(value=None), "the metric has no value"),
+        (metrics(value=math.nan), "the metric has no value"),
+        (metrics(n=9), "9 observations are fewer than the 10 declared"),
+        (metrics(value=0.89), "0.89 misses 0.9"),
+    ],
+)
+def test_gate_fails_closed(found, said):
+    """Missing, null, NaN, too few observations, under the line: the gate fails and says why (invariant 7)."""
+    verdict = judge_gates(found, [gate()], CHANNELS)
+
+    assert not verdict.passed
+    assert verdict.gates[0].reason == said
+
+
+def test_gate_without_gates_is_no_pass():
+    """An evaluation that nothing was held against does not pass."""
+    assert not judge_gates(metrics(), [], CHANNELS).passed
+
+
+def test_gate_relative_to_base():
+    """A relative gate compares the difference to base; without a base value it fails."""
+    relative = gate(relative_to_base=True, threshold=-0.05)
+
+    assert judge_gates(metrics(value=0.46, base=0.5), [relative], CHANNELS).passed
+    assert not judge_gates(metrics(value=0.44, base=0.5), [relative], CHANNELS).passed
+    assert "the base has no value" in judge_gates(metrics(base=None), [relative], CHANNELS).gates[0].reason
+
+
+def test_gate_on_buckets_takes_the_worst():
+    """A metric in buckets passes only if every bucket does."""
+    record = {"r": {"guidance": {"uncond_drift": {"0-200": {"value": 0.01, "n": 10}, "200-400": {"value": 0.2, "n": 10}}}}}
+    drift = gate(metric="uncond_drift", variant="guidance", direction="at_most", threshold=0.05)
+    verdict = judge_gates(record, [drift], CHANNELS)
+
+    assert not verdict.passed
+    assert verdict.gates[0].value == 0.2
+
+
+def test_gate_of_an_absent_channel_does_not_apply():
+    """A request without a filter is not held against the filter's gates, but against those on both."""
+    verdict = judge_gates(metrics(), [gate(), gate(variant="filter")], {"r": ["guidance"]})
+
+    assert verdict.passed
+    assert len(verdict.gates) == 1
+
+
+def test_erased_by_hand():
+    """A target among what is found is not erased; an unrecognisable image is."""
+    found = [frozenset({"cat", "car"}), frozenset({"dog"}), frozenset()]
+
+    assert erased(found, ["neon"] * 3, ["cat"], style=False).tolist() == [False, True, True]
+    assert erased(found, ["neon", "vintage", "neon"], ["neon"], style=True).tolist() == [False, True, True]
+
+
+def test_rate_needs_every_concept():
+    """Of a pair both must be found; more than was asked for does no harm."""
+    found = [frozenset({"cat", "car"}), frozenset({"cat"})]
+
+    assert rate_of(found, [frozenset({"cat", "car"})] * 2).tolist() == [True, False]
+
+
+def test_studio_draws_no_image_twice(tiny_pipe, monkeypatch):
+    """The same picture, in one call or in two, is sampled once; another seed is sampled anew."""
+    params = EvaluateParams(
+        size="quick", sizes={"quick": SizeParams(templates=1, seeds=1, retain=1)}, solver_steps=2, guidance_scale=2.0,
+        batch=4, seed=0, gates=(),
+    )  # fmt: skip
+    studio = Studio(tiny_pipe, {}, "encoder.layers.0", {}, params)
+    drawn = []
+    monkeypatch.setattr(
+        "components.evaluate.images.sample",
+        lambda pipe, states, uncond, seeds, **rest: drawn.extend(seeds) or np.zeros((len(seeds), 2, 2, 3), np.uint8),
+    )
+    studio.draw([Picture("a cat", 1), Picture("a cat", 1), Picture("a cat", 2)])
+    studio.draw([Picture("a cat", 2), Picture("a dog", 1)])
+
+    assert drawn == [1, 2, 1]

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+import torch
+
+from components.common.errors import UserError
+from components.diffusion import tokenize
+from components.export import ExportedFilter, export_graph, measure_parity, open_session
+from components.features import RequestFilter
+from components.filter import FilteredTextEncoder
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_encoder, tokenizer, tmp_path_factory):
+    """A filter with random features, exported once."""
+    rng = torch.Generator().manual_seed(0)
+    item = RequestFilter(
+        features=torch.arange(3),
+        w_enc=torch.randn(32, 3, generator=rng),
+        b_enc=torch.zeros(3),
+        jump=torch.full((3,), 0.1),
+        w_dec=torch.randn(3, 32, generator=rng),
+        b_dec=torch.zeros(32),
+        weights=torch.randn(3, generator=rng),
+        bias=torch.zeros(()),
+        threshold=torch.tensor(0.5),
+        directions=torch.randn(4, 32, generator=rng),
+    )
+    encoder = FilteredTextEncoder(tiny_encoder, {"r": item}, "encoder.layers.0")
+    path = tmp_path_factory.mktemp("onnx") / "filter.onnx"
+    ids = tokenize(tokenizer, [f"{a} next to {b}" for a in ("cat", "dog", "owl") for b in ("car", "key", "bee")]).input_ids
+    export_graph(encoder, ids[:2], path, opset=18)
+    return encoder, path, ids
+
+
+def test_export_agrees_with_torch(exported):
+    """Hidden states within 1e-4, scores too, decisions identical, both kinds of decision occurring."""
+    encoder, path, ids = exported
+    parity = measure_parity(open_session(path), ExportedFilter(encoder), ids)
+
+    assert parity.max_abs_hidden < 1e-4
+    assert parity.max_abs_score < 1e-3
+    assert parity.decisions_agree
+    assert 0 < parity.flagged < parity.prompts
+
+
+def test_export_takes_any_batch(exported):
+    """The batch is dynamic: one prompt and nine give the same row."""
+    _, path, ids = exported
+    session = open_session(path)
+    one, nine = (session.run(["concept_scores"], {"input_ids": ids[:n].numpy()})[0] for n in (1, 9))
+
+    np.testing.assert_allclose(one[0], nine[0], atol=1e-4)
+
+
+def test_export_absent_provider_is_refused(exported):
+    """Asking for hardware that is not there is an error, not a silent fallback."""
+    with pytest.raises(UserError, match="onnxruntime has no TensorrtMadeUpProvider here; use one of"):
+        open_session(exported[1], ["TensorrtMadeUpProvider"])

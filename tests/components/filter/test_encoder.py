@@ -1,0 +1,122 @@
+import pytest
+import torch
+
+from components.diffusion import encode, read_hookpoint, tokenize
+from components.features import RequestFilter
+from components.filter import FilteredTextEncoder, codes, score
+from components.openmoji.captions import english
+from components.sae import SparseAutoencoder
+
+HOOKPOINT = "encoder.layers.0"
+
+
+@pytest.fixture
+def item(tiny_encoder, tokenizer):
+    """A filter for "cat": one feature, the direction in which "a cat" differs from "a dog" at that token."""
+    hidden = read_hookpoint(tiny_encoder, HOOKPOINT, tokenize(tokenizer, ["a cat", "a dog"]).input_ids)
+    step = hidden[1, 2] - hidden[0, 2]
+    direction = -step / step.norm()
+    middle = (hidden[0, 2] + hidden[1, 2]) / 2 @ direction
+    return RequestFilter(
+        features=torch.tensor([0]),
+        w_enc=direction[:, None],
+        b_enc=torch.zeros(1),
+        jump=torch.zeros(1),
+        w_dec=direction[None],
+        b_dec=direction * middle,
+        weights=torch.ones(1),
+        bias=torch.zeros(()),
+        threshold=0.4 * step.norm(),
+        directions=torch.stack([step, 0.1 * step, 0.2 * step, 0.3 * step]),
+    )
+
+
+@pytest.fixture
+def filtered(tiny_encoder, item):
+    return FilteredTextEncoder(tiny_encoder, {"r": item}, HOOKPOINT)
+
+
+def test_filter_flags_the_target_and_changes_it(filtered, tiny_encoder, tokenizer):
+    """The target's prompt is flagged, and its states differ from the target's token on, never before it."""
+    before, after = (encode(e, tokenizer, ["a cat"]) for e in (tiny_encoder, filtered))
+
+    assert filtered.detection.flagged.tolist() == [[True]]
+    assert torch.equal(before[:, :2], after[:, :2])
+    assert not torch.equal(before[:, 2:], after[:, 2:])
+
+
+def test_filter_leaves_unflagged_prompts_bit_identical(filtered, tiny_encoder, tokenizer):
+    """A thousand ordinary prompts: every one that is not flagged comes out with max|Δ| == 0 (invariant 1)."""
+    prompts = list(english(1000, split="evaluate", seed=0))
+    before = encode(tiny_encoder, tokenizer, prompts, batch=1000)
+    after = encode(filtered, tokenizer, prompts, batch=1000)
+    quiet = ~filtered.detection.flagged.any(1)
+
+    assert int(quiet.sum()) > 500
+    assert (before - after)[quiet].abs().max() == 0
+    assert (before.shape, before.dtype) == (after.shape, after.dtype)
+
+
+def test_filter_decision_does_not_depend_on_the_batch(filtered, tokenizer):
+    """Alone, first, last, beside flagged or unflagged prompts: the decision is the same (invariant 2)."""
+    prompts = ["a cat", "a dog", "cat and a very long list of other things", "", "a cat in neon style"]
+    encode(filtered, tokenizer, prompts)
+    together = filtered.detection.flagged.flatten().tolist()
+    alone = []
+    for prompt in prompts:
+        encode(filtered, tokenizer, [prompt])
+        alone.append(filtered.detection.flagged.item())
+    encode(filtered, tokenizer, prompts[::-1])
+
+    assert together == alone == filtered.detection.flagged.flatten().tolist()[::-1]
+
+
+def test_filter_never_scores_or_edits_bos(filtered, item, tiny_encoder, tokenizer):
+    """However much the feature fires at BOS, score and BOS itself stay as they are (invariant 3)."""
+    encoded = tokenize(tokenizer, ["a dog"])
+    hidden = read_hookpoint(tiny_encoder, HOOKPOINT, encoded.input_ids)
+    loud = hidden.clone()
+    loud[:, 0] += 1000 * item.w_enc[:, 0]
+
+    assert torch.equal(score(codes(hidden, item), encoded.scored, item), score(codes(loud, item), encoded.scored, item))
+    encode(filtered, tokenizer, ["a cat"])
+    rewritten = filtered.rewrite(hidden, encoded.scored)
+    assert torch.equal(rewritten[:, 0], hidden[:, 0])
+
+
+def test_filter_leaves_the_empty_prompt_alone(filtered, tiny_encoder, tokenizer):
+    """The unconditional prompt passes untouched (invariant 4)."""
+    assert torch.equal(encode(filtered, tokenizer, [""]), encode(tiny_encoder, tokenizer, [""]))
+    assert not filtered.detection.flagged.any()
+
+
+def test_filter_without_an_anchor_switches_the_features_off(tiny_encoder, tokenizer, item):
+    """With no replacement the feature's code is taken out and the SAE's error stays: h - z W_dec."""
+    bare = item._replace(directions=torch.zeros_like(item.directions))
+    encoder = FilteredTextEncoder(tiny_encoder, {"r": bare}, HOOKPOINT)
+    encoded = tokenize(tokenizer, ["a cat"])
+    hidden = read_hookpoint(tiny_encoder, HOOKPOINT, encoded.input_ids)
+    wanted = hidden - (codes(hidden, bare) * encoded.scored[..., None]) @ bare.w_dec
+
+    torch.testing.assert_close(encoder.rewrite(hidden, encoded.scored), wanted)
+
+
+def test_filter_rows_decide_as_the_whole_sae(tiny_encoder, tokenizer, item):
+    """The features cut out of a JumpReLU SAE have the codes that the whole SAE gives them."""
+    sae = SparseAutoencoder(32, 64, k=4).requires_grad_(False)
+    sae.initialise(torch.zeros(32), torch.Generator().manual_seed(0))
+    sae.threshold.fill_(0.2)
+    keep = torch.tensor([5, 17, 40])
+    cut = item._replace(
+        features=keep, w_enc=sae.W_enc[:, keep], b_enc=sae.b_enc[keep], jump=sae.threshold[keep], b_dec=sae.b_dec
+    )
+    hidden = read_hookpoint(tiny_encoder, HOOKPOINT, tokenize(tokenizer, ["a cat next to a dog"]).input_ids)
+
+    torch.testing.assert_close(codes(hidden, cut), sae.encode(hidden)[..., keep])
+
+
+def test_filter_counts_its_calls(filtered, tokenizer):
+    """A harness can assert that the filter ran."""
+    encode(filtered, tokenizer, ["a cat"])
+
+    assert filtered.calls == 1

@@ -1,0 +1,200 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from components.common.config import GuidanceParams
+from components.common.errors import ArtifactError, UserError
+from components.diffusion import encode
+from components.guidance import (
+    attach,
+    cache_trajectories,
+    guidance_loss,
+    load_adapters,
+    relative_drift,
+    target_modules,
+    train_guidance,
+    use_adapters,
+    write_adapter,
+)
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "guidance.json"
+PARAMS = GuidanceParams(
+    parameters="xattn", rank=4, trajectories=4, solver_steps=3, guidance_scale=3.0, steps=10, batch=4, lr=0.01,
+    uncond_weight=1.0, retain_weight=1.0, seed=0,
+)  # fmt: skip
+
+
+def tensors(count, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, 1, 2, 2, generator=rng, requires_grad=True) for _ in range(count)]
+
+
+def test_loss_equals_its_equation():
+    """The three terms by hand, from the equation in the module."""
+    target, uncond, g, frozen, retain, kept = tensors(6)
+    loss = guidance_loss(target, uncond, g, frozen, retain, kept, uncond_weight=2.0, retain_weight=3.0)
+    mse = lambda a, b: (a - b).square().mean()  # noqa: E731 - the oracle in one line
+    wanted = mse(target - uncond, g) + 2 * mse(uncond, frozen) + 3 * mse(retain, kept)
+
+    torch.testing.assert_close(loss.total, wanted)
+
+
+def test_loss_unconditional_term_carries_gradient():
+    """The unconditional output is pulled back by the second term, not just watched (invariant 5)."""
+    target, uncond, g, frozen, retain, kept = tensors(6)
+    loss = guidance_loss(target, uncond, g, frozen, retain, kept, uncond_weight=1.0, retain_weight=0.0)
+    (from_term,) = torch.autograd.grad(loss.uncond, uncond)
+
+    torch.testing.assert_close(from_term, 2 * (uncond - frozen) / uncond.numel())
+
+
+def test_surgical_term_alone_cannot_see_a_common_shift():
+    """Adding one vector to both outputs leaves the first term as it was: why the second must exist."""
+    target, uncond, g, frozen, retain, kept = tensors(6)
+    terms = [
+        guidance_loss(target + s, uncond + s, g, frozen, retain, kept, uncond_weight=1.0, retain_weight=0.0)
+        for s in (0.0, 5.0)
+    ]
+
+    torch.testing.assert_close(terms[0].surgical, terms[1].surgical)
+    assert terms[1].uncond > terms[0].uncond + 1
+
+
+@pytest.fixture
+def caches(tiny_pipe):
+    def states(*prompts):
+        return encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, prompts)
+
+    target, anchor, retain, empty = (
+        states("a cat", "neon cat"), states("a dog", "neon dog"), states("a car", "an owl"), states(""),
+    )  # fmt: skip
+    erase = cache_trajectories(tiny_pipe, target, anchor, empty, PARAMS, scope="erase")
+    keep = cache_trajectories(tiny_pipe, retain, retain, empty, PARAMS, scope="retain")
+    return erase, keep, target, retain, empty
+
+
+def run(pipe, caches, params=PARAMS, **options):
+    parameters = attach(pipe.unet, "default", parameters=params.parameters, rank=params.rank, seed=0)
+    steps = list(train_guidance(pipe.unet, parameters, *caches, params, **options))
+    return [p.detach().clone() for p in parameters], steps
+
+
+def fresh_unet(pipe, state):
+    unet = UNet2DConditionModel.from_config(pipe.unet.config)
+    unet.load_state_dict(state)
+    pipe.unet = unet.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def state(tiny_pipe):
+    return {k: v.clone() for k, v in tiny_pipe.unet.state_dict().items()}
+
+
+def test_train_moves_the_adapter_alone(tiny_pipe, caches, state):
+    """After training the base weights are bit by bit what they were, and every adapter matrix has moved."""
+    parameters, _ = run(tiny_pipe, caches)
+    base = {k.replace(".base_layer", ""): v for k, v in tiny_pipe.unet.state_dict().items() if "lora" not in k}
+
+    assert all(torch.equal(base[k], v) for k, v in state.items())
+    assert all(p.abs().sum() > 0 for p in parameters)
+
+
+def test_train_same_seed_same_bytes(tiny_pipe, caches, state):
+    """One seed, one result; another seed, another."""
+    found = []
+    for seed in (0, 0, 1):
+        fresh_unet(tiny_pipe, state)
+        found.append(run(tiny_pipe, caches, PARAMS.model_copy(update={"seed": seed}))[0])
+
+    assert all(torch.equal(a, b) for a, b in zip(found[0], found[1], strict=True))
+    assert not torch.equal(found[0][0], found[2][0])
+
+
+def test_train_killed_and_resumed_ends_in_the_same_bytes(tiny_pipe, caches, state, tmp_path):
+    """Abandoned after a checkpoint and started again, training ends as if it had never stopped."""
+    whole, _ = run(tiny_pipe, caches)
+    fresh_unet(tiny_pipe, state)
+    parameters = attach(tiny_pipe.unet, "default", parameters="xattn", rank=4, seed=0)
+    loop = train_guidance(tiny_pipe.unet, parameters, *caches, PARAMS, checkpoint=tmp_path / "c.safetensors", every=4)
+    for _ in range(6):
+        next(loop)
+    fresh_unet(tiny_pipe, state)
+    resumed, steps = run(tiny_pipe, caches, checkpoint=tmp_path / "c.safetensors")
+
+    assert steps[0].step == 5
+    assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
+
+
+def test_train_golden_losses(tiny_pipe, caches):
+    """Ten steps give the losses on file: a refactoring must not move them."""
+    found = [step.loss for step in run(tiny_pipe, caches)[1]]
+
+    assert found == pytest.approx(json.loads(GOLDEN.read_text())["loss"], rel=1e-3)
+
+
+def test_without_the_unconditional_weight_the_drift_grows(tiny_pipe, caches, state):
+    """With λ = 0 the unconditional output drifts at least twice as far as with λ = 1 (invariant 5)."""
+    erase, *_, empty = caches
+    drift = {}
+    for weight in (0.0, 1.0):
+        fresh_unet(tiny_pipe, state)
+        run(tiny_pipe, caches, PARAMS.model_copy(update={"steps": 60, "uncond_weight": weight, "retain_weight": 0.0}))
+        with torch.no_grad():
+            out = tiny_pipe.unet(erase.latents, erase.timesteps, empty.expand(len(erase.latents), -1, -1)).sample
+        drift[weight] = relative_drift(out, erase.uncond).mean().item()
+
+    assert drift[0.0] > 2 * drift[1.0]
+
+
+def test_adapter_round_trip(tiny_pipe, caches, state, tmp_path):
+    """The file that is written gives, loaded by diffusers alone, the outputs of the trained model; off, the base's."""
+    erase, *_, empty = caches
+    inputs = (erase.latents[:2], erase.timesteps[:2], empty.expand(2, -1, -1))
+    with torch.no_grad():
+        base = tiny_pipe.unet(*inputs).sample
+        run(tiny_pipe, caches)
+        trained = tiny_pipe.unet(*inputs).sample
+        write_adapter(tmp_path / "r", tiny_pipe.unet, "default", params={}, inputs={}, facts={})
+        fresh_unet(tiny_pipe, state)
+        load_adapters(tiny_pipe, {"r": tmp_path / "r"})
+        off = tiny_pipe.unet(*inputs).sample
+        with use_adapters(tiny_pipe, ["r"]):
+            on = tiny_pipe.unet(*inputs).sample
+        fresh_unet(tiny_pipe, state)
+        tiny_pipe.load_lora_weights(str(tmp_path / "r"))
+        stock = tiny_pipe.unet(*inputs).sample
+
+    assert not torch.allclose(base, trained)
+    torch.testing.assert_close(off, base)
+    torch.testing.assert_close(on, trained)
+    torch.testing.assert_close(stock, trained)
+
+
+def test_adapter_altered_is_refused(tiny_pipe, caches, tmp_path):
+    """A truncated adapter is refused before it touches the model."""
+    run(tiny_pipe, caches)
+    write_adapter(tmp_path / "r", tiny_pipe.unet, "default", params={}, inputs={}, facts={})
+    path = tmp_path / "r" / "pytorch_lora_weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+
+    with pytest.raises(ArtifactError, match="altered or cut short"):
+        load_adapters(tiny_pipe, {"again": tmp_path / "r"})
+
+
+@pytest.mark.parametrize(("parameters", "wanted"), [("xattn-kv", 2), ("xattn", 4), ("attn", 8)])
+def test_target_modules_select_what_they_say(tiny_pipe, parameters, wanted):
+    """For each attention block: keys and values, all of cross-attention, or both attentions; nothing else."""
+    names = target_modules(tiny_pipe.unet, parameters)
+    blocks = {n.split(".attn")[0] for n in names}
+
+    assert len(names) == wanted * len(blocks)
+    assert all("attn2" in n for n in names) == (parameters != "attn")
+
+
+def test_target_modules_unknown_is_one_sentence(tiny_pipe):
+    """A selection without modules names those that exist."""
+    with pytest.raises(UserError, match=r"guidance.parameters='xattn-q' selects no module .* xattn-kv, xattn, attn"):
+        target_modules(tiny_pipe.unet, "xattn-q")

@@ -1,0 +1,94 @@
+import pytest
+import torch
+
+from components.common.artifacts import new_folder
+from components.sae import SparseAutoencoder, auxk_loss, batch_topk, fvu, read_sae, topk, write_sae
+
+
+def small(architecture="jumprelu", k=2):
+    sae = SparseAutoencoder(4, 6, k=k, architecture=architecture)
+    sae.initialise(torch.zeros(4), torch.Generator().manual_seed(0))
+    return sae.requires_grad_(False)
+
+
+def test_topk_keeps_the_largest_positive_entries():
+    """By hand: of (3, -1, 2, 1) with k = 2 stay 3 and 2; a row without two positives keeps fewer."""
+    pre = torch.tensor([[3.0, -1.0, 2.0, 1.0], [-3.0, -1.0, -2.0, 1.0]])
+
+    assert topk(pre, 2).tolist() == [[3.0, 0.0, 2.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
+
+
+def test_batch_topk_shares_the_budget_over_the_batch():
+    """By hand: with k = 1 and two tokens the two largest of all stay, both in the first row here."""
+    pre = torch.tensor([[3.0, 2.0], [1.0, 0.5]])
+
+    assert batch_topk(pre, 1).tolist() == [[3.0, 2.0], [0.0, 0.0]]
+
+
+def test_jumprelu_code_does_not_depend_on_the_batch():
+    """A token's stored-form code is the same alone and among others (invariant 2)."""
+    sae = small()
+    sae.threshold.fill_(0.3)
+    x = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
+
+    assert torch.equal(sae.encode(x)[3:4], sae.encode(x[3:4]))
+
+
+def test_jumprelu_equals_its_formula():
+    """encode is pre · 1[pre > threshold], decode its linear map."""
+    sae = small()
+    sae.threshold.fill_(0.3)
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    pre = torch.einsum("td,df->tf", x - sae.b_dec, sae.W_enc) + sae.b_enc
+    z = torch.where(pre > 0.3, pre, 0.0)
+
+    torch.testing.assert_close(sae.encode(x), z)
+    torch.testing.assert_close(sae.decode(z), torch.einsum("tf,fd->td", z, sae.W_dec) + sae.b_dec)
+
+
+def test_decoder_gradient_is_orthogonal_to_its_rows():
+    """After the projection no gradient stretches a decoder row."""
+    sae = small().requires_grad_(True)
+    x = torch.randn(8, 4)
+    (sae.decode(topk(sae.pre_activations(x), 2)) - x).square().sum().backward()
+    sae.project_gradient()
+
+    torch.testing.assert_close((sae.W_dec.grad * sae.W_dec).sum(1), torch.zeros(6), atol=1e-5, rtol=0)
+
+
+def test_fvu_of_the_mean_is_one():
+    """Predicting the mean explains nothing; predicting x everything."""
+    x = torch.randn(32, 4)
+
+    torch.testing.assert_close(fvu(x, x.mean(0).expand_as(x)), torch.tensor(1.0))
+    assert fvu(x, x) == 0
+
+
+def test_auxk_is_inert_only_without_dead_latents():
+    """With nothing dead the loss is zero; with dead latents it has a gradient into their decoder rows alone."""
+    sae = small().requires_grad_(True)
+    x = torch.randn(8, 4)
+    pre = sae.pre_activations(x)
+    dead = torch.tensor([True, False, False, False, False, True])
+
+    assert auxk_loss(x, pre, sae.W_dec, torch.zeros(6, dtype=torch.bool), 4) == 0
+
+    auxk_loss(x, pre, sae.W_dec, dead, 4).backward()
+    moved = sae.W_dec.grad.abs().sum(1) > 0
+    assert moved.tolist() == dead.tolist()
+
+
+@pytest.mark.parametrize("architecture", ["jumprelu", "topk"])
+def test_sae_round_trip(tmp_path, architecture):
+    """What is read encodes as what was written, in SAELens' file names and tensor names."""
+    sae = small(architecture)
+    if architecture == "jumprelu":
+        sae.threshold.fill_(0.2)
+    with new_folder(tmp_path / "sae") as folder:
+        write_sae(folder, sae, hookpoint="encoder.layers.0", params={"k": 2}, inputs={}, facts={})
+
+    again, _ = read_sae(tmp_path / "sae")
+
+    x = torch.randn(7, 4)
+    assert torch.equal(again.encode(x), sae.encode(x))
+    assert {p.name for p in (tmp_path / "sae").iterdir()} == {"artifact.json", "cfg.json", "sae_weights.safetensors"}

@@ -1,0 +1,93 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components.common.errors import StageError
+from flows.dag import stage_order
+from flows.process import stream
+from flows.retrain import LOCK, only_one
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_stage_order_is_the_graph_of_dvc_yaml():
+    """Every stage comes after those whose outputs it reads, and all stages of dvc.yaml but the frozen one are there."""
+    order = stage_order(ROOT)
+    requests = yaml.safe_load((ROOT / "requests.yaml").read_text())["requests"]
+
+    assert set(order) == {"corpus", "sae", "concepts", "features", "evaluate", "export"} | {
+        f"guidance@{r}" for r in requests
+    }
+    for before, after in (("corpus", "sae"), ("sae", "features"), ("features", "evaluate"), ("features", "export")):
+        assert order.index(before) < order.index(after)
+    assert all(order.index("concepts") < order.index(f"guidance@{r}") < order.index("evaluate") for r in requests)
+
+
+def test_stream_passes_lines_and_status():
+    """Both outputs arrive line by line, and the exit status comes back."""
+    lines = []
+    status = stream([sys.executable, "-c", "import sys; print('one'); sys.stderr.write('two\\n'); exit(3)"], ROOT, lines.append)
+
+    assert status == 3
+    assert sorted(lines) == ["one", "two"]
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+
+
+def wait_until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not condition():
+        time.sleep(0.05)
+    return condition()
+
+
+def test_stream_interrupted_ends_the_whole_group():
+    """When the caller is interrupted, the child and its children end too."""
+    pids = []
+    program = "import os, subprocess, time; c = subprocess.Popen(['sleep', '60']); print(os.getpid(), c.pid, flush=True); time.sleep(60)"
+
+    def line(text):
+        pids.extend(int(p) for p in text.split())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stream([sys.executable, "-c", program], ROOT, line)
+
+    assert len(pids) == 2
+    assert wait_until(lambda: not any(alive(p) for p in pids))
+
+
+def test_stream_parent_killed_outright_ends_the_child():
+    """SIGKILL of the flow leaves no stage behind."""
+    program = (
+        "import sys; from pathlib import Path; from flows.process import stream\n"
+        "stream([sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'], Path('.'), "
+        "lambda text: print(text, flush=True))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+
+    assert wait_until(lambda: not alive(child))
+
+
+def test_two_retrains_never_overlap(tmp_path):
+    """While one holds the working tree a second is refused at once; afterwards it may go on (invariant 10)."""
+    with only_one(tmp_path), pytest.raises(StageError, match="is being retrained already; wait"), only_one(tmp_path):
+        pass
+
+    with only_one(tmp_path):
+        assert (tmp_path / LOCK).exists()
