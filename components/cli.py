@@ -89,6 +89,31 @@ def request_remove(request_id: str, dry_run: DryRun = False) -> None:  # noqa: F
     typer.echo(f"{'would withdraw' if dry_run else 'withdrew'} {request_id} ({item.target})")
 
 
+@base.command("report")
+def base_report(
+    seeds: Annotated[int, typer.Option(min=1, help="Images of every concept in every style.")] = 5,
+    pairs: Annotated[int, typer.Option(min=32, help="Images of two concepts.")] = 200,
+    steps: Annotated[int, typer.Option(min=1, help="Solver steps an image.")] = 25,
+    dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
+) -> None:
+    """Measures base model and judge, and writes reports/base/."""
+    params = load_params()
+    from components.diffusion import check_folder  # noqa: PLC0415 - slow to import
+
+    check_folder(params.base.path)
+    if dry_run:
+        typer.echo(f"would measure {params.base.path} with {seeds} seeds, {pairs} pairs, {steps} steps")
+        return
+    from components.evaluate.base import TARGETS, report_base  # noqa: PLC0415
+
+    record = report_base(params, seeds=seeds, pairs=pairs, steps=steps)
+    for key, (text, least) in TARGETS.items():
+        found = record[key]
+        typer.echo(
+            f"{found['value']:.4f}  [{found['low']:.4f}, {found['high']:.4f}]  n={found['n']:<5} {text} ({least})"
+        )
+
+
 @app.command("run")
 def run(stage: str, dry_run: DryRun = False) -> None:  # noqa: FBT002 - a command-line flag
     """Runs one stage of dvc.yaml and what it depends on, if anything has changed."""
@@ -117,7 +142,9 @@ def verdict() -> None:
     record = json.loads(path.read_text(encoding="utf-8"))
     for gate in record["gates"]:
         mark = "pass" if gate["passed"] else "FAIL"
-        typer.echo(f"{mark}  {gate['request']:<12} {gate['variant']:<9} {gate['metric']:<20} {gate['reason']} (n={gate['n']})")
+        typer.echo(
+            f"{mark}  {gate['request']:<12} {gate['variant']:<9} {gate['metric']:<20} {gate['reason']} (n={gate['n']})"
+        )
     typer.echo(f"verdict: {'pass' if record['passed'] else 'fail'}")
     raise typer.Exit(0 if record["passed"] else 1)
 

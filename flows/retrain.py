@@ -50,17 +50,26 @@ def reproduce(stage: str, root: Path) -> None:
 def register(root: Path) -> str:
     """Registers a candidate, whatever the verdict, with the verdict as a tag."""
     params = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
-    flat = {f"{section}.{key}": value for section, keys in params.items() for key, value in keys.items() if key != "gates"}
+    flat = {
+        f"{section}.{key}": value for section, keys in params.items() for key, value in keys.items() if key != "gates"
+    }
     candidate = register_candidate(root, params=flat, tags={"git.commit": _revision(root)})
     get_run_logger().info(
-        "registered version %d of the model, verdict %s (run %s)", candidate.version, candidate.verdict, candidate.run_id
+        "registered version %d of the model, verdict %s (run %s)",
+        candidate.version,
+        candidate.verdict,
+        candidate.run_id,
     )
     return candidate.verdict
 
 
 def _revision(root: Path) -> str:
     found = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False  # noqa: S607 - git of PATH
+        ["git", "rev-parse", "HEAD"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return found.stdout.strip() or "unknown"
 

@@ -54,9 +54,7 @@ def _split_names(names: tuple[str, ...], split: Split) -> list[str]:
     return list(names) if split == "evaluate" else list(names[:-1])
 
 
-def build_prompts(
-    requests: dict[str, Request], *, per_name: int, retain: int, mixed: int, seed: int
-) -> pd.DataFrame:
+def build_prompts(requests: dict[str, Request], *, per_name: int, retain: int, mixed: int, seed: int) -> pd.DataFrame:
     """All prompts of all requests as one table with `PROMPT_COLUMNS` and `counterpart`.
 
     Roles: target, alias, anchor, neighbour, mixed (the target beside something else), retain (anything else).
@@ -129,9 +127,7 @@ def _style_prompt(shown: str, name: str, anchor: str, split: Split, rng: np.rand
     """A single prompt about a random concept in the style `shown`, called `name`."""
     form = str(rng.choice(templates(split).styled))
     concept = str(rng.choice(world.CONCEPT_NAMES))
-    return Prompt(
-        fill(form, (concept,), name), (concept,), shown, fill(form, (concept,), anchor) if anchor else ""
-    )
+    return Prompt(fill(form, (concept,), name), (concept,), shown, fill(form, (concept,), anchor) if anchor else "")
 
 
 def _mixed_prompt(shown: str, name: str, request: Request, split: Split, rng: np.random.Generator) -> Prompt:
@@ -175,4 +171,6 @@ def check_world(requests: dict[str, Request]) -> None:
             try:
                 lookup(name)
             except UserError as error:
-                raise UserError(f"request {request_id}: the {role} {name!r} is not in the world", error.remedy) from error
+                raise UserError(
+                    f"request {request_id}: the {role} {name!r} is not in the world", error.remedy
+                ) from error

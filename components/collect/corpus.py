@@ -26,7 +26,9 @@ def read_source(name: str) -> list[str]:
         try:
             from datasets import load_dataset  # noqa: PLC0415 - an optional extra
         except ImportError as error:
-            raise UserError(f"corpus.sources names {name!r} but datasets is not installed", "pip install datasets") from error
+            raise UserError(
+                f"corpus.sources names {name!r} but datasets is not installed", "pip install datasets"
+            ) from error
         table = load_dataset(name.removeprefix("hf:"), split="train").to_pandas()
     else:
         path = Path(name)

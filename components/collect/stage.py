@@ -64,7 +64,9 @@ def concepts() -> None:
     benign = read_table(CORPUS).query("split in ('calibrate', 'evaluate')")
     for request_id, request in requests.items():
         hit = int(benign["prompt"].map(lambda text, names=request.names: mentions(text, names)).sum())
-        log.info("%s: %d of %d benign prompts name the target and are not counted as benign", request_id, hit, len(benign))
+        log.info(
+            "%s: %d of %d benign prompts name the target and are not counted as benign", request_id, hit, len(benign)
+        )
     with new_folder(CONCEPTS) as partial:
         for request_id in requests:
             _write(partial / request_id, fresh[fresh["request"] == request_id], counted=["split", "role"])

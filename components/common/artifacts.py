@@ -115,7 +115,9 @@ def fill_artifact(
         "inputs": dict(inputs or {}),
         "facts": dict(facts or {}),
         "weights": {"file": weights, "sha256": digest(folder / weights)},
-        "tensors": {k: {"shape": list(v.shape), "dtype": str(v.dtype).removeprefix("torch.")} for k, v in plain.items()},
+        "tensors": {
+            k: {"shape": list(v.shape), "dtype": str(v.dtype).removeprefix("torch.")} for k, v in plain.items()
+        },
     }
     (folder / SIDECAR).write_text(canonical(sidecar), encoding="utf-8")
 

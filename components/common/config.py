@@ -46,7 +46,7 @@ class OpenmojiParams(Section):
     teacher_english: int = Field(gt=0)
     """English phrases with a teacher embedding."""
     unet_steps: int = Field(gt=0)
-    """Optimiser steps of the U-Net, 32 images each."""
+    """Optimiser steps of the U-Net, 24 images each."""
     judge_steps: int = Field(gt=0)
     """Optimiser steps of the judge, 64 images each."""
     seed: int = Field(ge=0)
@@ -225,7 +225,7 @@ class Params(Section):
     export: ExportParams
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:  # noqa: ANN401 - YAML
     """The content of a YAML file; `UserError` if it is missing or no YAML."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -1,9 +1,9 @@
 """The errors a user can cause; the command line prints them as one sentence, without a traceback.
 
-    ExpungeError
-    ├── UserError        bad input: a name, a value, a combination
-    ├── ArtifactError    a file that is missing, altered, truncated or of another format
-    └── StageError       a stage that could not finish
+ExpungeError
+├── UserError        bad input: a name, a value, a combination
+├── ArtifactError    a file that is missing, altered, truncated or of another format
+└── StageError       a stage that could not finish
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Stable Diffusion pipelines: opening them, encoding prompts as they do, hooks, and sampling with a seed for each image."""
 
-from components.diffusion.encode import Encoded, content_mask, encode, tokenize
+from components.diffusion.encode import Encoded, content_mask, encode, find_tokens, tokenize
 from components.diffusion.hooks import read_hookpoint, resolve_hookpoint, rewrite_hookpoint
 from components.diffusion.load import check_folder, folder_digests, load_pipeline, load_text
 from components.diffusion.sampling import Trajectory, sample, trajectories
@@ -11,6 +11,7 @@ __all__ = [
     "check_folder",
     "content_mask",
     "encode",
+    "find_tokens",
     "folder_digests",
     "load_pipeline",
     "load_text",

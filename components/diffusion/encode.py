@@ -1,6 +1,6 @@
 """Prompts to hidden states, as the stock pipeline does it: always the full length, EOS padding, no attention mask.
 
-    B prompts, L token positions (the tokenizer's full length), D hidden
+B prompts, L token positions (the tokenizer's full length), D hidden
 """
 
 from __future__ import annotations
@@ -48,3 +48,13 @@ def encode(
     """Last hidden states of `prompts`, (B, L, D): what the U-Net's cross-attention sees."""
     ids = tokenize(tokenizer, prompts).input_ids
     return torch.cat([encoder(ids[i : i + batch])[0] for i in range(0, len(ids), batch)])
+
+
+def find_tokens(input_ids: torch.Tensor, pattern: Sequence[int]) -> torch.Tensor:
+    """(B, L) bool: the last token of every occurrence of `pattern` in each row."""
+    found = torch.zeros_like(input_ids, dtype=torch.bool)
+    size = len(pattern)
+    if 0 < size <= input_ids.shape[1]:
+        windows = input_ids.unfold(1, size, 1)  # (B, L - size + 1, size)
+        found[:, size - 1 :] = (windows == torch.tensor(pattern)).all(-1)
+    return found

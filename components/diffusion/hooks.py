@@ -19,7 +19,7 @@ def resolve_hookpoint(encoder: nn.Module, hookpoint: str) -> nn.Module:
     root = getattr(encoder, "text_model", encoder)
     modules = dict(root.named_modules())
     if hookpoint not in modules or not hookpoint:
-        layers = [n for n in modules if n.split(".")[-1].isdigit() and n.count(".") == 2]  # noqa: PLR2004
+        layers = [n for n in modules if n.split(".")[-1].isdigit() and n.count(".") == 2]
         raise UserError(
             f"hookpoint {hookpoint!r} is not a module of {type(encoder).__name__}", f"use one of: {', '.join(layers)}"
         )

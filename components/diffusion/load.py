@@ -24,7 +24,9 @@ def check_folder(folder: Path) -> None:
     """
     index = folder / "model_index.json"
     if not index.is_file():
-        raise UserError(f"{folder} is no diffusers pipeline (it has no model_index.json)", "mend base.path in params.yaml")
+        raise UserError(
+            f"{folder} is no diffusers pipeline (it has no model_index.json)", "mend base.path in params.yaml"
+        )
     try:
         named = json.loads(index.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -63,7 +65,7 @@ def load_pipeline(folder: Path) -> StableDiffusionPipeline:
         folder, dtype=torch.float32, safety_checker=None, requires_safety_checker=False, local_files_only=True
     )
     for part in (pipe.text_encoder, pipe.unet, pipe.vae):
-        part.eval().requires_grad_(False)  # noqa: FBT003 - torch's own signature
+        part.eval().requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -73,4 +75,4 @@ def load_text(folder: Path) -> tuple[CLIPTokenizer, CLIPTextModel]:
     check_folder(folder)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32, local_files_only=True)
-    return tokenizer, encoder.eval().requires_grad_(False)  # noqa: FBT003 - torch's own signature
+    return tokenizer, encoder.eval().requires_grad_(False)

@@ -50,7 +50,9 @@ class Studio:
     def states(self, prompts: Sequence[str], filters: Sequence[str]) -> torch.Tensor:
         """Hidden states (B, L, D) of `prompts` under the filters of the named requests."""
         active = {name: self.filters[name] for name in filters if name in self.filters}
-        encoder = FilteredTextEncoder(self.pipe.text_encoder, active, self.hookpoint) if active else self.pipe.text_encoder
+        encoder = (
+            FilteredTextEncoder(self.pipe.text_encoder, active, self.hookpoint) if active else self.pipe.text_encoder
+        )
         unique = list(dict.fromkeys(prompts))
         states = encode(encoder, self.pipe.tokenizer, unique)
         return states[[unique.index(p) for p in prompts]]
@@ -63,7 +65,9 @@ class Studio:
         assert encoder.detection is not None  # set by the forward above
         return [[n for n, hit in zip(active, row, strict=True) if hit] for row in encoder.detection.flagged.tolist()]
 
-    def draw(self, pictures: Sequence[Picture], *, filters: Sequence[str] = (), adapters: Sequence[str] = ()) -> np.ndarray:
+    def draw(
+        self, pictures: Sequence[Picture], *, filters: Sequence[str] = (), adapters: Sequence[str] = ()
+    ) -> np.ndarray:
         """The pictures as (B, H, W, 3) uint8, with the filters and adapters of the named requests acting."""
         acting = [name for name in adapters if name in self.adapters]
         states = self.states([p.prompt for p in pictures], filters)
@@ -72,7 +76,9 @@ class Studio:
         missing = [i for j, i in enumerate(missing) if keys[i] not in {keys[m] for m in missing[:j]}]
         size = self.params.batch
         with use_adapters(self.pipe, acting):
-            for start in tqdm(range(0, len(missing), size), desc="images", unit="batch", disable=not missing, mininterval=5):
+            for start in tqdm(
+                range(0, len(missing), size), desc="images", unit="batch", disable=not missing, mininterval=5
+            ):
                 rows = missing[start : start + size]
                 images = sample(
                     self.pipe,

@@ -59,7 +59,9 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> Metric:
     return Metric(mean, n, mean - half, mean + half)
 
 
-def erased(found: Sequence[frozenset[str]], styles: Sequence[str], targets: Sequence[str], *, style: bool) -> np.ndarray:
+def erased(
+    found: Sequence[frozenset[str]], styles: Sequence[str], targets: Sequence[str], *, style: bool
+) -> np.ndarray:
     """For each image whether none of `targets` is in it: among the concepts found, or as its style.
 
     An image in which nothing is recognisable counts as erased for a concept, and for a style too.

@@ -106,7 +106,6 @@ def measure_scope(
     base_kept = studio.draw(kept)
     out: dict[str, Any] = {}
     strips: dict[str, list[np.ndarray]] = {m: [] for m in members}
-    shown = [s for s in (members if len(members) > 1 else [scope])]
     for variant in VARIANTS:
         acting = {
             "filters": members if variant in ("filter", "both") else [],
@@ -143,7 +142,7 @@ def measure_scope(
         out[variant] = {name: metric.record() for name, metric in found.items()}
         if variant == "both":
             pages.append((f"{scope}: unrelated prompts", grid([base_kept[:12], kept_images[:12]]), ["base", "both"]))
-    for member in shown:
+    for member in members:
         name = f"{scope}: {requests[member].target} → {requests[member].anchor or 'nothing'}"
         rows = [images[:: size.seeds][:12] for images in strips[member]]
         pages.append((name, grid(rows), list(VARIANTS)))

@@ -1,6 +1,6 @@
 """Builds the ONNX graph: `input_ids` to `last_hidden_state`, `concept_scores`, `flagged`.
 
-    B prompts (dynamic), L token positions (fixed), D hidden, R requests
+B prompts (dynamic), L token positions (fixed), D hidden, R requests
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Holds the ONNX graph against torch: hidden states within a tolerance, decisions identical.
 
-    P prompts, L token positions
+P prompts, L token positions
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def open_session(path: Path, providers: Sequence[str] = ("CPUExecutionProvider",
     ort.set_default_logger_severity(3)
     session = ort.InferenceSession(str(path), providers=list(providers))
     if session.get_providers()[0] != providers[0]:
-        raise UserError(f"{path} could not be opened on {providers[0]}", f"it runs on {session.get_providers()[0]} only")
+        raise UserError(
+            f"{path} could not be opened on {providers[0]}", f"it runs on {session.get_providers()[0]} only"
+        )
     return session
 
 

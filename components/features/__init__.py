@@ -2,7 +2,16 @@
 
 from components.features.artifact import RequestFilter, read_filters, write_filters
 from components.features.directions import POSITION_CLASSES, position_classes, replacement_directions
-from components.features.scores import Roc, auroc, conformal_threshold, fit_score, pooled_codes, roc, select_features
+from components.features.scores import (
+    Roc,
+    auroc,
+    conformal_threshold,
+    fit_score,
+    position_scores,
+    prompt_scores,
+    roc,
+    select_features,
+)
 
 __all__ = [
     "POSITION_CLASSES",
@@ -11,8 +20,9 @@ __all__ = [
     "auroc",
     "conformal_threshold",
     "fit_score",
-    "pooled_codes",
     "position_classes",
+    "position_scores",
+    "prompt_scores",
     "read_filters",
     "replacement_directions",
     "roc",

@@ -1,6 +1,6 @@
 """The filter on disk: for each request its features, cut out of the SAE, its score, its threshold and its replacement.
 
-    S selected features, D = d_in, K = 4 position classes
+    S selected features, N names of the target, D = d_in, K = 4 position classes
 
 Only the selected rows of the SAE are kept: JumpReLU decides latent by latent, so they decide exactly as the whole does.
 """
@@ -34,11 +34,11 @@ class RequestFilter(NamedTuple):
     b_dec: torch.Tensor
     """(D,)"""
     weights: torch.Tensor
-    """(S,) of the score."""
+    """(N, S) of the score, a row for each name."""
     bias: torch.Tensor
-    """() of the score."""
+    """(N,) of the score."""
     threshold: torch.Tensor
-    """(): a prompt is flagged when its score reaches this."""
+    """(): a prompt is flagged when the score of one of its positions reaches this."""
     directions: torch.Tensor
     """(K, D) replacement steps, all zero where the request has no anchor."""
 

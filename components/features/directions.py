@@ -27,7 +27,7 @@ def position_classes(fires: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
     classes = torch.full_like(scored, -1, dtype=torch.int64)
     classes = torch.where(started & content, 1, classes)
     classes = torch.where(hit, 0, classes)
-    seen = hit.any(1, keepdim=True)
+    seen = (fires & scored).any(1, keepdim=True)  # a prompt whose EOS alone fires is edited from its end on
     classes = torch.where(eos & seen, 2, classes)
     return torch.where((index[None] > last[:, None]) & seen, 3, classes)
 

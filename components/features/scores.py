@@ -1,14 +1,15 @@
 """Which latents belong to a concept, how they add up to a score, and where the score's threshold lies.
 
-    P prompts, L token positions, D = d_in, F = d_sae, S selected features
+    P prompts, L token positions, T tokens, F = d_sae, S selected features, N names of the target, G groups to retain
 
-    a_f = max over scored positions of z_f;   contrast_f = max over names of freq_f(name) - max over kept groups of freq_f
-    score = w · a_S + b                                             (logistic regression on the selection prompts)
+    contrast_f(n) = P(f fires at a token of name n) - max over groups of P(f fires anywhere in a prompt of the group)
+    score(prompt) = max over scored positions j and names n of  w_n · z_j[S] + b_n      (logistic regression, one a name)
+
+The score is taken position by position: features that fire at different words of a prompt do not add up to a concept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -26,51 +27,59 @@ class Roc(NamedTuple):
     fpr: np.ndarray
 
 
-def pooled_codes(codes: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
-    """Each latent's largest activation over the scored positions: (P, L, F) and (P, L) to (P, F)."""
-    return codes.masked_fill(~scored[..., None], 0.0).amax(1)
+def position_scores(codes: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Each position's score, the best of its names': codes (..., S), weights (N, S) and bias (N,) to (...)."""
+    return (codes @ weights.T + bias).amax(-1)
+
+
+def prompt_scores(scores: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+    """Each prompt's score, the best of its scored positions': (P, L) and (P, L) bool to (P,)."""
+    return scores.masked_fill(~scored, float("-inf")).amax(1)
 
 
 def select_features(
-    pooled: torch.Tensor,  # (P, F)
-    names: Mapping[str, np.ndarray],  # rows of the prompts about each name of the target
-    kept: Mapping[str, np.ndarray],  # rows of the prompts of each group to retain
+    names: torch.Tensor,  # (N, F): how often each latent fires at a token of each name
+    kept: torch.Tensor,  # (G, F): in what part of each group's prompts it fires anywhere
     *,
     max_features: int,
     min_contrast: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(indices, contrast) of the latents that fire for a name of the target and not for what is kept, strongest first.
+    """(indices, contrast) of the latents that fire for a name of the target and not for what is kept.
 
-    Frequencies are taken a name and a group at a time, so that neither a rare alias nor a small neighbour is outvoted.
-    Every name puts forward its best latents in turn. `UserError` when no latent reaches `min_contrast`.
+    Frequencies are taken a name and a group at a time, so that neither a rare alias nor a small neighbour is outvoted,
+    and every name puts forward its best latents in turn. `UserError` when no latent reaches `min_contrast`.
     """
-    fires = (pooled > 0).float()
-    background = torch.stack([fires[rows].mean(0) for rows in kept.values() if len(rows)]).amax(0)  # (F,)
-    contrast = torch.stack([fires[rows].mean(0) - background for rows in names.values() if len(rows)])  # (N, F)
+    contrast = names - kept.amax(0)  # (N, F)
     best = contrast.amax(0)
-    order = contrast.argsort(dim=1, descending=True, stable=True)  # (N, F)
-    chosen: dict[int, None] = {}
-    for rank in range(order.shape[1]):
-        for name in range(order.shape[0]):
-            latent = int(order[name, rank])
-            if contrast[name, latent] >= min_contrast and len(chosen) < max_features:
-                chosen.setdefault(latent)
-        if len(chosen) >= max_features or bool((contrast.gather(1, order[:, rank : rank + 1]) < min_contrast).all()):
-            break
+    order = contrast.argsort(dim=1, descending=True, stable=True)[:, :max_features]  # (N, max_features)
+    in_turn = order.T.flatten().tolist()
+    enough = contrast.gather(1, order).T.flatten() >= min_contrast
+    chosen = list(dict.fromkeys(f for f, ok in zip(in_turn, enough.tolist(), strict=True) if ok))[:max_features]
     if not chosen:
         raise UserError(
             f"no latent tells the target from what is kept (best contrast {best.max():.2f})",
             f"lower features.min_contrast (now {min_contrast}) or train the SAE longer",
         )
-    indices = torch.tensor(list(chosen))
+    indices = torch.tensor(chosen)
     return indices, best[indices]
 
 
-def fit_score(activations: np.ndarray, carries: np.ndarray) -> tuple[np.ndarray, float]:
-    """(weights (S,), bias) of a balanced logistic regression from activations (P, S) to whether the target is carried."""
+def fit_score(activations: np.ndarray, labels: np.ndarray, *, strength: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """(weights (N, S), bias (N,)): for each name a balanced logistic regression of its tokens against all others.
+
+    `activations` is (T, S); `labels` (T,) holds the index of the name whose token it is, or -1. `strength` is the
+    inverse of the L2 penalty, on features scaled to unit variance.
+    """
     spread = activations.std(0) + 1e-6
-    model = LogisticRegression(C=10.0, class_weight="balanced", max_iter=1000).fit(activations / spread, carries)
-    return model.coef_[0] / spread, float(model.intercept_[0])
+    scaled = activations / spread
+    weights, bias = [], []
+    for name in range(labels.max() + 1):
+        use = (labels == name) | (labels < 0)
+        model = LogisticRegression(C=strength, class_weight="balanced", max_iter=2000)
+        model.fit(scaled[use], labels[use] == name)
+        weights.append(model.coef_[0] / spread)
+        bias.append(model.intercept_[0])
+    return np.stack(weights), np.array(bias)
 
 
 def conformal_threshold(negatives: np.ndarray, fpr: float) -> float:

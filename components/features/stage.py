@@ -3,51 +3,93 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 
+from components.collect.concepts import names_for
 from components.collect.stage import read_concepts, read_table
 from components.common.artifacts import SIDECAR, canonical, digest
 from components.common.config import Params, load_params
 from components.common.paths import CONCEPTS, CORPUS, FILTER, SAE
 from components.common.stage import log, run_stage
-from components.diffusion import load_text, read_hookpoint, tokenize
+from components.diffusion import find_tokens, load_text, read_hookpoint, tokenize
 from components.features.artifact import RequestFilter, write_filters
 from components.features.directions import POSITION_CLASSES, position_classes, replacement_directions
-from components.features.scores import auroc, conformal_threshold, fit_score, pooled_codes, roc, select_features
+from components.features.scores import (
+    auroc,
+    conformal_threshold,
+    fit_score,
+    position_scores,
+    prompt_scores,
+    roc,
+    select_features,
+)
 from components.openmoji.captions import mentions
 from components.requests import Request, load_requests
 from components.sae import SparseAutoencoder, read_sae
 
 
+class Tokens(NamedTuple):
+    """The scored positions of some prompts, flattened."""
+
+    hidden: torch.Tensor
+    """(T, D) residual stream."""
+    ids: torch.Tensor
+    """(P, L) tokens of the prompts."""
+    scored: torch.Tensor
+    """(P, L) bool: which positions the T tokens are, in order."""
+
+    @property
+    def prompt(self) -> torch.Tensor:
+        """(T,) the prompt that each token belongs to."""
+        return self.scored.nonzero()[:, 0]
+
+
 class Reader:
-    """Reads prompts into SAE codes with one encoder, a batch at a time."""
+    """Reads prompts into the residual stream and its SAE codes."""
 
     def __init__(self, params: Params, sae: SparseAutoencoder) -> None:
         self.tokenizer, self.encoder = load_text(params.base.path)
         self.hookpoint, self.sae = params.base.hookpoint, sae
 
-    def hidden(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Residual stream (P, L, D) and scored positions (P, L)."""
+    def tokens(self, prompts: list[str], *, batch: int = 256) -> Tokens:
+        """The scored positions of `prompts`."""
         encoded = tokenize(self.tokenizer, prompts)
-        return read_hookpoint(self.encoder, self.hookpoint, encoded.input_ids), encoded.scored
+        parts = [
+            read_hookpoint(self.encoder, self.hookpoint, encoded.input_ids[i : i + batch])[
+                encoded.scored[i : i + batch]
+            ]
+            for i in range(0, len(prompts), batch)
+        ]
+        return Tokens(torch.cat(parts), encoded.input_ids, encoded.scored)
 
-    def codes(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Codes (P, L, F) by threshold alone, so that each latent decides for itself (with TopK the threshold is 0)."""
-        pre = self.sae.pre_activations(hidden)
-        return pre * (pre > self.sae.threshold)
+    def codes(self, hidden: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
+        """Codes (..., F) by threshold alone, so that each latent decides for itself (with TopK the threshold is 0)."""
+        keep = slice(None) if features is None else features
+        pre = (hidden - self.sae.b_dec) @ self.sae.W_enc[:, keep] + self.sae.b_enc[keep]
+        return pre * (pre > self.sae.threshold[keep])
 
-    def pooled(self, prompts: list[str], *, batch: int = 64) -> torch.Tensor:
-        """Each latent's largest activation in each prompt, (P, F)."""
-        parts = []
-        for start in range(0, len(prompts), batch):
-            hidden, scored = self.hidden(prompts[start : start + batch])
-            parts.append(pooled_codes(self.codes(hidden), scored))
-        return torch.cat(parts) if parts else torch.zeros(0, self.sae.d_sae)
+    def firing(self, tokens: Tokens, *, batch: int = 256) -> torch.Tensor:
+        """In what part of the prompts each latent fires anywhere, (F,)."""
+        count = torch.zeros(self.sae.d_sae)
+        prompt, total = tokens.prompt, len(tokens.ids)
+        for start in range(0, total, batch):
+            inside = (prompt >= start) & (prompt < start + batch)
+            fires = (self.codes(tokens.hidden[inside]) > 0).float()
+            hit = torch.zeros(batch, self.sae.d_sae).index_reduce_(0, prompt[inside] - start, fires, "amax")
+            count += hit.sum(0)
+        return count / max(1, total)
+
+    def name_labels(self, tokens: Tokens, names: list[str]) -> torch.Tensor:
+        """(T,) index of the name whose last token a position is, or -1."""
+        labels = torch.full(tokens.ids.shape, -1)
+        for index, name in enumerate(names):
+            labels[find_tokens(tokens.ids, self.tokenizer(name, add_special_tokens=False).input_ids)] = index
+        return labels[tokens.scored]
 
 
 def features() -> None:
@@ -57,22 +99,15 @@ def features() -> None:
     sae, _ = read_sae(SAE)
     reader = Reader(params, sae)
     benign = corpus.loc[corpus["split"] == "calibrate", "prompt"].tolist()
-    benign_pooled = reader.pooled(benign)
     background = corpus.loc[corpus["split"] == "train", "prompt"].tolist()[: len(benign)]
-    background_pooled = reader.pooled(background)
+    read = {"benign": (benign, reader.tokens(benign)), "background": (background, reader.tokens(background))}
     filters: dict[str, RequestFilter] = {}
     facts: dict[str, Any] = {}
     for request_id, request in requests.items():
         if "filter" not in request.channels:
             continue
-        filters[request_id], facts[request_id] = fit_request(
-            request,
-            table[table["request"] == request_id],
-            reader,
-            (background, background_pooled),
-            (benign, benign_pooled),
-            params,
-        )
+        own = table[table["request"] == request_id]
+        filters[request_id], facts[request_id] = fit_request(request, own, reader, read, params)
         log.info("%s %r: %s", request_id, request.target, facts[request_id]["calibration"])
     inputs = {"sae": digest(SAE / SIDECAR), "concepts": digest(CONCEPTS), "corpus": digest(CORPUS)}
     write_filters(
@@ -88,46 +123,43 @@ def features() -> None:
 
 
 def fit_request(
-    request: Request,
-    table: pd.DataFrame,
-    reader: Reader,
-    background: tuple[list[str], torch.Tensor],
-    benign: tuple[list[str], torch.Tensor],
-    params: Params,
+    request: Request, table: pd.DataFrame, reader: Reader, read: dict[str, tuple[list[str], Tokens]], params: Params
 ) -> tuple[RequestFilter, dict[str, Any]]:
     """The filter of one request and the facts about it."""
     settings = params.features
     chosen = table[table["split"] == "select"].reset_index(drop=True)
-    pooled = reader.pooled(chosen["prompt"].tolist())
-    single = chosen["role"].isin(("target", "alias"))
-    names = {
-        name: np.flatnonzero(single & chosen["prompt"].map(lambda text, n=name: mentions(text, (n,))))
-        for name in dict.fromkeys(request.names)
+    names = names_for(request, "select")
+    carrying = reader.tokens(chosen.loc[chosen["carries"], "prompt"].tolist())
+    labels = reader.name_labels(carrying, names)
+    names = [n for i, n in enumerate(names) if bool((labels == i).any())]
+    labels = reader.name_labels(carrying, names)
+    kept = {
+        role: reader.tokens(rows["prompt"].tolist())
+        for role, rows in chosen[~chosen["carries"]].groupby("role", sort=True)
     }
-    if request.kind == "category":
-        names = {str(c): np.flatnonzero(single & (chosen["concepts"] == c)) for c in sorted(set(chosen["concepts"][single]))}
-    kept = {role: np.flatnonzero(chosen["role"] == role) for role in ("anchor", "neighbour", "retain")}
+    text, tokens = read["background"]
+    kept["background"] = without(tokens, [mentions(t, request.names) for t in text])
+    fires = reader.codes(carrying.hidden[labels >= 0]) > 0
+    by_name = torch.stack([fires[labels[labels >= 0] == i].float().mean(0) for i in range(len(names))])
+    groups = torch.stack([reader.firing(group) for group in kept.values()])
     indices, contrast = select_features(
-        pooled,
-        {n: rows for n, rows in names.items() if len(rows)},
-        kept,
-        max_features=settings.max_features,
-        min_contrast=settings.min_contrast,
+        by_name, groups, max_features=settings.max_features, min_contrast=settings.min_contrast
     )
-    silent = [not mentions(text, request.names) for text in background[0]]
-    activations = torch.cat([pooled[:, indices], background[1][silent][:, indices]]).numpy()
-    carries = np.concatenate([chosen["carries"].to_numpy(), np.zeros(sum(silent), bool)])
-    weights, bias = fit_score(activations, carries)
+    others = [reader.codes(group.hidden, indices) for group in kept.values()]
+    activations = torch.cat([reader.codes(carrying.hidden[labels >= 0], indices), *others]).numpy()
+    wanted = np.concatenate([labels[labels >= 0].numpy(), np.full(sum(len(o) for o in others), -1)])
+    weights, bias = (torch.from_numpy(a).float() for a in fit_score(activations, wanted))
 
-    def scores(codes: torch.Tensor) -> np.ndarray:
-        return (codes[:, indices] @ torch.from_numpy(weights).float() + bias).numpy()
+    def scores(tokens: Tokens) -> np.ndarray:
+        each = torch.full(tokens.scored.shape, float("-inf"))
+        each[tokens.scored] = position_scores(reader.codes(tokens.hidden, indices), weights, bias)
+        return prompt_scores(each, tokens.scored).numpy()
 
     held = table[table["split"] == "calibrate"]
-    positives = scores(reader.pooled(held.loc[held["carries"], "prompt"].tolist()))
-    clean = [not mentions(text, request.names) for text in benign[0]]
-    negatives = np.concatenate(
-        [scores(reader.pooled(held.loc[~held["carries"], "prompt"].tolist())), scores(benign[1][clean])]
-    )
+    positives = scores(reader.tokens(held.loc[held["carries"], "prompt"].tolist()))
+    text, tokens = read["benign"]
+    clean = without(tokens, [mentions(t, request.names) for t in text])
+    negatives = np.concatenate([scores(reader.tokens(held.loc[~held["carries"], "prompt"].tolist())), scores(clean)])
     threshold = conformal_threshold(negatives, settings.fpr)
     item = RequestFilter(
         features=indices,
@@ -136,14 +168,15 @@ def fit_request(
         jump=reader.sae.threshold[indices],
         w_dec=reader.sae.W_dec[indices],
         b_dec=reader.sae.b_dec,
-        weights=torch.from_numpy(weights).float(),
-        bias=torch.tensor(bias, dtype=torch.float32),
+        weights=weights,
+        bias=bias,
         threshold=torch.tensor(threshold, dtype=torch.float32),
-        directions=fit_directions(chosen, reader, indices, torch.from_numpy(weights).float()),
+        directions=fit_directions(chosen, reader, names),
     )
     curve = roc(positives, negatives)
     keep = np.unique(np.linspace(0, len(curve.fpr) - 1, 200).astype(int))
     facts = {
+        "names": names,
         "contrast": [round(float(c), 4) for c in contrast],
         "features": indices.tolist(),
         "calibration": {
@@ -161,18 +194,26 @@ def fit_request(
     return item, facts
 
 
-def fit_directions(
-    chosen: pd.DataFrame, reader: Reader, indices: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
+def without(tokens: Tokens, drop: list[bool]) -> Tokens:
+    """The tokens of the prompts that are not dropped."""
+    keep = ~torch.tensor(drop)
+    return Tokens(tokens.hidden[keep[tokens.prompt]], tokens.ids[keep], tokens.scored[keep])
+
+
+def fit_directions(chosen: pd.DataFrame, reader: Reader, names: list[str]) -> torch.Tensor:
     """Replacement steps (K, D) from the selection prompts that have a counterpart about the anchor; else zeros."""
     paired = chosen[chosen["counterpart"] != ""]
     if paired.empty:
         return torch.zeros(len(POSITION_CLASSES), reader.sae.d_in)
-    target, scored = reader.hidden(paired["prompt"].tolist())
-    anchor, anchor_scored = reader.hidden(paired["counterpart"].tolist())
-    evidence = (reader.codes(target)[..., indices] * weights.clamp(min=0)).sum(-1)
-    classes = position_classes(evidence > 0, scored)
-    return replacement_directions(target, anchor, classes, scored.sum(1), anchor_scored.sum(1))
+    hidden, scored, where = [], [], []
+    for column in ("prompt", "counterpart"):
+        encoded = tokenize(reader.tokenizer, paired[column].tolist())
+        hidden.append(read_hookpoint(reader.encoder, reader.hookpoint, encoded.input_ids))
+        scored.append(encoded.scored)
+        found = [find_tokens(encoded.input_ids, reader.tokenizer(n, add_special_tokens=False).input_ids) for n in names]
+        where.append(torch.stack(found).any(0))
+    classes = position_classes(where[0], scored[0])
+    return replacement_directions(hidden[0], hidden[1], classes, scored[0].sum(1), scored[1].sum(1))
 
 
 def plot_roc(path: Path, curves: dict[str, dict[str, list[float]]]) -> None:

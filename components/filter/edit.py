@@ -1,13 +1,13 @@
 """Detection and replacement for one request, as pure functions of the residual stream.
 
-    B prompts, L token positions, D = d_in, S features, K = 4 position classes
+B prompts, L token positions, D = d_in, S features, K = 4 position classes
 """
 
 from __future__ import annotations
 
 import torch
 
-from components.features import RequestFilter, pooled_codes, position_classes
+from components.features import RequestFilter, position_classes, position_scores, prompt_scores
 
 
 def codes(hidden: torch.Tensor, item: RequestFilter) -> torch.Tensor:
@@ -16,9 +16,14 @@ def codes(hidden: torch.Tensor, item: RequestFilter) -> torch.Tensor:
     return pre * (pre > item.jump)
 
 
+def evidence(code: torch.Tensor, item: RequestFilter) -> torch.Tensor:
+    """The request's score at each position, (B, L), from codes (B, L, S)."""
+    return position_scores(code, item.weights, item.bias)
+
+
 def score(code: torch.Tensor, scored: torch.Tensor, item: RequestFilter) -> torch.Tensor:
-    """The request's score (B,) from codes (B, L, S): each feature's maximum over scored positions, weighted."""
-    return pooled_codes(code, scored) @ item.weights + item.bias
+    """The request's score (B,) from codes (B, L, S)."""
+    return prompt_scores(evidence(code, item), scored)
 
 
 def edit(hidden: torch.Tensor, code: torch.Tensor, scored: torch.Tensor, item: RequestFilter) -> torch.Tensor:
@@ -27,9 +32,7 @@ def edit(hidden: torch.Tensor, code: torch.Tensor, scored: torch.Tensor, item: R
     With an anchor, every position from the target on takes its class's step towards the anchor. Without one the
     features are switched off and the SAE's error is kept: h - z W_dec.
     """
-    evidence = (code * item.weights.clamp(min=0)).sum(-1)  # (B, L)
-    classes = position_classes(evidence > 0, scored)  # (B, L)
-    # a flagged prompt whose features fire at EOS alone is edited from its end on
+    classes = position_classes(evidence(code, item) >= item.threshold, scored)  # (B, L)
     steps = torch.cat([item.directions, torch.zeros_like(item.directions[:1])])  # (K + 1, D): -1 is no step
     replaced = hidden + steps[classes]
     switched_off = hidden - (code * scored[..., None]) @ item.w_dec

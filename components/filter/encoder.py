@@ -1,6 +1,6 @@
 """A drop-in for `pipe.text_encoder` that replaces requested concepts and leaves every other prompt bit-identical.
 
-    B prompts, L token positions, D = d_in, R requests
+B prompts, L token positions, D = d_in, R requests
 """
 
 from __future__ import annotations

@@ -60,9 +60,7 @@ def guidance(request_id: str) -> None:
     checkpoint = CACHE / "guidance" / f"{request_id}-{key}.safetensors"
     steps = list(
         tqdm(
-            train_guidance(
-                pipe.unet, parameters, erase, keep, target, retain, uncond, settings, checkpoint=checkpoint
-            ),
+            train_guidance(pipe.unet, parameters, erase, keep, target, retain, uncond, settings, checkpoint=checkpoint),
             total=settings.steps,
             desc=f"guidance {request_id}",
             unit="step",
@@ -91,7 +89,9 @@ def pick(table: pd.DataFrame, count: int, rng: np.random.Generator) -> pd.DataFr
 def last_losses(steps: list[GuidanceStep]) -> dict[str, float]:
     """Means of the terms over the last tenth of training."""
     tail = steps[-max(1, len(steps) // 10) :]
-    return {name: round(float(np.mean([getattr(s, name) for s in tail])), 6) for name in ("surgical", "uncond", "retain")}
+    return {
+        name: round(float(np.mean([getattr(s, name) for s in tail])), 6) for name in ("surgical", "uncond", "retain")
+    }
 
 
 def plot_training(steps: list[GuidanceStep]) -> plt.Figure:

@@ -78,7 +78,7 @@ def fill(template: str, concepts: tuple[str, ...], style: str = "") -> str:
     words = {"s": style}
     for lower, upper, noun in zip(("c", "b") if len(concepts) == 1 else ("a", "b"), "CB", concepts, strict=False):
         words |= {lower: with_article(noun), upper: noun}
-    if len(concepts) == 2:  # noqa: PLR2004 - a pair
+    if len(concepts) == 2:
         words |= {"A": concepts[0]}
     text = template.format_map(words)
     return re.sub(r"\ba (?=(illustration|8 bit|old|ink|antique|outline|emoji)\b)", "an ", text)
@@ -93,12 +93,10 @@ def caption(
     a sticker is mostly not named as such.
     """
     forms = templates(split)
-    names = tuple(
-        str(rng.choice(world.concept(c).aliases)) if rng.random() < alias else c for c in scene.concepts
-    )
+    names = tuple(str(rng.choice(world.concept(c).aliases)) if rng.random() < alias else c for c in scene.concepts)
     look = world.style(scene.style)
     plain = scene.style == world.DEFAULT_STYLE and rng.random() < 0.75
-    pair = len(names) == 2  # noqa: PLR2004 - a pair
+    pair = len(names) == 2
     if plain:
         return fill(str(rng.choice(forms.plain_pair if pair else forms.plain)), names)
     style = str(rng.choice(look.aliases)) if rng.random() < styled else look.name
@@ -120,7 +118,9 @@ def _words() -> dict[str, tuple[str, ...]]:
 
     source = RandomWord()
     part = {"n": "nouns", "v": "verbs", "j": "adjectives"}
-    words = {k: tuple(sorted({w for w in source.filter(include_categories=[p]) if w.isascii()})) for k, p in part.items()}
+    words = {
+        k: tuple(sorted({w for w in source.filter(include_categories=[p]) if w.isascii()})) for k, p in part.items()
+    }
     return words | {"m": words["n"]}
 
 
@@ -130,8 +130,7 @@ def nouns() -> tuple[str, ...]:
 
 
 def english(count: int, *, split: Split, seed: int) -> Iterator[str]:
-    """`count` ordinary English phrases from a grammar over wonderwords' lists; nothing in them is drawn by the world
-    on purpose, though a noun may name one of its concepts."""
+    """`count` ordinary English phrases from a grammar over wonderwords' lists; a noun may name one of our concepts."""
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     words = _words()
     for _ in range(count):

@@ -8,7 +8,7 @@ anything recognisable at all. Every answer is a probability, calibrated by one t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +65,7 @@ class JudgeNet(nn.Module):
             blocks += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.SiLU()]
         self.body = nn.Sequential(*blocks)
         self.concept = nn.Conv2d(192, len(world.CONCEPTS), 1)  # a map, so that a half-size drawing counts whole
+        nn.init.constant_(self.concept.bias, -7.0)  # most concepts are absent: start there, not at one half
         self.rest = nn.Linear(2 * 192, len(world.STYLES) + 1)
         self.register_buffer("temperature", torch.ones(3))
 
@@ -131,7 +132,7 @@ def ruin(x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     noise = torch.randn(x.shape, generator=rng) * (0.2 + torch.rand(b, 1, 1, 1, generator=rng))
     blank = (torch.rand(b, 3, 1, 1, generator=rng) * 2 - 1).expand_as(x)
     real = x[torch.arange(b), :, :1, :1].expand_as(x)  # the styles' own backgrounds, empty
-    blank = torch.where(torch.rand(b, 1, 1, 1, generator=rng) < 0.5, blank, real)  # noqa: PLR2004
+    blank = torch.where(torch.rand(b, 1, 1, 1, generator=rng) < 0.5, blank, real)
     blur = F.interpolate(F.adaptive_avg_pool2d(x, 4), size=(height, width), mode="bicubic", align_corners=False)
     patches = F.unfold(x, 8, stride=8)  # (B, 3 * 64, 64)
     order = torch.rand(b, patches.shape[-1], generator=rng).argsort(1)
@@ -213,8 +214,8 @@ def calibrate(net: JudgeNet, images: np.ndarray, listed: list[Scene], *, seed: i
     concept, style, none = (torch.cat(column) for column in zip(*parts, strict=True))
     grid = torch.logspace(-0.7, 0.7, 57)
 
-    def best(nll: object) -> torch.Tensor:
-        return grid[torch.stack([nll(t) for t in grid]).argmin()]  # type: ignore[operator]
+    def best(nll: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        return grid[torch.stack([nll(t) for t in grid]).argmin()]
 
     net.temperature[0] = best(lambda t: F.binary_cross_entropy_with_logits(concept / t, concepts))
     net.temperature[1] = best(lambda t: F.cross_entropy(style[: len(styles)] / t, styles))

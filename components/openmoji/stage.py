@@ -60,7 +60,9 @@ def restore(module: nn.Module, part: str, name: str) -> nn.Module:
         raise ArtifactError(f"{path} is missing", f"train it: python -m components.openmoji.stage {part}")
     prefix = f"module/{name}/"
     with safe_open(path, "pt") as file:
-        module.load_state_dict({k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)})  # noqa: SIM118
+        module.load_state_dict(
+            {k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118 - no mapping
+        )
     return module.eval()
 
 
@@ -78,7 +80,7 @@ def follow(steps: Iterator[Step], total: int, name: str) -> None:
 def openmoji(*parts: str) -> None:
     """Trains the named parts, or all of them, each from where it stopped."""
     if unknown := set(parts) - set(PARTS):
-        raise UserError(f"part {sorted(unknown)[0]!r} is unknown", f"use some of: {', '.join(PARTS)}")
+        raise UserError(f"part {min(unknown)!r} is unknown", f"use some of: {', '.join(PARTS)}")
     params = load_params()
     settings = params.openmoji
     wanted = parts or PARTS
@@ -86,7 +88,11 @@ def openmoji(*parts: str) -> None:
     images = render_all(listed, WORK / "images.npy")
     if "vae" in wanted:
         torch.manual_seed(settings.seed)
-        follow(train_vae(build_vae(), images, steps=settings.vae_steps, checkpoint=checkpoint("vae")), settings.vae_steps, "vae")
+        follow(
+            train_vae(build_vae(), images, steps=settings.vae_steps, checkpoint=checkpoint("vae")),
+            settings.vae_steps,
+            "vae",
+        )
     if "text" in wanted:
         fit_text(listed, images, settings)
     if "unet" in wanted:
@@ -165,7 +171,7 @@ def fit_unet(listed: list[Scene], images: np.ndarray, settings: OpenmojiParams) 
     tokenizer, encoder = open_text()
     torch.manual_seed(settings.seed)
     unet = build_unet()
-    ema = copy.deepcopy(unet).requires_grad_(False)  # noqa: FBT003 - torch's own signature
+    ema = copy.deepcopy(unet).requires_grad_(False)
     scaling = latent_scaling(latents)
 
     def steps() -> Iterator[Step]:

@@ -98,7 +98,7 @@ def train_unet(
     scaling: float,
     singles: int,  # the first scenes, of one concept each; the rest are pairs
     steps: int,
-    batch: int = 32,
+    batch: int = 24,
     pair_share: float = 0.25,  # part of each batch that shows two concepts
     unconditional: float = 0.1,  # probability of the empty prompt (classifier-free guidance)
     lr: float = 1e-3,
@@ -120,7 +120,7 @@ def train_unet(
     )
     start, _ = load_checkpoint(checkpoint, {"unet": unet, "ema": ema}, optimizer)
     model, optimizer = accelerator.prepare(unet, optimizer)
-    encoder.eval().requires_grad_(False)  # noqa: FBT003 - torch's own signature
+    encoder.eval().requires_grad_(False)
     for step in range(start, steps):
         rng, choose = generator(seed, "unet", step), np.random.default_rng(stream_seed(seed, "unet", step))
         pairs = choose.random(batch) < pair_share

@@ -1,8 +1,8 @@
 """Trains the autoencoder of the base model: images to latents a quarter of their side, and back.
 
-    B batch, C = 3 channels, H = W = 64 pixels, Z = 4 latent channels, h = w = 16
+B batch, C = 3 channels, H = W = 64 pixels, Z = 4 latent channels, h = w = 16
 
-    loss = |x - x̂| + 0.5 |∇x - ∇x̂| + β KL(q(z|x) ‖ N(0, 1))          (Kingma & Welling 2013; the gradient term keeps lines)
+loss = |x - x̂| + 0.5 |∇x - ∇x̂| + β KL(q(z|x) ‖ N(0, 1))          (Kingma & Welling 2013; the gradient term keeps lines)
 """
 
 from __future__ import annotations

@@ -222,7 +222,5 @@ def members(category: str) -> tuple[str, ...]:
     names = tuple(c.name for c in CONCEPTS if c.category == category)
     if not names:
         categories = sorted({c.category for c in CONCEPTS})
-        raise UserError(
-            f"category {category!r} is not in the OpenMoji world", f"use one of: {', '.join(categories)}"
-        )
+        raise UserError(f"category {category!r} is not in the OpenMoji world", f"use one of: {', '.join(categories)}")
     return names

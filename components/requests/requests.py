@@ -51,7 +51,7 @@ class Request(Section):
         if self.anchor in self.names:
             raise ValueError(f"the anchor {self.anchor!r} is the target itself; name something else to draw instead")
         if kept := set(self.names) & set(self.neighbours):
-            raise ValueError(f"{sorted(kept)[0]!r} is target and neighbour at once; take it out of neighbours")
+            raise ValueError(f"{min(kept)!r} is target and neighbour at once; take it out of neighbours")
         if not self.channels:
             raise ValueError("channels is empty; use filter, guidance or both")
         return self

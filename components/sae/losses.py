@@ -1,6 +1,6 @@
 """Losses of the autoencoder; each takes what it compares and returns a scalar.
 
-    T tokens, D = d_in, F = d_sae
+T tokens, D = d_in, F = d_sae
 """
 
 from __future__ import annotations

@@ -27,14 +27,14 @@ Architecture = Literal["topk", "jumprelu"]
 
 def topk(pre: torch.Tensor, k: int) -> torch.Tensor:
     """(T, F) with all but the k largest positive entries of each row set to 0."""
-    values, indices = pre.relu().topk(k, dim=-1)
+    values, indices = pre.relu().topk(k, dim=-1, sorted=False)
     return torch.zeros_like(pre).scatter(-1, indices, values)
 
 
 def batch_topk(pre: torch.Tensor, k: int) -> torch.Tensor:
     """(T, F) with all but the T·k largest positive entries of the whole batch set to 0."""
     flat = pre.relu().flatten()
-    values, indices = flat.topk(k * len(pre))
+    values, indices = flat.topk(k * len(pre), sorted=False)
     return torch.zeros_like(flat).scatter(0, indices, values).view_as(pre)
 
 
@@ -130,7 +130,9 @@ def read_sae(folder: Path) -> tuple[SparseAutoencoder, dict[str, object]]:
     architecture: Architecture = "jumprelu" if "threshold" in tensors else "topk"
     d_in, d_sae = tensors["W_enc"].shape
     if tensors["W_dec"].shape != (d_sae, d_in):
-        raise ArtifactError(f"{folder}: W_dec is {tuple(tensors['W_dec'].shape)}", f"it must be {(d_sae, d_in)}: dvc repro sae")
+        raise ArtifactError(
+            f"{folder}: W_dec is {tuple(tensors['W_dec'].shape)}", f"it must be {(d_sae, d_in)}: dvc repro sae"
+        )
     sae = SparseAutoencoder(d_in, d_sae, k=int(sidecar["params"]["k"]), architecture=architecture)
     sae.load_state_dict(tensors, strict=architecture == "jumprelu")
-    return sae.requires_grad_(False).eval(), sidecar  # noqa: FBT003 - torch's own signature
+    return sae.requires_grad_(False).eval(), sidecar

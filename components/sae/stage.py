@@ -44,13 +44,8 @@ def sae() -> None:
     inputs = {"corpus": digest(CORPUS), "text_encoder": digest(params.base.path / "text_encoder")}
     key = key_of(inputs | {"params": settings.model_dump_json() + hookpoint})
     checkpoint = CACHE / "sae" / f"{key}.safetensors"
-    steps = [
-        step
-        for step in tqdm(
-            train_sae(model, stores["train"], settings, checkpoint=checkpoint),
-            total=settings.steps, desc="sae", unit="step", mininterval=5,
-        )
-    ]  # fmt: skip
+    loop = train_sae(model, stores["train"], settings, checkpoint=checkpoint)
+    steps = list(tqdm(loop, total=settings.steps, desc="sae", unit="step", mininterval=5))
     facts: dict[str, object] = dict(evaluate_sae(model, stores["held_out"]))
     with new_folder(SAE) as partial:
         write_sae(partial, model, hookpoint=hookpoint, params=settings.model_dump(), inputs=inputs, facts=facts)

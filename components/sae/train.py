@@ -1,6 +1,6 @@
 """Trains the autoencoder: a generator of typed steps, resumable, whose randomness is a function of (seed, step).
 
-    T tokens a batch, D = d_in, F = d_sae
+T tokens a batch, D = d_in, F = d_sae
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ def evaluate_sae(sae: SparseAutoencoder, store: ActivationStore, *, batch: int =
     total = torch.zeros(())
     errors, active = torch.zeros(()), torch.zeros(())
     fired = torch.zeros(sae.d_sae, dtype=torch.bool)
-    mean = torch.stack(
-        [torch.from_numpy(store.tokens[i : i + batch]).sum(0) for i in range(0, len(store), batch)]
-    ).sum(0) / len(store)
+    mean = torch.stack([torch.from_numpy(store.tokens[i : i + batch]).sum(0) for i in range(0, len(store), batch)]).sum(
+        0
+    ) / len(store)
     for start in range(0, len(store), batch):
         x = torch.from_numpy(store.tokens[start : start + batch])
         z = sae.encode(x)

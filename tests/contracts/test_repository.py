@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import pkgutil
 import re
 import shutil
@@ -21,7 +22,9 @@ SLICES = {p.name for p in (ROOT / "components").iterdir() if p.is_dir() and (p /
 
 
 def modules():
-    return [m.name for m in pkgutil.walk_packages(components.__path__, "components.") if not m.name.endswith("__main__")]
+    return [
+        m.name for m in pkgutil.walk_packages(components.__path__, "components.") if not m.name.endswith("__main__")
+    ]
 
 
 def imports(module):
@@ -98,7 +101,9 @@ def test_public_functions_are_documented(name):
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     tree = ast.parse(file.read_text())
     kinds = (ast.FunctionDef, ast.ClassDef)
-    bare = [n.name for n in tree.body if isinstance(n, kinds) and not n.name.startswith("_") and not ast.get_docstring(n)]
+    bare = [
+        n.name for n in tree.body if isinstance(n, kinds) and not n.name.startswith("_") and not ast.get_docstring(n)
+    ]
 
     assert bare == []
     assert ast.get_docstring(tree) or not tree.body
@@ -151,7 +156,9 @@ def test_ci_runs_the_readmes_test_command():
 @pytest.fixture
 def copy(tmp_path):
     """The project's own files, without artifacts, as a DVC project."""
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
     for name in filter(None, tracked):
         if (ROOT / name).is_file():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -161,14 +168,16 @@ def copy(tmp_path):
 
 def changed(folder):
     """Stages whose dependencies or parameters dvc finds changed against dvc.lock, missing outputs aside."""
-    import json
-
     done = subprocess.run([BIN / "dvc", "status", "--json"], cwd=folder, capture_output=True, text=True, check=True)
     status = json.loads(done.stdout)
     return {
         stage
         for stage, reasons in status.items()
-        if any("changed deps" in r and any(v != "deleted" for v in _values(r["changed deps"])) for r in reasons if isinstance(r, dict))
+        if any(
+            "changed deps" in r and any(v != "deleted" for v in _values(r["changed deps"]))
+            for r in reasons
+            if isinstance(r, dict)
+        )
     }
 
 

@@ -32,7 +32,9 @@ def test_stage_order_is_the_graph_of_dvc_yaml():
 def test_stream_passes_lines_and_status():
     """Both outputs arrive line by line, and the exit status comes back."""
     lines = []
-    status = stream([sys.executable, "-c", "import sys; print('one'); sys.stderr.write('two\\n'); exit(3)"], ROOT, lines.append)
+    status = stream(
+        [sys.executable, "-c", "import sys; print('one'); sys.stderr.write('two\\n'); exit(3)"], ROOT, lines.append
+    )
 
     assert status == 3
     assert sorted(lines) == ["one", "two"]

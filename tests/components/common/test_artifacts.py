@@ -1,4 +1,5 @@
 import json
+import resource
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_new_folder_failure_keeps_the_old_one(tmp_path, failure):
     write(tmp_path / "x")
     before = digest(tmp_path / "x")
 
-    with pytest.raises((ArtifactError, KeyboardInterrupt)), new_folder(tmp_path / "x") as partial:
+    with pytest.raises((ArtifactError, KeyboardInterrupt)), new_folder(tmp_path / "x") as partial:  # noqa: PT012
         (partial / "half").write_text("…")
         raise failure
 
@@ -94,9 +95,36 @@ def test_new_folder_failure_keeps_the_old_one(tmp_path, failure):
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
-def test_full_disk_is_one_sentence():
-    """Writing to a device that is full says so, and that nothing was lost."""
-    from pathlib import Path
+@pytest.fixture
+def no_space():
+    """From here on no file may grow beyond 2 KiB: writes fail half-way, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk_keeps_the_old_artifact(tmp_path, request):
+    """When the disk fills up while tensors are written, the old artifact stays whole, and one sentence says so."""
+    write(tmp_path / "x")
+    before = digest(tmp_path / "x")
+    request.getfixturevalue("no_space")
+
+    with pytest.raises(
+        ArtifactError, match=r"could not be written \(.*\); free some space; what was there is unchanged"
+    ):
+        write(tmp_path / "x", tensors={"big": torch.zeros(100_000)})
+
+    assert digest(tmp_path / "x") == before
+
+
+def test_full_disk_keeps_the_old_text(tmp_path, request):
+    """The same for a single file."""
+    write_text(tmp_path / "t", "old")
+    request.getfixturevalue("no_space")
 
     with pytest.raises(ArtifactError, match="what was there is unchanged"):
-        write_text(Path("/dev/full/x"), "text")
+        write_text(tmp_path / "t", "x" * 100_000)
+
+    assert (tmp_path / "t").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["t"]

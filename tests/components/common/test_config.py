@@ -46,7 +46,7 @@ def test_params_unknown_key_is_refused(tmp_path):
     """A misspelt key is refused by name, not dropped."""
     path = params_with(tmp_path, lambda c: c["sae"].update(widht=3))
 
-    with pytest.raises(UserError, match="unknown key 'sae.widht'; remove it or mend its spelling"):
+    with pytest.raises(UserError, match=r"unknown key 'sae\.widht'; remove it or mend its spelling"):
         load_params(path)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from components.common.errors import ArtifactError, UserError
-from components.diffusion import check_folder, content_mask, encode, resolve_hookpoint, sample, tokenize
+from components.diffusion import check_folder, content_mask, encode, find_tokens, resolve_hookpoint, sample, tokenize
 from components.diffusion.sampling import solver, start_noise
 
 
@@ -48,6 +48,14 @@ def test_content_mask_by_hand():
     assert content_mask(ids, 9).int().tolist() == [[0, 1, 1, 1, 0, 0], [0, 1, 0, 0, 0, 0]]
 
 
+def test_find_tokens_by_hand():
+    """The last token of every occurrence of a two-token name, and nothing for one that is absent."""
+    ids = torch.tensor([[8, 1, 2, 1, 2, 9], [8, 2, 1, 9, 9, 9]])
+
+    assert find_tokens(ids, [1, 2]).int().tolist() == [[0, 0, 1, 0, 1, 0], [0] * 6]
+    assert find_tokens(ids, [2]).int().tolist() == [[0, 0, 1, 0, 1, 0], [0, 1, 0, 0, 0, 0]]
+
+
 def test_content_mask_of_a_prompt_that_is_cut(tokenizer):
     """A prompt too long for the encoder still ends in EOS, and every content position counts."""
     encoded = tokenize(tokenizer, ["cat " * 100])
@@ -70,7 +78,9 @@ def test_hookpoint_of_both_module_trees(tiny_encoder):
 
 def test_hookpoint_unknown_is_one_sentence(tiny_encoder):
     """An unknown hookpoint names those that exist."""
-    with pytest.raises(UserError, match=r"hookpoint 'encoder.layers.9' is not a module .* use one of: encoder.layers.0"):
+    with pytest.raises(
+        UserError, match=r"hookpoint 'encoder.layers.9' is not a module .* use one of: encoder.layers.0"
+    ):
         resolve_hookpoint(tiny_encoder, "encoder.layers.9")
 
 

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from components.common.config import GateParams
+from components.common.config import EvaluateParams, GateParams, SizeParams
 from components.evaluate import Picture, Studio, erased, judge_gates, mean_interval, proportion, rate_of
-from components.common.config import EvaluateParams, SizeParams
 
 
 def gate(**changes):
@@ -77,7 +76,9 @@ def test_gate_relative_to_base():
 
 def test_gate_on_buckets_takes_the_worst():
     """A metric in buckets passes only if every bucket does."""
-    record = {"r": {"guidance": {"uncond_drift": {"0-200": {"value": 0.01, "n": 10}, "200-400": {"value": 0.2, "n": 10}}}}}
+    record = {
+        "r": {"guidance": {"uncond_drift": {"0-200": {"value": 0.01, "n": 10}, "200-400": {"value": 0.2, "n": 10}}}}
+    }
     drift = gate(metric="uncond_drift", variant="guidance", direction="at_most", threshold=0.05)
     verdict = judge_gates(record, [drift], CHANNELS)
 

@@ -20,14 +20,19 @@ def exported(tiny_encoder, tokenizer, tmp_path_factory):
         jump=torch.full((3,), 0.1),
         w_dec=torch.randn(3, 32, generator=rng),
         b_dec=torch.zeros(32),
-        weights=torch.randn(3, generator=rng),
-        bias=torch.zeros(()),
+        weights=torch.randn(2, 3, generator=rng),
+        bias=torch.zeros(2),
         threshold=torch.tensor(0.5),
         directions=torch.randn(4, 32, generator=rng),
     )
-    encoder = FilteredTextEncoder(tiny_encoder, {"r": item}, "encoder.layers.0")
     path = tmp_path_factory.mktemp("onnx") / "filter.onnx"
-    ids = tokenize(tokenizer, [f"{a} next to {b}" for a in ("cat", "dog", "owl") for b in ("car", "key", "bee")]).input_ids
+    ids = tokenize(
+        tokenizer, [f"{a} next to {b}" for a in ("cat", "dog", "owl") for b in ("car", "key", "bee")]
+    ).input_ids
+    probe = FilteredTextEncoder(tiny_encoder, {"r": item}, "encoder.layers.0")
+    probe(ids)
+    item = item._replace(threshold=probe.detection.scores.median() + 1e-3)  # flags a half of them
+    encoder = FilteredTextEncoder(tiny_encoder, {"r": item}, "encoder.layers.0")
     export_graph(encoder, ids[:2], path, opset=18)
     return encoder, path, ids
 

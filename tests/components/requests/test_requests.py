@@ -70,7 +70,7 @@ def test_request_add_refused_leaves_the_file_alone(tmp_path):
 
 def test_request_remove_unknown_is_one_sentence(tmp_path):
     """An unknown id names those that exist."""
-    with pytest.raises(UserError, match="request 'r-9' is not in .*; use one of: r-0"):
+    with pytest.raises(UserError, match=r"request 'r-9' is not in .*; use one of: r-0"):
         remove_request("r-9", write(tmp_path / "requests.yaml", CAT))
 
 

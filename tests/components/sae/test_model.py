@@ -35,7 +35,7 @@ def test_jumprelu_code_does_not_depend_on_the_batch():
 
 
 def test_jumprelu_equals_its_formula():
-    """encode is pre · 1[pre > threshold], decode its linear map."""
+    """Encode is pre · 1[pre > threshold], decode its linear map."""
     sae = small()
     sae.threshold.fill_(0.3)
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
