@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -171,6 +172,10 @@ def fit_unet(listed: list[Scene], images: np.ndarray, settings: OpenmojiParams) 
     tokenizer, encoder = open_text()
     torch.manual_seed(settings.seed)
     unet = build_unet()
+    packed = load_params().base.path / "unet"
+    if not checkpoint("unet").is_file() and packed.is_dir():  # go on from the weights that ship
+        unet = UNet2DConditionModel.from_pretrained(packed, dtype=torch.float32, local_files_only=True)
+        log.info("unet: going on from %s", packed)
     ema = copy.deepcopy(unet).requires_grad_(False)
     scaling = latent_scaling(latents)
 
