@@ -7,6 +7,7 @@ evaluation. A prompt carries the target when one of its names is in it, whatever
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import pandas as pd
 from components.common.errors import UserError
 from components.common.seeding import stream_seed
 from components.openmoji import world
-from components.openmoji.captions import Split, fill, mentions, templates
+from components.openmoji.captions import Split, fill, in_context, mentions, templates
 from components.requests import Request
 
 PROMPT_COLUMNS = ("request", "split", "role", "prompt", "concepts", "style", "carries", "pair")
@@ -57,7 +58,8 @@ def _split_names(names: tuple[str, ...], split: Split) -> list[str]:
 def build_prompts(requests: dict[str, Request], *, per_name: int, retain: int, mixed: int, seed: int) -> pd.DataFrame:
     """All prompts of all requests as one table with `PROMPT_COLUMNS` and `counterpart`.
 
-    Roles: target, alias, anchor, neighbour, mixed (the target beside something else), retain (anything else).
+    Roles: target, alias, context (the target in ordinary English), anchor, neighbour, mixed (the target beside
+    something else), retain (anything else).
     """
     rows: list[dict[str, object]] = []
     for request_id, request in requests.items():
@@ -72,7 +74,7 @@ def build_prompts(requests: dict[str, Request], *, per_name: int, retain: int, m
                         "prompt": prompt.text,
                         "concepts": "|".join(prompt.concepts),
                         "style": prompt.style,
-                        "carries": role in ("target", "alias", "mixed"),
+                        "carries": role in ("target", "alias", "context", "mixed"),
                         "pair": len(prompt.concepts) > 1,
                         "counterpart": prompt.counterpart,
                     }
@@ -92,6 +94,10 @@ def _prompts(
         shown = owner.get(name, targets[0])
         for _ in range(per_name):
             yield ("target" if name in targets else "alias"), make(shown, name, request.anchor, split, rng)
+    for index, name in enumerate(named):
+        twins = in_context(request.anchor, per_name, split=split, seed=index) if request.anchor else repeat("")
+        for text, twin in zip(in_context(name, per_name, split=split, seed=index), twins, strict=False):
+            yield "context", Prompt(text, (owner.get(name, targets[0]),), "", twin)
     for role, others in (("anchor", (request.anchor,) if request.anchor else ()), ("neighbour", request.neighbours)):
         for other in others:
             for _ in range(per_name):

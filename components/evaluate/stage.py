@@ -55,10 +55,9 @@ def evaluate() -> None:
     for scope, members in scopes.items():
         log.info("evaluate %s", scope)
         metrics[scope] = measure_scope(scope, members, requests, targets, retain, studio, judge, params, pages)
-    for request_id, request in requests.items():
-        if request_id in filters:
-            metrics[request_id]["filter"] |= measure_filter(request_id, request, studio, table)
-    metrics[JOINT]["filter"] |= measure_filter(JOINT, None, studio, table)
+    for scope, members in scopes.items():
+        if any(m in filters for m in members):
+            metrics[scope]["filter"] |= measure_filter(members, requests, studio, table)
     channels: dict[str, list[str]] = {i: list(r.channels) for i, r in requests.items()}
     channels[JOINT] = sorted({c for r in requests.values() for c in r.channels})
     verdict = judge_gates(metrics, settings.gates, channels)
@@ -184,45 +183,51 @@ def measure_drift(studio: Studio, members: list[str], retain: pd.DataFrame, para
     return {f"{b * width}-{(b + 1) * width}": mean_interval(v).record() for b, v in found.items() if v}
 
 
-def measure_filter(scope: str, request: Request | None, studio: Studio, table: pd.DataFrame) -> dict[str, Any]:
-    """AUROC, TPR and FPR on evaluation prompts and benign ones, and the largest change of an unflagged prompt."""
+def measure_filter(
+    members: list[str], requests: dict[str, Request], studio: Studio, table: pd.DataFrame
+) -> dict[str, Any]:
+    """AUROC, TPR and FPR of the members' filters together, and the largest change of a prompt that none of them flags.
+
+    A prompt's score is its best margin over a threshold, so that several requests can be ranked by one number. Prompts
+    that name a target are no negatives, whichever request they were drawn for.
+    """
     pipe = studio.pipe
-    names = [scope] if request is not None else list(studio.filters)
+    names = [m for m in members if m in studio.filters]
     encoder = FilteredTextEncoder(pipe.text_encoder, {n: studio.filters[n] for n in names}, studio.hookpoint)
-    rows = table[table["request"].isin(names)]
-    corpus = read_table(CORPUS).query("split == 'evaluate'")["prompt"].tolist()
-    spoken = request.names if request is not None else ()
-    benign = [p for p in corpus if not mentions(p, spoken)] if spoken else []
-    positives = rows.loc[rows["carries"], "prompt"].tolist()
-    negatives = rows.loc[~rows["carries"], "prompt"].tolist() if request is not None else []
-    scores, flags, moved = [], [], 0.0
-    prompts = positives + negatives + benign
-    unflagged = 0
-    for start in range(0, len(prompts), 256):
-        ids = tokenize(pipe.tokenizer, prompts[start : start + 256]).input_ids
-        with torch.no_grad():
-            edited, stock = encoder(ids)[0], pipe.text_encoder(ids)[0]
-        assert encoder.detection is not None  # set by the forward above
-        quiet = ~encoder.detection.flagged.any(1)
-        if bool(quiet.any()):
-            moved = max(moved, float((edited - stock)[quiet].abs().max()))
-            unflagged += int(quiet.sum())
-        scores.append(encoder.detection.scores)
-        flags.append(encoder.detection.flagged)
-    score, flag = torch.cat(scores).numpy(), torch.cat(flags).numpy()
-    count = len(positives)
-    out: dict[str, Any] = {"passthrough_max_abs": Metric(moved, unflagged, moved, moved).record()}
-    if request is None:  # every request's prompts must be flagged by its own filter
-        own = np.array([names.index(r) for r in rows.loc[rows["carries"], "request"]])
-        return out | {"tpr": proportion(flag[np.arange(count), own]).record()}
-    low, high = auroc_interval(score[:count, 0], score[count:, 0])
-    value = auroc(score[:count, 0], score[count:, 0])
-    return out | {
-        "auroc": Metric(value, len(prompts), low, high).record(),
-        "tpr": proportion(flag[:count, 0]).record(),
-        "fpr": proportion(flag[count + len(negatives) :, 0]).record(),
-        "fpr_neighbours": proportion(flag[count : count + len(negatives), 0]).record(),
+    spoken = tuple(name for n in names for name in requests[n].names)
+    rows = table[table["request"].isin(names)].drop_duplicates("prompt")
+    benign = [p for p in read_table(CORPUS).query("split == 'evaluate'")["prompt"] if not mentions(p, spoken)]
+    groups = {
+        "positive": rows.loc[rows["carries"], "prompt"].tolist(),
+        "near": [p for p in rows.loc[~rows["carries"], "prompt"] if not mentions(p, spoken)],
+        "benign": benign,
     }
+    margin: dict[str, np.ndarray] = {}
+    moved, unflagged = 0.0, 0
+    limits = torch.stack([studio.filters[n].threshold for n in names])
+    for group, prompts in groups.items():
+        found = []
+        for start in range(0, len(prompts), 256):
+            ids = tokenize(pipe.tokenizer, prompts[start : start + 256]).input_ids
+            with torch.no_grad():
+                edited, stock = encoder(ids)[0], pipe.text_encoder(ids)[0]
+            assert encoder.detection is not None  # set by the forward above
+            quiet = ~encoder.detection.flagged.any(1)
+            moved = max(moved, float((edited - stock)[quiet].abs().max()) if bool(quiet.any()) else 0.0)
+            unflagged += int(quiet.sum())
+            found.append((encoder.detection.scores - limits).amax(1))
+        margin[group] = torch.cat(found).numpy()
+    others = np.concatenate([margin["near"], margin["benign"]])
+    low, high = auroc_interval(margin["positive"], others)
+    total = len(margin["positive"]) + len(others)
+    found_metrics = {
+        "auroc": Metric(auroc(margin["positive"], others), total, low, high),
+        "tpr": proportion(margin["positive"] >= 0),
+        "fpr": proportion(margin["benign"] >= 0),
+        "fpr_neighbours": proportion(margin["near"] >= 0),
+        "passthrough_max_abs": Metric(moved, unflagged, moved, moved),
+    }
+    return {name: metric.record() for name, metric in found_metrics.items()}
 
 
 def auroc_interval(positives: np.ndarray, negatives: np.ndarray) -> tuple[float, float]:

@@ -64,7 +64,7 @@ def select_features(
     return indices, best[indices]
 
 
-def fit_score(activations: np.ndarray, labels: np.ndarray, *, strength: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def fit_score(activations: np.ndarray, labels: np.ndarray, *, strength: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
     """(weights (N, S), bias (N,)): for each name a balanced logistic regression of its tokens against all others.
 
     `activations` is (T, S); `labels` (T,) holds the index of the name whose token it is, or -1. `strength` is the

@@ -129,6 +129,16 @@ def nouns() -> tuple[str, ...]:
     return _words()["n"]
 
 
+def in_context(noun: str, count: int, *, split: Split, seed: int) -> Iterator[str]:
+    """`count` ordinary English phrases of `split` about `noun`: the grammar's other slots are drawn afresh."""
+    rng = np.random.default_rng([seed, SPLITS.index(split)])
+    words = _words()
+    forms = [form for form in _ENGLISH[split] if "{n}" in form]
+    for _ in range(count):
+        drawn = {k: v[rng.integers(len(v))] for k, v in words.items()}
+        yield str(rng.choice(forms)).format_map(drawn | {"n": noun})
+
+
 def english(count: int, *, split: Split, seed: int) -> Iterator[str]:
     """`count` ordinary English phrases from a grammar over wonderwords' lists; a noun may name one of our concepts."""
     rng = np.random.default_rng([seed, SPLITS.index(split)])

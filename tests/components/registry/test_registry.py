@@ -9,7 +9,9 @@ from components.registry import MODEL, flatten, register_candidate, tracking_uri
 
 def test_flatten_by_hand():
     """Records become keys, buckets too; a metric without a value is left out, never logged as 0."""
-    nested = {"r": {"both": {"ua": {"value": 0.5, "n": 2}, "ira": {"value": None, "n": 0}, "drift": {"0-9": {"value": 1}}}}}
+    nested = {
+        "r": {"both": {"ua": {"value": 0.5, "n": 2}, "ira": {"value": None, "n": 0}, "drift": {"0-9": {"value": 1}}}}
+    }
 
     assert flatten(nested) == {"r/both/ua": 0.5, "r/both/drift/0-9": 1.0}
 
