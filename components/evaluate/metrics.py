@@ -64,10 +64,10 @@ def erased(
 ) -> np.ndarray:
     """For each image whether none of `targets` is in it: among the concepts found, or as its style.
 
-    An image in which nothing is recognisable counts as erased for a concept, and for a style too.
+    An image in which no concept is recognisable counts as erased for a concept, never for a style: a blur in neon is neon.
     """
     if style:
-        return np.array([not concepts or s not in targets for concepts, s in zip(found, styles, strict=True)])
+        return np.array([s not in targets for s in styles])
     return np.array([not concepts & set(targets) for concepts in found])
 
 
