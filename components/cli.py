@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the verdict is fail, 2 bad input, 3 a missing or altered a
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,13 @@ def main() -> None:
     except ExpungeError as error:
         typer.echo(f"expunge: {error}", err=True)
         raise SystemExit(error.exit_code) from error
+
+
+def dvc(*arguments: str) -> int:
+    """Runs dvc with this interpreter's programs first on PATH, since stages call `python`; returns its exit status."""
+    programs = Path(sys.executable).parent
+    path = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"
+    return subprocess.run([programs / "dvc", *arguments], check=False, env=os.environ | {"PATH": path}).returncode
 
 
 @request.command("add")
@@ -119,8 +127,7 @@ def run(stage: str, dry_run: DryRun = False) -> None:  # noqa: FBT002 - a comman
     """Runs one stage of dvc.yaml and what it depends on, if anything has changed."""
     load_params()
     load_requests()
-    command = [str(Path(sys.executable).parent / "dvc"), "repro", *(["--dry"] if dry_run else []), stage]
-    raise SystemExit(4 if subprocess.run(command, check=False).returncode else 0)
+    raise SystemExit(4 if dvc("repro", *(["--dry"] if dry_run else []), stage) else 0)
 
 
 @app.command("retrain")
@@ -129,7 +136,7 @@ def retrain(dry_run: DryRun = False) -> None:  # noqa: FBT002 - a command-line f
     load_params()
     load_requests()
     if dry_run:
-        raise SystemExit(subprocess.run([str(Path(sys.executable).parent / "dvc"), "status"], check=False).returncode)
+        raise SystemExit(4 if dvc("status") else 0)
     raise SystemExit(subprocess.run([sys.executable, "-m", "flows.retrain"], check=False).returncode and 4)
 
 
