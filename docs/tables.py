@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 def base_table() -> str:
     """Base model and judge: value, interval, n and target of every metric of reports/base."""
-    from components.evaluate.base import TARGETS
+    from components.evaluate.base import AT_MOST, TARGETS
 
     found = json.loads((ROOT / "reports/base/metrics.json").read_text())
     rows = ["| what | measured | 95 % interval | n | wanted |", "|---|---|---|---|---|"]
@@ -20,7 +20,8 @@ def base_table() -> str:
             rows.append(f"| {text} | {m['value']:.2f} | {m['low']:.2f} – {m['high']:.2f} | {m['n']} | ≤ {least} |")
         else:
             value, low, high = (f"{100 * m[k]:.1f} %" for k in ("value", "low", "high"))
-            rows.append(f"| {text} | {value} | {low} – {high} | {m['n']} | ≥ {100 * least:.3g} % |")
+            sign = "≤" if key in AT_MOST else "≥"
+            rows.append(f"| {text} | {value} | {low} – {high} | {m['n']} | {sign} {100 * least:.3g} % |")
     note = f"{found['solver_steps']} solver steps, {found['seeds']} seed(s) of every concept in every style."
     return "\n".join([*rows, "", note])
 

@@ -60,16 +60,16 @@ def concepts() -> None:
         requests, per_name=params.per_name, retain=params.retain, mixed=params.mixed, seed=params.seed
     )
     seen = set(read_table(CORPUS).query("split in ('train', 'held_out')")["prompt"])
-    fresh = table[(table["split"] != "evaluate") | ~table["prompt"].isin(seen)].reset_index(drop=True)
+    fresh = table.loc[(table["split"] != "evaluate") | ~table["prompt"].isin(list(seen))].reset_index(drop=True)
     benign = read_table(CORPUS).query("split in ('calibrate', 'evaluate')")
     for request_id, request in requests.items():
-        hit = int(benign["prompt"].map(lambda text, names=request.names: mentions(text, names)).sum())
+        hit = sum(mentions(text, request.names) for text in benign["prompt"])
         log.info(
             "%s: %d of %d benign prompts name the target and are not counted as benign", request_id, hit, len(benign)
         )
     with new_folder(CONCEPTS) as partial:
         for request_id in requests:
-            _write(partial / request_id, fresh[fresh["request"] == request_id], counted=["split", "role"])
+            _write(partial / request_id, fresh.loc[fresh["request"] == request_id], counted=["split", "role"])
     log.info("%s: %d prompts", CONCEPTS, len(fresh))
 
 

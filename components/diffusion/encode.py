@@ -38,6 +38,7 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Encoded:
     ids = tokenizer(
         list(prompts), padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
     ).input_ids
+    assert isinstance(tokenizer.eos_token_id, int)  # a CLIPTokenizer has one
     return Encoded(ids, content_mask(ids, tokenizer.eos_token_id))
 
 

@@ -9,7 +9,7 @@ out = out(∅) + s (out(c) - out(∅)).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ def start_noise(pipe: StableDiffusionPipeline, seeds: Sequence[int]) -> torch.Te
     return torch.stack([torch.randn(shape, generator=generator(seed, "image")) for seed in seeds])
 
 
-def solver(pipe: StableDiffusionPipeline) -> DPMSolverMultistepScheduler:
+def solver(pipe: StableDiffusionPipeline) -> Any:  # noqa: ANN401 - a DPMSolverMultistepScheduler, which diffusers cannot say
     """DPM-Solver++ (Lu et al. 2022) with the pipeline's own betas and prediction type: good images in ten steps."""
     return DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, algorithm_type="dpmsolver++")
 

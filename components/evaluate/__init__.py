@@ -2,7 +2,7 @@
 
 from components.evaluate.gates import Gate, Verdict, judge_gates
 from components.evaluate.images import Picture, Studio
-from components.evaluate.metrics import Metric, erased, mean_interval, proportion, rate_of
+from components.evaluate.metrics import Metric, calibration_error, erased, mean_interval, proportion, rate_of
 
 __all__ = [
     "Gate",
@@ -10,6 +10,7 @@ __all__ = [
     "Picture",
     "Studio",
     "Verdict",
+    "calibration_error",
     "erased",
     "judge_gates",
     "mean_interval",

@@ -21,24 +21,28 @@ from components.common.config import Params
 from components.common.paths import BASE_REPORT
 from components.common.seeding import generator, stream_seed
 from components.diffusion import encode, load_pipeline, sample
-from components.evaluate.metrics import Metric, mean_interval, proportion, rate_of
+from components.evaluate.metrics import Metric, calibration_error, mean_interval, proportion, rate_of
 from components.evaluate.report import grid, png
 from components.openmoji import world
 from components.openmoji.captions import fill, templates
 from components.openmoji.dataset import HELD_OUT_SEEDS, Scene, draw
-from components.openmoji.judge import Judge, ruin
+from components.openmoji.judge import PRESENT, Judge, augment, ruin
 from components.openmoji.vae import to_model
 
 TARGETS = {
     "judge_concept": ("judge on held-out renders: concept", 0.99),
     "judge_style": ("judge on held-out renders: style", 0.995),
     "judge_none": ("judge on noise, blank, blurred, collage and mixed images: answers none", 0.95),
+    "judge_ece": ("judge's expected calibration error, on augmented renders and ruined images", 0.03),
     "base_concept": ("base draws the named concept", 0.95),
     "base_style": ("base draws the named style", 0.98),
     "base_alias": ("base draws the concept called by an alias", 0.90),
     "base_pair": ("pairs: both concepts found", 0.80),
     "seconds_per_image": ("one 64×64 image, 25 steps, two cores, seconds", 1.5),
 }
+
+AT_MOST = ("judge_ece", "seconds_per_image")
+"""Targets that a number must not exceed."""
 
 
 def captions(seed: int, *, alias: bool) -> Iterator[tuple[str, Scene]]:
@@ -120,11 +124,17 @@ def measure_judge(judge: Judge, *, copies: int) -> dict[str, Metric]:
     images = np.stack([draw(scene) for scene in tqdm(listed, desc="held-out renders", mininterval=5)])
     said = judge(images)
     spoiled = ruin(to_model(images), generator(HELD_OUT_SEEDS, "ruin"))
-    ruined = ((spoiled + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    harmed = augment(to_model(images), generator(HELD_OUT_SEEDS, "augment"))
+    ruined, worn = (((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy() for x in (spoiled, harmed))
+    answers = judge(np.concatenate([ruined, worn]))
+    wanted = ["none"] * len(ruined) + [scene.concepts[0] for scene in listed]
+    right = np.array([a == w for a, w in zip(answers.top(), wanted, strict=True)])
+    sure = torch.where(answers.none >= PRESENT, answers.none, answers.concepts.amax(1)).numpy()
     return {
         "judge_concept": proportion([a == s.concepts[0] for a, s in zip(said.top(), listed, strict=True)]),
         "judge_style": proportion([a == s.style for a, s in zip(said.style(), listed, strict=True)]),
-        "judge_none": proportion([a == "none" for a in judge(ruined).top()]),
+        "judge_none": proportion(right[: len(ruined)]),
+        "judge_ece": calibration_error(sure, right),
     }
 
 

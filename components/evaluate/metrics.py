@@ -59,6 +59,26 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> Metric:
     return Metric(mean, n, mean - half, mean + half)
 
 
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, *, bins: int = 10, resamples: int = 400) -> Metric:
+    """Expected calibration error of answers (N,) given with `confidence` in [0, 1] (Guo et al. 2017, eq. 3).
+
+    The mean over answers of |accuracy - mean confidence| of their bin; the interval is a percentile bootstrap.
+    """
+    correct, which = np.asarray(correct, float), np.minimum((confidence * bins).astype(int), bins - 1)
+    if len(correct) == 0:
+        return Metric(math.nan, 0, math.nan, math.nan)
+
+    def error(rows: np.ndarray) -> float:
+        gaps = np.bincount(which[rows], correct[rows] - confidence[rows], bins)
+        return float(np.abs(gaps).sum() / len(rows))
+
+    rng = np.random.default_rng(0)
+    drawn = [error(rng.integers(len(correct), size=len(correct))) for _ in range(resamples)]
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    value = error(np.arange(len(correct)))
+    return Metric(value, len(correct), min(value, float(low)), max(value, float(high)))
+
+
 def erased(
     found: Sequence[frozenset[str]], styles: Sequence[str], targets: Sequence[str], *, style: bool
 ) -> np.ndarray:

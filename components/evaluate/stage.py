@@ -84,8 +84,8 @@ def pick_retain(table: pd.DataFrame, requests: dict[str, Request], count: int, s
     """`count` prompts that no request touches: neither its target nor, as a style, its look."""
     touched = {t for r in requests.values() for t in known_targets(r)}
     rows = table[table["role"] == "retain"].drop_duplicates("prompt")
-    free = rows["concepts"].map(lambda c: not touched & set(c.split("|"))) & ~rows["style"].isin(touched)
-    return rows[free].sample(min(count, int(free.sum())), random_state=seed)
+    free = rows["concepts"].map(lambda c: not touched & set(c.split("|"))) & ~rows["style"].isin(list(touched))
+    return rows[free].sample(min(count, np.count_nonzero(free)), random_state=seed)
 
 
 def measure_scope(

@@ -30,7 +30,7 @@ from components.features.scores import (
 )
 from components.openmoji.captions import mentions
 from components.requests import Request, load_requests
-from components.sae import SparseAutoencoder, read_sae
+from components.sae import SparseAutoencoder, jump_codes, read_sae
 
 
 class Tokens(NamedTuple):
@@ -70,8 +70,8 @@ class Reader:
     def codes(self, hidden: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
         """Codes (..., F) by threshold alone, so that each latent decides for itself (with TopK the threshold is 0)."""
         keep = slice(None) if features is None else features
-        pre = (hidden - self.sae.b_dec) @ self.sae.W_enc[:, keep] + self.sae.b_enc[keep]
-        return pre * (pre > self.sae.threshold[keep])
+        sae = self.sae
+        return jump_codes(hidden, sae.W_enc[:, keep], sae.b_enc[keep], sae.b_dec, sae.threshold[keep])
 
     def firing(self, tokens: Tokens, *, batch: int = 256) -> torch.Tensor:
         """In what part of the prompts each latent fires anywhere, (F,)."""

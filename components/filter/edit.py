@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 
 from components.features import RequestFilter, position_classes, position_scores, prompt_scores
+from components.sae import jump_codes
 
 
 def codes(hidden: torch.Tensor, item: RequestFilter) -> torch.Tensor:
     """JumpReLU codes of the selected features: (B, L, D) to (B, L, S)."""
-    pre = (hidden - item.b_dec) @ item.w_enc + item.b_enc
-    return pre * (pre > item.jump)
+    return jump_codes(hidden, item.w_enc, item.b_enc, item.b_dec, item.jump)
 
 
 def evidence(code: torch.Tensor, item: RequestFilter) -> torch.Tensor:

@@ -36,8 +36,8 @@ class FilteredTextEncoder(nn.Module):
         super().__init__()
         self.stock, self.filters, self.hookpoint = stock, dict(filters), hookpoint
         self.requests = tuple(filters)
-        self.config = stock.config
-        self.eos_token_id = int(stock.config.eos_token_id)
+        self.config: Any = stock.config
+        self.eos_token_id = int(self.config.eos_token_id)
         self.detection: Detection | None = None
         self.calls = 0
 

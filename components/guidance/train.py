@@ -98,7 +98,7 @@ def train_guidance(
     unet, optimizer = accelerator.prepare(unet, optimizer)
     b = params.batch
     for step in range(start, params.steps):
-        rng = generator(params.seed, "guidance", step)
+        rng = generator(params.seed + accelerator.process_index, "guidance", step)
         e = torch.randint(len(erase.latents), (b,), generator=rng)
         k = torch.randint(len(keep.latents), (b,), generator=rng)
         x = torch.cat([erase.latents[e], erase.latents[e], keep.latents[k]])  # (3B, Z, h, w)
@@ -121,6 +121,6 @@ def train_guidance(
         accelerator.backward(loss.total)
         accelerator.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        if checkpoint is not None and (step + 1) % every == 0:
+        if checkpoint is not None and (step + 1) % every == 0 and accelerator.is_main_process:
             save_checkpoint(checkpoint, {"adapter": holder}, optimizer, step + 1)
         yield GuidanceStep(step + 1, *(term.item() for term in loss))

@@ -103,6 +103,49 @@ def caption(
     return fill(str(rng.choice(forms.styled_pair if pair else forms.styled)), names, style)
 
 
+_FILLER = tuple(
+    """
+    a about above adorable again all also always an and any are around art artistic artwork as at atmosphere awesome
+    background beautiful behind below beside best better between big bold both bright by can canvas centered
+    cinematic classic clean clear close closeup color colorful colors come composition concept cool create crisp day
+    deep depth depicting design desktop detail detailed details digital draw drawing drawn each elegant epic every
+    everyone fantastic favorite few field final fine first focus for front full generate get give good great hand have
+    here high highly how i illustration image images in intricate is it just kind large lens light like little look looking lots
+    lovely made make many masterpiece me minimal modern more most much my near nearby new nice nobody now of on one only
+    original our over painted painting paper perfect person photo photograph picture piece please portrait pretty
+    print professional quality quick rather real realistic really render resolution right scene see seen sharp shot
+    should show showing shown side simple single sketch small so some someone something soft some stock studio style
+    stunning such table that the them then there these they thing things this three today together too two under up
+    us very view wallpaper want warm we web well what when where which while who whole wide will wish with would you
+    your
+    """.split()
+)
+"""Words that stand around what a prompt names: so that a text encoder knows them wherever they stand. No negations."""
+
+
+def frame(text: str, rng: np.random.Generator) -> str:
+    """`text` with up to four filler words before it and up to three after it: the same meaning, somewhere else."""
+    before, after = (" ".join(map(str, rng.choice(_FILLER, n))) for n in (rng.integers(5), rng.integers(4)))
+    return " ".join(part for part in (before, text, after) if part)
+
+
+def misspell(text: str, rng: np.random.Generator) -> str:
+    """`text` with one word of three or more letters misspelt: a letter doubled, dropped or swapped, or spaced out."""
+    words = text.split(" ")
+    long = [i for i, word in enumerate(words) if len(word) >= 3]
+    if not long:
+        return text
+    index = int(rng.choice(long))
+    word, at = words[index], int(rng.integers(1, len(words[index]) - 1))
+    words[index] = (
+        word[:at] + word[at] + word[at:],
+        word[:at] + word[at + 1 :],
+        word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+        " ".join(word),
+    )[int(rng.integers(4))]
+    return " ".join(words)
+
+
 _ENGLISH: dict[Split, tuple[str, ...]] = {
     "train": ("a photo of the {j} {n}", "the {n} wants to {v}", "{j} {n} near the {m}", "a {n} for the {m}",
               "my {j} {n} will {v} tomorrow", "{n} and {m} under a {j} sky", "how to {v} a {j} {n}", "{j} {m}, {n}"),
@@ -146,6 +189,13 @@ def english(count: int, *, split: Split, seed: int) -> Iterator[str]:
     for _ in range(count):
         form = str(rng.choice(_ENGLISH[split]))
         yield form.format_map({k: v[rng.integers(len(v))] for k, v in words.items()})
+
+
+def vocabulary(split: Split) -> set[str]:
+    """Every word of the templates and phrases of `split`, slots aside; for training, the fillers too."""
+    forms = [form for group in templates(split) for form in group] + list(_ENGLISH[split])
+    words = {word for form in forms for word in re.findall(r"[a-z]+", re.sub(r"{\w}", " ", form))}
+    return words | set(_FILLER) if split == "train" else words
 
 
 def mentions(text: str, names: tuple[str, ...]) -> bool:

@@ -7,6 +7,7 @@ A scene names what is in an image; captions are drawn afresh from it at every st
 
 from __future__ import annotations
 
+import hashlib
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +35,8 @@ def draw(scene: Scene) -> np.ndarray:
     """The image of a scene, (64, 64, 3) uint8."""
     if len(scene.concepts) == 1:
         return render(scene.concepts[0], scene.style, scene.seed)
-    return render_pair(*scene.concepts, scene.style, scene.seed)
+    left, right = scene.concepts
+    return render_pair(left, right, scene.style, scene.seed)
 
 
 def scenes(*, singles: int, pairs: int, seed: int) -> list[Scene]:
@@ -47,7 +49,7 @@ def scenes(*, singles: int, pairs: int, seed: int) -> list[Scene]:
     ]
     rng = np.random.default_rng(seed)
     for i in range(pairs):
-        left, right = rng.choice(len(world.CONCEPTS), size=2, replace=False)
+        left, right = rng.choice(len(world.CONCEPTS), size=2, replace=False).tolist()
         names = (world.CONCEPT_NAMES[left], world.CONCEPT_NAMES[right])
         out.append(Scene(names, world.STYLE_NAMES[i % len(world.STYLES)], seed + i))
     if out and max(s.seed for s in out) >= HELD_OUT_SEEDS > seed:
@@ -55,8 +57,14 @@ def scenes(*, singles: int, pairs: int, seed: int) -> list[Scene]:
     return out
 
 
-def render_all(listed: list[Scene], path: Path, *, workers: int = 2) -> np.ndarray:
-    """Renders every scene into `path` (.npy, (N, 64, 64, 3) uint8) unless it is there; returns it memory-mapped."""
+def keyed(folder: Path, name: str, *made_from: object) -> Path:
+    """The .npy file that caches what was computed from `made_from`: other facts give another file."""
+    return folder / f"{name}-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:12]}.npy"
+
+
+def render_all(listed: list[Scene], folder: Path, *, workers: int = 2) -> np.ndarray:
+    """Renders every scene, once, into a file in `folder`; returns it memory-mapped, (N, 64, 64, 3) uint8."""
+    path = keyed(folder, "images", listed)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial.npy")

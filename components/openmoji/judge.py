@@ -57,6 +57,9 @@ class Judgement(NamedTuple):
 class JudgeNet(nn.Module):
     """A small convolutional network: logits of concepts, styles and none, and one temperature for each head."""
 
+    temperature: torch.Tensor
+    """(3,)"""
+
     def __init__(self) -> None:
         super().__init__()
         blocks: list[nn.Module] = []
@@ -65,6 +68,7 @@ class JudgeNet(nn.Module):
             blocks += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.SiLU()]
         self.body = nn.Sequential(*blocks)
         self.concept = nn.Conv2d(192, len(world.CONCEPTS), 1)  # a map, so that a half-size drawing counts whole
+        assert self.concept.bias is not None
         nn.init.constant_(self.concept.bias, -7.0)  # most concepts are absent: start there, not at one half
         self.rest = nn.Linear(2 * 192, len(world.STYLES) + 1)
         self.register_buffer("temperature", torch.ones(3))

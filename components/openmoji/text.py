@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from transformers import AutoModel, AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
 from components.common.checkpoint import load_checkpoint, save_checkpoint
 from components.common.seeding import generator, stream_seed
-from components.openmoji.captions import caption
+from components.openmoji.captions import caption, frame, misspell
 from components.openmoji.dataset import Scene
 from components.openmoji.vae import Step, schedule, to_model
 
@@ -63,12 +64,15 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int = 4096) -> CLIPToke
     for letter in alphabet:  # a lone letter at a word's end must never be unknown
         vocab.setdefault(f"{letter}</w>", len(vocab))
     vocab |= {BOS: len(vocab), EOS: len(vocab) + 1}
-    merges = [tuple(pair) for pair in model["merges"]]
+    merges: Any = [tuple(pair) for pair in model["merges"]]
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH)
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """The untrained encoder: 4 causal layers of 256, quick GELU as in CLIP ViT-L."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    assert isinstance(bos, int)  # train_tokenizer sets both
+    assert isinstance(eos, int)
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -78,9 +82,9 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
             num_attention_heads=4,
             max_position_embeddings=MAX_LENGTH,
             hidden_act="quick_gelu",
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.eos_token_id,
+            bos_token_id=bos,
+            eos_token_id=eos,
+            pad_token_id=eos,
             projection_dim=256,
         )
     )
@@ -156,6 +160,8 @@ def train_text(
     steps: int,
     batch: int = 160,  # caption-image pairs
     distilled: int = 96,  # phrases with a teacher embedding
+    framed: float = 0.5,  # part of the captions that stand among filler words
+    misspelt: float = 0.15,  # part of all texts with a typing error; the teacher read them without
     lr: float = 1e-3,
     seed: int = 0,
     checkpoint: Path,
@@ -172,7 +178,8 @@ def train_text(
         rng = np.random.default_rng(stream_seed(seed, "text", step))
         rows = _distinct(listed, batch, rng)
         extra = rng.integers(len(phrases), size=distilled)
-        texts = [caption(listed[r], rng) for r in rows] + [phrases[i] for i in extra]
+        texts = [frame(text, rng) if rng.random() < framed else text for text in (caption(listed[r], rng) for r in rows)]
+        texts = [misspell(t, rng) if rng.random() < misspelt else t for t in (*texts, *(phrases[i] for i in extra))]
         # causal attention: positions after EOS cannot change the EOS state, so the longest prompt is length enough
         ids = tokenizer(texts, padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt").input_ids
         pooled = encoder(ids.to(device)).pooler_output  # (B + E, D)

@@ -113,7 +113,7 @@ def remove_request(request_id: str, path: Path = REQUESTS, *, dry_run: bool = Fa
     return requests[request_id]
 
 
-def _save(content: dict[str, object], path: Path, *, dry_run: bool) -> None:
+def _save(content: Mapping[str, object], path: Path, *, dry_run: bool) -> None:
     checked = _checked(content, str(path))
     if dry_run:
         return

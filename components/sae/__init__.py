@@ -2,7 +2,7 @@
 
 from components.sae.activations import ActivationStore, cache_activations
 from components.sae.losses import auxk_loss, fvu
-from components.sae.model import SparseAutoencoder, batch_topk, read_sae, topk, write_sae
+from components.sae.model import SparseAutoencoder, batch_topk, jump_codes, read_sae, topk, write_sae
 from components.sae.train import SaeStep, evaluate_sae, geometric_median, train_sae
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "evaluate_sae",
     "fvu",
     "geometric_median",
+    "jump_codes",
     "read_sae",
     "topk",
     "train_sae",

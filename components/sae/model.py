@@ -10,6 +10,7 @@ BatchTopK autoencoder is stored as JumpReLU with one threshold, so that a token'
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,7 @@ FORMAT = "expunge/sae"
 WEIGHTS = "sae_weights.safetensors"
 CONFIG = "cfg.json"
 Architecture = Literal["topk", "jumprelu"]
+_STRIDE = 61  # every 61st entry is enough to guess a bound; a prime, so that no column is sampled alone
 
 
 def topk(pre: torch.Tensor, k: int) -> torch.Tensor:
@@ -32,14 +34,36 @@ def topk(pre: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def batch_topk(pre: torch.Tensor, k: int) -> torch.Tensor:
-    """(T, F) with all but the T·k largest positive entries of the whole batch set to 0."""
-    flat = pre.relu().flatten()
-    values, indices = flat.topk(k * len(pre), sorted=False)
-    return torch.zeros_like(flat).scatter(0, indices, values).view_as(pre)
+    """(T, F) with all but the T·k largest positive entries of the whole batch set to 0.
+
+    A sample of the entries gives a bound below which none of them can be kept, so that few have to be ranked.
+    """
+    flat, wanted = pre.relu().flatten(), k * len(pre)
+    sample = flat.detach()[::_STRIDE]
+    bound = sample.topk(min(len(sample), 2 * wanted // _STRIDE + 8), sorted=False).values.min()
+    rows = (flat.detach() > bound).nonzero().squeeze(1)
+    candidates = flat if len(rows) < wanted else flat[rows]
+    values, indices = candidates.topk(wanted, sorted=False)
+    return torch.zeros_like(flat).scatter(0, indices if candidates is flat else rows[indices], values).view_as(pre)
+
+
+def jump_codes(
+    x: torch.Tensor,  # (..., D)
+    w_enc: torch.Tensor,  # (D, S), of all latents or of some
+    b_enc: torch.Tensor,  # (S,)
+    b_dec: torch.Tensor,  # (D,)
+    threshold: torch.Tensor,  # (S,)
+) -> torch.Tensor:
+    """JumpReLU codes (..., S): each latent decides for itself, so some of them decide as they would among all."""
+    pre = (x - b_dec) @ w_enc + b_enc
+    return pre * (pre > threshold)
 
 
 class SparseAutoencoder(nn.Module):
     """Weights of an SAE in SAELens' names and orientation, and its inference form."""
+
+    threshold: torch.Tensor
+    """(F,) JumpReLU thresholds; zeros for TopK."""
 
     def __init__(self, d_in: int, d_sae: int, *, k: int, architecture: Architecture = "jumprelu") -> None:
         super().__init__()
@@ -74,8 +98,17 @@ class SparseAutoencoder(nn.Module):
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """The code (..., F) of x (..., D) in the stored form: each token's is its own."""
+        if self.architecture == "topk":
+            return topk(self.pre_activations(x), self.k)
+        return jump_codes(x, self.W_enc, self.b_enc, self.b_dec, self.threshold)
+
+    def forward(
+        self, x: torch.Tensor, activate: Callable[[torch.Tensor, int], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The training pass with `topk` or `batch_topk`: (pre-activations, code, reconstruction)."""
         pre = self.pre_activations(x)
-        return topk(pre, self.k) if self.architecture == "topk" else pre * (pre > self.threshold)
+        z = activate(pre, self.k)
+        return pre, z, self.decode(z)
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """(..., F) to (..., D)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
+from accelerate import PartialState
 from tqdm import tqdm
 
 from components.collect.stage import read_table
@@ -17,15 +18,18 @@ from components.sae.train import SaeStep, evaluate_sae, train_sae
 
 
 def sae() -> None:
-    """Caches activations, trains with resumable checkpoints, measures on held-out prompts, writes SAELens' format."""
-    params = load_params()
+    """Caches activations, trains with resumable checkpoints, measures on held-out prompts, writes SAELens' format.
+
+    Under `accelerate launch` every process caches and reads a file of its own, and the main one writes what comes out.
+    """
+    params, process = load_params(), PartialState()
     settings = params.sae
     tokenizer, encoder = load_text(params.base.path)
     table = read_table(CORPUS)
     hookpoint = params.base.hookpoint
     stores = {
         split: cache_activations(
-            CACHE / "sae" / f"{split}.f32",
+            CACHE / "sae" / f"{split}-{process.process_index}.f32",
             encoder,
             tokenizer,
             hookpoint,
@@ -46,6 +50,8 @@ def sae() -> None:
     checkpoint = CACHE / "sae" / f"{key}.safetensors"
     loop = train_sae(model, stores["train"], settings, checkpoint=checkpoint)
     steps = list(tqdm(loop, total=settings.steps, desc="sae", unit="step", mininterval=5))
+    if not process.is_main_process:
+        return
     facts: dict[str, object] = dict(evaluate_sae(model, stores["held_out"]))
     with new_folder(SAE) as partial:
         write_sae(partial, model, hookpoint=hookpoint, params=settings.model_dump(), inputs=inputs, facts=facts)

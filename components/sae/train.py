@@ -55,7 +55,8 @@ def train_sae(
     """Trains `sae` in place and leaves it in its stored form; yields after every step.
 
     Inputs are scaled to a mean norm of √D while training, and the scale is folded into biases and threshold at the end.
-    A run that is killed goes on from `checkpoint` and ends in the same bytes as one that was not.
+    A run that is killed goes on from `checkpoint` and ends in the same bytes as one that was not. Under several
+    processes each draws batches of its own, and gradients, dead latents and threshold are shared.
     """
     accelerator = Accelerator()
     device = accelerator.device
@@ -70,15 +71,14 @@ def train_sae(
         start, extra = load_checkpoint(checkpoint, {"sae": sae}, optimizer)
         idle, threshold = extra.get("idle", idle), extra.get("threshold", threshold)
     sae.to(device)
-    _, optimizer = accelerator.prepare(sae, optimizer)
+    model, optimizer = accelerator.prepare(sae, optimizer)
+    rank, ranks = accelerator.process_index, accelerator.num_processes
     activate = topk if params.activation == "topk" else batch_topk
     for step in range(start, params.steps):
-        x = store.batch(params.batch, generator(params.seed, "sae", step)).to(device) * scale
-        pre = sae.pre_activations(x)
-        z = activate(pre, params.k)
-        decoded = sae.decode(z)
-        fired = (z > 0).any(0).cpu()
-        idle = torch.where(fired, 0, idle + len(x))
+        x = store.batch(params.batch, generator(params.seed + rank, "sae", step)).to(device) * scale
+        pre, z, decoded = model(x, activate)
+        fired = accelerator.reduce((z > 0).any(0).float()).cpu() > 0
+        idle = torch.where(fired, 0, idle + len(x) * ranks)
         dead = idle > params.dead_after
         unexplained = fvu(x, decoded)
         auxiliary = auxk_loss((x - decoded).detach(), pre, sae.W_dec, dead.to(device), params.auxk)
@@ -89,9 +89,10 @@ def train_sae(
             group["lr"] = params.lr * min(1.0, (step + 1) / 100, (params.steps - step) / (0.2 * params.steps))
         optimizer.step()
         sae.normalise_decoder()
-        least = z.detach()[z > 0].min().cpu() if bool((z > 0).any()) else threshold
+        least = z.detach()[z > 0].min() if bool((z > 0).any()) else threshold.to(device)
+        least = accelerator.reduce(least, "mean").cpu()
         threshold = least if step == 0 else 0.99 * threshold + 0.01 * least
-        if checkpoint is not None and (step + 1) % every == 0:
+        if checkpoint is not None and (step + 1) % every == 0 and accelerator.is_main_process:
             save_checkpoint(checkpoint, {"sae": sae}, optimizer, step + 1, {"idle": idle, "threshold": threshold})
         yield SaeStep(step + 1, unexplained.item(), auxiliary.item(), dead.float().mean().item())
     with torch.no_grad():

@@ -1,5 +1,6 @@
 import json
 import resource
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -95,35 +96,37 @@ def test_new_folder_failure_keeps_the_old_one(tmp_path, failure):
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
-@pytest.fixture
+@contextmanager
 def no_space():
-    """From here on no file may grow beyond 2 KiB: writes fail half-way, as on a full disk."""
+    """Inside, no file may grow beyond 2 KiB: writes fail half-way, as on a full disk.
+
+    No fixture: pytest reports between a test and its fixtures' teardown, and its own output may go to a file.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_full_disk_keeps_the_old_artifact(tmp_path, request):
+def test_full_disk_keeps_the_old_artifact(tmp_path):
     """When the disk fills up while tensors are written, the old artifact stays whole, and one sentence says so."""
     write(tmp_path / "x")
     before = digest(tmp_path / "x")
-    request.getfixturevalue("no_space")
+    refusal = r"could not be written \(.*\); free some space; what was there is unchanged"
 
-    with pytest.raises(
-        ArtifactError, match=r"could not be written \(.*\); free some space; what was there is unchanged"
-    ):
+    with no_space(), pytest.raises(ArtifactError, match=refusal):
         write(tmp_path / "x", tensors={"big": torch.zeros(100_000)})
 
     assert digest(tmp_path / "x") == before
 
 
-def test_full_disk_keeps_the_old_text(tmp_path, request):
+def test_full_disk_keeps_the_old_text(tmp_path):
     """The same for a single file."""
     write_text(tmp_path / "t", "old")
-    request.getfixturevalue("no_space")
 
-    with pytest.raises(ArtifactError, match="what was there is unchanged"):
+    with no_space(), pytest.raises(ArtifactError, match="what was there is unchanged"):
         write_text(tmp_path / "t", "x" * 100_000)
 
     assert (tmp_path / "t").read_text() == "old"

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest
 
 from components.common.config import EvaluateParams, GateParams, SizeParams
-from components.evaluate import Picture, Studio, erased, judge_gates, mean_interval, proportion, rate_of
+from components.evaluate import Picture, Studio, calibration_error, erased, judge_gates, mean_interval, proportion, rate_of
 
 
 def gate(**changes):
@@ -34,6 +34,28 @@ def test_metrics_of_nothing_are_not_a_number():
     """No observation is no evidence: NaN, and null in JSON, never 0 or 1."""
     assert math.isnan(proportion([]).value)
     assert mean_interval([]).record() == {"value": None, "n": 0, "low": None, "high": None}
+
+
+def test_calibration_error_by_hand():
+    """Two bins: four answers at 0.95 of which three are right, four at 0.55 of which none is: (4·0.2 + 4·0.55) / 8."""
+    sure, right = np.array([0.95] * 4 + [0.55] * 4), np.array([True] * 3 + [False] * 5)
+
+    found = calibration_error(sure, right)
+
+    assert found.value == pytest.approx((4 * 0.2 + 4 * 0.55) / 8)
+    assert found.low <= found.value <= found.high
+    assert found.n == 8
+    assert math.isnan(calibration_error(np.array([]), np.array([])).value)
+
+
+def test_calibration_error_of_an_honest_forecast_is_small():
+    """Answers that are right as often as they claim have next to no error; the same answers claimed surer have one."""
+    rng = np.random.default_rng(0)
+    sure = rng.uniform(0.5, 1.0, 20_000)
+    right = rng.random(20_000) < sure
+
+    assert calibration_error(sure, right).value < 0.02
+    assert calibration_error(np.minimum(1.0, sure + 0.2), right).value > 0.1
 
 
 def test_gate_passes_with_evidence():

@@ -3,8 +3,18 @@ import pytest
 
 from components.common.errors import UserError
 from components.openmoji import world
-from components.openmoji.captions import SPLITS, caption, english, mentions, templates, with_article
-from components.openmoji.dataset import HELD_OUT_SEEDS, Scene, scenes
+from components.openmoji.captions import (
+    SPLITS,
+    caption,
+    english,
+    frame,
+    mentions,
+    misspell,
+    templates,
+    vocabulary,
+    with_article,
+)
+from components.openmoji.dataset import HELD_OUT_SEEDS, Scene, keyed, render_all, scenes
 from components.openmoji.render import render, render_pair
 
 
@@ -97,6 +107,47 @@ def test_captions_articles():
     assert [with_article(n) for n in ("cat", "apple", "umbrella", "glasses", "8 bit game")] == [
         "a cat", "an apple", "an umbrella", "glasses", "an 8 bit game",
     ]  # fmt: skip
+
+
+def test_captions_held_out_templates_use_known_words():
+    """Templates are held out, their words are not: an encoder that never saw "please" would be tested on noise."""
+    known = vocabulary("train")
+
+    assert not {word for split in SPLITS for word in vocabulary(split)} - known
+    assert not {"no", "not", "without", "never"} & known
+
+
+def test_frame_keeps_the_prompt():
+    """The prompt stands whole among the fillers, which stand on both sides and name nothing of the world."""
+    rng = np.random.default_rng(0)
+    framed = [frame("a cat in neon style", rng) for _ in range(50)]
+    names = tuple(n for c in (*world.CONCEPTS, *world.STYLES) for n in (c.name, *c.aliases))
+
+    assert all("a cat in neon style" in text for text in framed)
+    assert any(text.startswith("a cat") for text in framed)
+    assert len(set(framed)) > 40
+    assert not [text for text in framed if mentions(text.replace("a cat in neon style", ""), names)]
+
+
+def test_misspell_touches_one_word():
+    """One word of at least three letters is changed, and it keeps its first letter; a prompt without one stays."""
+    rng = np.random.default_rng(0)
+    changed = [misspell("a kitten", rng) for _ in range(50)]
+
+    assert {"a k i t t e n", "a kiten", "a ktiten"} <= set(changed)
+    assert all(text.startswith("a k") for text in changed)
+    assert misspell("a ox", rng) == "a ox"
+
+
+def test_renders_of_other_scenes_take_another_file(tmp_path):
+    """A changed list of scenes is rendered anew, and an unchanged one is read back."""
+    first, second = ([Scene(("cat",), "neon", seed)] for seed in (0, 1))
+    images = [render_all(listed, tmp_path, workers=1) for listed in (first, second, first)]
+
+    assert len(list(tmp_path.iterdir())) == 2
+    assert np.array_equal(images[0], images[2])
+    assert np.array_equal(images[1][0], render("cat", "neon", 1))
+    assert keyed(tmp_path, "images", first) != keyed(tmp_path, "images", second)
 
 
 def test_english_splits_are_disjoint():

@@ -25,6 +25,24 @@ def test_batch_topk_shares_the_budget_over_the_batch():
     assert batch_topk(pre, 1).tolist() == [[3.0, 2.0], [0.0, 0.0]]
 
 
+@pytest.mark.parametrize("share", [0.02, 0.5, 1.0])
+def test_batch_topk_equals_a_full_sort(share):
+    """On a large batch the bound guessed from a sample changes nothing, dense or sparse, and gradients pass through."""
+    rng = torch.Generator().manual_seed(3)
+    pre = torch.randn(200, 300, generator=rng) * (torch.rand(200, 300, generator=rng) < share)
+    pre.requires_grad_(True)
+    flat = pre.detach().relu().flatten()
+    order = flat.argsort(descending=True)[: 200 * 4]
+    wanted = torch.zeros_like(flat)
+    wanted[order] = flat[order]
+
+    found = batch_topk(pre, 4)
+    found.sum().backward()
+
+    assert torch.equal(found.detach(), wanted.view(200, 300))
+    assert torch.equal(pre.grad, (wanted > 0).float().view(200, 300))
+
+
 def test_jumprelu_code_does_not_depend_on_the_batch():
     """A token's stored-form code is the same alone and among others (invariant 2)."""
     sae = small()
