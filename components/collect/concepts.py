@@ -16,7 +16,7 @@ import pandas as pd
 from components.common.errors import UserError
 from components.common.seeding import stream_seed
 from components.openmoji import world
-from components.openmoji.captions import Split, fill, in_context, mentions, templates
+from components.openmoji.captions import Split, fill, half_framed, in_context, mentions, templates
 from components.requests import Request
 
 PROMPT_COLUMNS = ("request", "split", "role", "prompt", "concepts", "style", "carries", "pair")
@@ -31,6 +31,12 @@ class Prompt(NamedTuple):
     style: str
     counterpart: str = ""
     """The same prompt about the anchor, where there is one."""
+
+
+def _half_framed(prompt: Prompt, seed: int) -> Prompt:
+    """Every other prompt among fillers, its counterpart among the same ones."""
+    text, twin = (half_framed(t, np.random.default_rng(seed)) if t else "" for t in (prompt.text, prompt.counterpart))
+    return prompt._replace(text=text, counterpart=twin)
 
 
 def known_targets(request: Request) -> tuple[str, ...]:
@@ -66,6 +72,8 @@ def build_prompts(requests: dict[str, Request], *, per_name: int, retain: int, m
         for split in MEASURED:
             rng = np.random.default_rng(stream_seed(seed, request_id, split))
             for role, prompt in _prompts(request, split, rng, per_name=per_name, retain=retain, mixed=mixed):
+                if split != "evaluate":
+                    prompt = _half_framed(prompt, int(rng.integers(2**32)))
                 rows.append(
                     {
                         "request": request_id,

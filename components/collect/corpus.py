@@ -10,7 +10,7 @@ import pandas as pd
 
 from components.common.errors import UserError
 from components.openmoji import world
-from components.openmoji.captions import caption, english
+from components.openmoji.captions import caption, english, half_framed
 from components.openmoji.dataset import scenes
 
 _READERS = {
@@ -64,8 +64,9 @@ def build_corpus(
 
     split is train or held_out for the SAE, calibrate or evaluate for benign prompts; no prompt is in two.
     """
-    rows = [(p, "sae", "captions") for p in world_captions(captions, seed=seed)]
-    rows += [(p, "sae", "english") for p in english(english_phrases, split="train", seed=seed)]
+    rng = np.random.default_rng(seed)
+    rows = [(half_framed(p, rng), "sae", "captions") for p in world_captions(captions, seed=seed)]
+    rows += [(half_framed(p, rng), "sae", "english") for p in english(english_phrases, split="train", seed=seed)]
     rows += [(p, "sae", "sources") for p in extra]
     for split in ("calibrate", "evaluate"):
         rows += [(p, split, "english") for p in english(benign, split=split, seed=seed)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import pandas as pd
 
@@ -35,6 +36,11 @@ def read_concepts(request_ids: Iterable[str]) -> pd.DataFrame:
     return pd.concat([read_table(CONCEPTS / i) for i in request_ids], ignore_index=True)
 
 
+def where(table: pd.DataFrame, keep: Any) -> pd.DataFrame:  # noqa: ANN401 - pandas types no comparison
+    """The rows of `table` that `keep` (N,) bool marks; the index stays as it is."""
+    return cast("pd.DataFrame", table[keep])
+
+
 def corpus() -> None:
     """Draws, deduplicates and splits the prompts that no request changes."""
     params = load_params().corpus
@@ -60,7 +66,7 @@ def concepts() -> None:
         requests, per_name=params.per_name, retain=params.retain, mixed=params.mixed, seed=params.seed
     )
     seen = set(read_table(CORPUS).query("split in ('train', 'held_out')")["prompt"])
-    fresh = table.loc[(table["split"] != "evaluate") | ~table["prompt"].isin(list(seen))].reset_index(drop=True)
+    fresh = where(table, (table["split"] != "evaluate") | ~table["prompt"].isin(list(seen))).reset_index(drop=True)
     benign = read_table(CORPUS).query("split in ('calibrate', 'evaluate')")
     for request_id, request in requests.items():
         hit = sum(mentions(text, request.names) for text in benign["prompt"])
@@ -69,7 +75,7 @@ def concepts() -> None:
         )
     with new_folder(CONCEPTS) as partial:
         for request_id in requests:
-            _write(partial / request_id, fresh.loc[fresh["request"] == request_id], counted=["split", "role"])
+            _write(partial / request_id, where(fresh, fresh["request"] == request_id), counted=["split", "role"])
     log.info("%s: %d prompts", CONCEPTS, len(fresh))
 
 

@@ -116,9 +116,11 @@ class FeaturesParams(Section):
     """Selection of a request's features and calibration of its threshold."""
 
     max_features: int = Field(gt=0)
-    """Features kept for each request at most."""
+    """Features of the target kept for each request at most."""
+    context_features: int = Field(ge=0)
+    """Further features that tell the target from what is mistaken for it; evidence only."""
     min_contrast: float = Field(gt=0, lt=1)
-    """Least difference in firing frequency between target and retain prompts."""
+    """Least difference in firing frequency between tokens of the target and of what is kept."""
     fpr: float = Field(gt=0, lt=1)
     """False-positive budget on calibration prompts that do not carry the target."""
 

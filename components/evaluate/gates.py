@@ -63,8 +63,8 @@ def _judge(scope: str, variants: Mapping[str, Mapping[str, Any]], gate: GatePara
     records = _buckets(found)
     baseline = 0.0
     if gate.relative_to_base:
-        reference = variants.get("base", {}).get(gate.metric) or {}
-        baseline = reference.get("value") if reference.get("value") is not None else math.nan
+        reference = (variants.get("base", {}).get(gate.metric) or {}).get("value")
+        baseline = math.nan if reference is None else float(reference)
     worst: Gate | None = None
     for record in records or [{}]:
         one = _judge_record(scope, record, gate, baseline)

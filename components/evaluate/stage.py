@@ -13,7 +13,7 @@ import torch
 from skimage.metrics import structural_similarity
 
 from components.collect.concepts import known_targets
-from components.collect.stage import read_concepts, read_table
+from components.collect.stage import read_concepts, read_table, where
 from components.common.artifacts import SIDECAR, canonical, digest, new_folder
 from components.common.config import Params, load_params
 from components.common.paths import CORPUS, EVALUATE, FILTER, GUIDANCE
@@ -76,16 +76,16 @@ def evaluate() -> None:
 
 def pick_targets(table: pd.DataFrame, request_id: str, count: int, seed: int) -> pd.DataFrame:
     """`count` single prompts that carry the target, drawn over all its names."""
-    rows = table[(table["request"] == request_id) & table["role"].isin(("target", "alias"))]
+    rows = where(table, (table["request"] == request_id) & table["role"].isin(("target", "alias")))
     return rows.sample(min(count, len(rows)), random_state=stream_seed(seed, request_id) % 2**32)
 
 
 def pick_retain(table: pd.DataFrame, requests: dict[str, Request], count: int, seed: int) -> pd.DataFrame:
     """`count` prompts that no request touches: neither its target nor, as a style, its look."""
     touched = {t for r in requests.values() for t in known_targets(r)}
-    rows = table[table["role"] == "retain"].drop_duplicates("prompt")
+    rows = where(table, table["role"] == "retain").drop_duplicates("prompt")
     free = rows["concepts"].map(lambda c: not touched & set(c.split("|"))) & ~rows["style"].isin(list(touched))
-    return rows[free].sample(min(count, np.count_nonzero(free)), random_state=seed)
+    return where(rows, free).sample(min(count, int(np.count_nonzero(free))), random_state=seed)
 
 
 def measure_scope(
@@ -130,7 +130,9 @@ def measure_scope(
         concepts = rate_of(said.present(), [frozenset(c.split("|")) for c in retain["concepts"]])
         styles = np.array([s == w for s, w in zip(said.style(), retain["style"], strict=True)])
         is_style = all(requests[m].kind == "style" for m in members)
-        ssim = [structural_similarity(a, b, channel_axis=2) for a, b in zip(base_kept, kept_images, strict=True)]
+        ssim = np.array(
+            [structural_similarity(a, b, channel_axis=2) for a, b in zip(base_kept, kept_images, strict=True)]
+        )
         found = {
             "ua": proportion(gone),
             "ira": proportion(styles if is_style else concepts),
@@ -195,7 +197,7 @@ def measure_filter(
     names = [m for m in members if m in studio.filters]
     encoder = FilteredTextEncoder(pipe.text_encoder, {n: studio.filters[n] for n in names}, studio.hookpoint)
     spoken = tuple(name for n in names for name in requests[n].names)
-    rows = table[table["request"].isin(names)].drop_duplicates("prompt")
+    rows = where(table, table["request"].isin(names)).drop_duplicates("prompt")
     benign = [p for p in read_table(CORPUS).query("split == 'evaluate'")["prompt"] if not mentions(p, spoken)]
     groups = {
         "positive": rows.loc[rows["carries"], "prompt"].tolist(),

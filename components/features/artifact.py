@@ -23,6 +23,8 @@ class RequestFilter(NamedTuple):
 
     features: torch.Tensor
     """(S,) int64: indices into the SAE's latents."""
+    own: torch.Tensor
+    """(S,) 1 for a feature of the target, 0 for one that is evidence only; those are never edited."""
     w_enc: torch.Tensor
     """(D, S)"""
     b_enc: torch.Tensor

@@ -2,7 +2,7 @@
 
     P prompts, L token positions, T tokens, F = d_sae, S selected features, N names of the target, G groups to retain
 
-    contrast_f(n) = P(f fires at a token of name n) - max over groups of P(f fires anywhere in a prompt of the group)
+    contrast_f(n) = P(f fires at a token of name n) - max over groups of P(f fires at a token of the group)
     score(prompt) = max over scored positions j and names n of  w_n · z_j[S] + b_n      (logistic regression, one a name)
 
 The score is taken position by position: features that fire at different words of a prompt do not add up to a concept.
@@ -39,7 +39,7 @@ def prompt_scores(scores: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
 
 def select_features(
     names: torch.Tensor,  # (N, F): how often each latent fires at a token of each name
-    kept: torch.Tensor,  # (G, F): in what part of each group's prompts it fires anywhere
+    kept: torch.Tensor,  # (G, F): how often it fires at a token of each group
     *,
     max_features: int,
     min_contrast: float,
@@ -64,6 +64,21 @@ def select_features(
     return indices, best[indices]
 
 
+def context_features(
+    names: torch.Tensor,  # (N, F): how often each latent fires at a token of each name
+    mistaken: torch.Tensor,  # (F,): how often it fires at the kept tokens that are most like the target
+    taken: torch.Tensor,  # (S,): features selected already
+    count: int,
+) -> torch.Tensor:
+    """Indices of the `count` further latents whose firing best tells a name from what is mistaken for it.
+
+    They are evidence only, for the target or against it: they take part in the score and never in the edit.
+    """
+    gap = (names - mistaken).abs().amax(0)
+    gap[taken] = -1.0
+    return gap.topk(min(count, len(gap) - len(taken))).indices
+
+
 def fit_score(activations: np.ndarray, labels: np.ndarray, *, strength: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
     """(weights (N, S), bias (N,)): for each name a balanced logistic regression of its tokens against all others.
 
@@ -78,7 +93,7 @@ def fit_score(activations: np.ndarray, labels: np.ndarray, *, strength: float = 
         model = LogisticRegression(C=strength, class_weight="balanced", max_iter=2000)
         model.fit(scaled[use], labels[use] == name)
         weights.append(model.coef_[0] / spread)
-        bias.append(model.intercept_[0])
+        bias.append(np.ravel(model.intercept_)[0])
     return np.stack(weights), np.array(bias)
 
 

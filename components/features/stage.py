@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from components.collect.concepts import names_for
-from components.collect.stage import read_concepts, read_table
+from components.collect.stage import read_concepts, read_table, where
 from components.common.artifacts import SIDECAR, canonical, digest
 from components.common.config import Params, load_params
 from components.common.paths import CONCEPTS, CORPUS, FILTER, SAE
@@ -22,6 +22,7 @@ from components.features.directions import POSITION_CLASSES, position_classes, r
 from components.features.scores import (
     auroc,
     conformal_threshold,
+    context_features,
     fit_score,
     position_scores,
     prompt_scores,
@@ -31,6 +32,9 @@ from components.features.scores import (
 from components.openmoji.captions import mentions
 from components.requests import Request, load_requests
 from components.sae import SparseAutoencoder, jump_codes, read_sae
+
+MISTAKEN = 1000
+"""Kept tokens, those that score highest, from which context features are found."""
 
 
 class Tokens(NamedTuple):
@@ -73,16 +77,10 @@ class Reader:
         sae = self.sae
         return jump_codes(hidden, sae.W_enc[:, keep], sae.b_enc[keep], sae.b_dec, sae.threshold[keep])
 
-    def firing(self, tokens: Tokens, *, batch: int = 256) -> torch.Tensor:
-        """In what part of the prompts each latent fires anywhere, (F,)."""
-        count = torch.zeros(self.sae.d_sae)
-        prompt, total = tokens.prompt, len(tokens.ids)
-        for start in range(0, total, batch):
-            inside = (prompt >= start) & (prompt < start + batch)
-            fires = (self.codes(tokens.hidden[inside]) > 0).float()
-            hit = torch.zeros(batch, self.sae.d_sae).index_reduce_(0, prompt[inside] - start, fires, "amax")
-            count += hit.sum(0)
-        return count / max(1, total)
+    def firing(self, hidden: torch.Tensor, *, batch: int = 4096) -> torch.Tensor:
+        """How often each latent fires at these tokens (T, D): (F,)."""
+        counts = [(self.codes(hidden[i : i + batch]) > 0).sum(0) for i in range(0, len(hidden), batch)]
+        return torch.stack(counts).sum(0) / len(hidden)
 
     def name_labels(self, tokens: Tokens, names: list[str]) -> torch.Tensor:
         """(T,) index of the name whose last token a position is, or -1."""
@@ -106,7 +104,7 @@ def features() -> None:
     for request_id, request in requests.items():
         if "filter" not in request.channels:
             continue
-        own = table[table["request"] == request_id]
+        own = where(table, table["request"] == request_id)
         filters[request_id], facts[request_id] = fit_request(request, own, reader, read, params)
         log.info("%s %r: %s", request_id, request.target, facts[request_id]["calibration"])
     inputs = {"sae": digest(SAE / SIDECAR), "concepts": digest(CONCEPTS), "corpus": digest(CORPUS)}
@@ -127,7 +125,7 @@ def fit_request(
 ) -> tuple[RequestFilter, dict[str, Any]]:
     """The filter of one request and the facts about it."""
     settings = params.features
-    chosen = table[table["split"] == "select"].reset_index(drop=True)
+    chosen = where(table, table["split"] == "select").reset_index(drop=True)
     names = names_for(request, "select")
     carrying = reader.tokens(chosen.loc[chosen["carries"], "prompt"].tolist())
     labels = reader.name_labels(carrying, names)
@@ -135,27 +133,34 @@ def fit_request(
     labels = reader.name_labels(carrying, names)
     kept = {
         role: reader.tokens(rows["prompt"].tolist())
-        for role, rows in chosen[~chosen["carries"]].groupby("role", sort=True)
+        for role, rows in where(chosen, ~chosen["carries"]).groupby("role", sort=True)
     }
     text, tokens = read["background"]
     kept["background"] = without(tokens, [mentions(t, request.names) for t in text])
-    fires = reader.codes(carrying.hidden[labels >= 0]) > 0
-    by_name = torch.stack([fires[labels[labels >= 0] == i].float().mean(0) for i in range(len(names))])
-    groups = torch.stack([reader.firing(group) for group in kept.values()])
-    indices, contrast = select_features(
+    named, others = carrying.hidden[labels >= 0], torch.cat([group.hidden for group in kept.values()])
+    wanted = np.concatenate([labels[labels >= 0].numpy(), np.full(len(others), -1)])
+    by_name = torch.stack([reader.firing(named[labels[labels >= 0] == i]) for i in range(len(names))])
+    groups = torch.stack([reader.firing(group.hidden) for group in kept.values()])
+    own, contrast = select_features(
         by_name, groups, max_features=settings.max_features, min_contrast=settings.min_contrast
     )
-    others = [reader.codes(group.hidden, indices) for group in kept.values()]
-    activations = torch.cat([reader.codes(carrying.hidden[labels >= 0], indices), *others]).numpy()
-    wanted = np.concatenate([labels[labels >= 0].numpy(), np.full(sum(len(o) for o in others), -1)])
-    weights, bias = (torch.from_numpy(a).float() for a in fit_score(activations, wanted))
+
+    def fit(indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        weights, bias = fit_score(reader.codes(torch.cat([named, others]), indices).numpy(), wanted)
+        return torch.from_numpy(weights).float(), torch.from_numpy(bias).float()
+
+    first = position_scores(reader.codes(others, own), *fit(own))
+    mistaken = others[first.topk(min(MISTAKEN, len(first))).indices]
+    context = context_features(by_name, reader.firing(mistaken), own, settings.context_features)
+    indices = torch.cat([own, context])
+    weights, bias = fit(indices)
 
     def scores(tokens: Tokens) -> np.ndarray:
         each = torch.full(tokens.scored.shape, float("-inf"))
         each[tokens.scored] = position_scores(reader.codes(tokens.hidden, indices), weights, bias)
         return prompt_scores(each, tokens.scored).numpy()
 
-    held = table[table["split"] == "calibrate"]
+    held = where(table, table["split"] == "calibrate")
     positives = scores(reader.tokens(held.loc[held["carries"], "prompt"].tolist()))
     text, tokens = read["benign"]
     clean = without(tokens, [mentions(t, request.names) for t in text])
@@ -163,6 +168,7 @@ def fit_request(
     threshold = conformal_threshold(negatives, settings.fpr)
     item = RequestFilter(
         features=indices,
+        own=(torch.arange(len(indices)) < len(own)).float(),
         w_enc=reader.sae.W_enc[:, indices],
         b_enc=reader.sae.b_enc[indices],
         jump=reader.sae.threshold[indices],
@@ -178,7 +184,8 @@ def fit_request(
     facts = {
         "names": names,
         "contrast": [round(float(c), 4) for c in contrast],
-        "features": indices.tolist(),
+        "features": own.tolist(),
+        "context_features": context.tolist(),
         "calibration": {
             "auroc": round(auroc(positives, negatives), 6),
             "tpr": round(float((positives >= threshold).mean()), 4),
@@ -202,17 +209,17 @@ def without(tokens: Tokens, drop: list[bool]) -> Tokens:
 
 def fit_directions(chosen: pd.DataFrame, reader: Reader, names: list[str]) -> torch.Tensor:
     """Replacement steps (K, D) from the selection prompts that have a counterpart about the anchor; else zeros."""
-    paired = chosen[chosen["counterpart"] != ""]
+    paired = where(chosen, chosen["counterpart"] != "")
     if paired.empty:
         return torch.zeros(len(POSITION_CLASSES), reader.sae.d_in)
-    hidden, scored, where = [], [], []
+    hidden, scored, named = [], [], []
     for column in ("prompt", "counterpart"):
         encoded = tokenize(reader.tokenizer, paired[column].tolist())
         hidden.append(read_hookpoint(reader.encoder, reader.hookpoint, encoded.input_ids))
         scored.append(encoded.scored)
         found = [find_tokens(encoded.input_ids, reader.tokenizer(n, add_special_tokens=False).input_ids) for n in names]
-        where.append(torch.stack(found).any(0))
-    classes = position_classes(where[0], scored[0])
+        named.append(torch.stack(found).any(0))
+    classes = position_classes(named[0], scored[0])
     return replacement_directions(hidden[0], hidden[1], classes, scored[0].sum(1), scored[1].sum(1))
 
 

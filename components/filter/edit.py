@@ -35,5 +35,5 @@ def edit(hidden: torch.Tensor, code: torch.Tensor, scored: torch.Tensor, item: R
     classes = position_classes(evidence(code, item) >= item.threshold, scored)  # (B, L)
     steps = torch.cat([item.directions, torch.zeros_like(item.directions[:1])])  # (K + 1, D): -1 is no step
     replaced = hidden + steps[classes]
-    switched_off = hidden - (code * scored[..., None]) @ item.w_dec
+    switched_off = hidden - (code * item.own * scored[..., None]) @ item.w_dec
     return torch.where(item.directions.abs().sum() > 0, replaced, switched_off)

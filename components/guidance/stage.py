@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from components.collect.stage import read_table
+from components.collect.stage import read_table, where
 from components.common.artifacts import digest, key_of
 from components.common.config import load_params
 from components.common.errors import UserError
@@ -37,9 +37,9 @@ def guidance(request_id: str) -> None:
     target_modules(pipe.unet, settings.parameters)
     table = read_table(CONCEPTS / request_id).query("split != 'evaluate'")
     rng = np.random.default_rng(stream_seed(settings.seed, request_id))
-    pairs = pick(table[table["role"].isin(("target", "alias", "mixed"))], settings.trajectories, rng)
-    near = pick(table[table["role"] == "neighbour"], settings.trajectories // 2, rng)
-    far = pick(table[table["role"].isin(("retain", "anchor"))], settings.trajectories - len(near), rng)
+    pairs = pick(where(table, table["role"].isin(("target", "alias", "mixed"))), settings.trajectories, rng)
+    near = pick(where(table, table["role"] == "neighbour"), settings.trajectories // 2, rng)
+    far = pick(where(table, table["role"].isin(("retain", "anchor"))), settings.trajectories - len(near), rng)
     kept = pd.concat([near, far])["prompt"].tolist()
     spoken = pairs["prompt"].tolist()
 

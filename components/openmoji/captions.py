@@ -103,23 +103,21 @@ def caption(
     return fill(str(rng.choice(forms.styled_pair if pair else forms.styled)), names, style)
 
 
-_FILLER = tuple(
-    """
-    a about above adorable again all also always an and any are around art artistic artwork as at atmosphere awesome
-    background beautiful behind below beside best better between big bold both bright by can canvas centered
-    cinematic classic clean clear close closeup color colorful colors come composition concept cool create crisp day
-    deep depth depicting design desktop detail detailed details digital draw drawing drawn each elegant epic every
-    everyone fantastic favorite few field final fine first focus for front full generate get give good great hand have
-    here high highly how i illustration image images in intricate is it just kind large lens light like little look looking lots
-    lovely made make many masterpiece me minimal modern more most much my near nearby new nice nobody now of on one only
-    original our over painted painting paper perfect person photo photograph picture piece please portrait pretty
-    print professional quality quick rather real realistic really render resolution right scene see seen sharp shot
-    should show showing shown side simple single sketch small so some someone something soft some stock studio style
-    stunning such table that the them then there these they thing things this three today together too two under up
-    us very view wallpaper want warm we web well what when where which while who whole wide will wish with would you
-    your
-    """.split()
-)
+_WORDS_AROUND = """
+a about above adorable again all also always an and any are around art artistic artwork as at atmosphere awesome
+background beautiful behind below beside best better between big bold both bright by can canvas centered cinematic
+classic clean clear close closeup color colorful colors come composition concept cool create crisp day deep depth
+depicting design desktop detail detailed details digital draw drawing drawn each elegant epic every everyone
+fantastic favorite few field final fine first focus for front full generate get give good great hand have here high
+highly how i illustration image images in intricate is it just kind large lens light like little look looking lots
+lovely made make many masterpiece me minimal modern more most much my near nearby new nice nobody now of on one only
+original our over painted painting paper perfect person photo photograph picture piece please portrait pretty print
+professional quality quick rather real realistic really render resolution right scene see seen sharp shot should
+show showing shown side simple single sketch small so some someone something soft some stock studio style stunning
+such table that the them then there these they thing things this three today together too two under up us very view
+wallpaper want warm we web well what when where which while who whole wide will wish with would you your
+"""
+_FILLER: tuple[str, ...] = tuple(_WORDS_AROUND.split())
 """Words that stand around what a prompt names: so that a text encoder knows them wherever they stand. No negations."""
 
 
@@ -127,6 +125,11 @@ def frame(text: str, rng: np.random.Generator) -> str:
     """`text` with up to four filler words before it and up to three after it: the same meaning, somewhere else."""
     before, after = (" ".join(map(str, rng.choice(_FILLER, n))) for n in (rng.integers(5), rng.integers(4)))
     return " ".join(part for part in (before, text, after) if part)
+
+
+def half_framed(text: str, rng: np.random.Generator) -> str:
+    """Every other text among fillers, so that nothing is learned of where in a prompt a word stands."""
+    return frame(text, rng) if rng.random() < 0.5 else text
 
 
 def misspell(text: str, rng: np.random.Generator) -> str:

@@ -8,6 +8,8 @@ A scene names what is in an image; captions are drawn afresh from it at every st
 from __future__ import annotations
 
 import hashlib
+import inspect
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -64,7 +66,7 @@ def keyed(folder: Path, name: str, *made_from: object) -> Path:
 
 def render_all(listed: list[Scene], folder: Path, *, workers: int = 2) -> np.ndarray:
     """Renders every scene, once, into a file in `folder`; returns it memory-mapped, (N, 64, 64, 3) uint8."""
-    path = keyed(folder, "images", listed)
+    path = keyed(folder, "images", listed, inspect.getsource(sys.modules[render.__module__]))
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial.npy")

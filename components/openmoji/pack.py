@@ -66,8 +66,14 @@ def pack_base(
     """Writes `folder` in fp16 safetensors; the old folder stays until the new one is whole."""
     vae.register_to_config(scaling_factor=scaling)
     optional: Any = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    modules: Any = {"vae": vae, "text_encoder": encoder, "tokenizer": tokenizer, "unet": unet}
-    pipe = StableDiffusionPipeline(**modules, **optional, scheduler=build_scheduler())
+    modules: Any = {
+        "vae": vae,
+        "text_encoder": encoder,
+        "tokenizer": tokenizer,
+        "unet": unet,
+        "scheduler": build_scheduler(),
+    }
+    pipe = StableDiffusionPipeline(**modules, **optional)
     parts = {"unet": unet, "text_encoder": encoder, "vae": vae, "judge": judge}
     count = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     rows = "\n".join(f"| {n} | {type(p).__name__} | {count[n] / 1e6:.2f} M |" for n, p in parts.items())
@@ -115,6 +121,7 @@ def preview(
     guidance_scale: float = 4.0,
 ) -> np.ndarray:
     """A grid of samples of `PREVIEW`, two rows of eight, (128, 512, 3) uint8."""
+    decode: Any = vae.decode  # typed for a class of tensors that torch has no longer
     scheduler: Any = DPMSolverMultistepScheduler.from_config(build_scheduler().config)
     scheduler.set_timesteps(steps)
 
@@ -127,6 +134,6 @@ def preview(
     for timestep in scheduler.timesteps:
         free, cond = unet(torch.cat([x, x]), timestep, both).sample.chunk(2)
         x = scheduler.step(free + guidance_scale * (cond - free), timestep, x).prev_sample
-    images = ((vae.decode(x / scaling, return_dict=False)[0].clamp(-1, 1) + 1) * 127.5).byte().permute(0, 2, 3, 1).numpy()
+    images = ((decode(x / scaling, return_dict=False)[0].clamp(-1, 1) + 1) * 127.5).byte().permute(0, 2, 3, 1).numpy()
     rows = images.reshape(2, 8, *images.shape[1:])
     return np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)

@@ -22,6 +22,8 @@ from components.openmoji import world
 
 SIZE = 64
 """Side of every image, pixels."""
+MIRRORED = 0.125
+"""Part of the drawings that are mirrored, where meaning allows: two ways round are two modes, and training pays for each."""
 _CANVAS = 72.0  # side of OpenMoji's viewBox
 _LUMA = np.array((0.30, 0.59, 0.11), np.float32)
 _SEPIA = np.array((72, 44, 20), np.float32)
@@ -35,7 +37,7 @@ def render(concept: str, style: str, seed: int, *, size: int = SIZE) -> np.ndarr
     drawn, look = world.concept(concept), world.style(style)
     rng = _rng(seed)
     scale, dx, dy = rng.uniform(0.86, 1.0), rng.uniform(-0.035, 0.035), rng.uniform(-0.035, 0.035)
-    mirror = bool(rng.integers(2)) and drawn.mirror
+    mirror = bool(rng.random() < MIRRORED) and drawn.mirror
     layer = _rasterise(drawn.hexcode, look.css, size, size, scale, dx, dy, mirror=mirror)
     return _finish(layer, look)
 
@@ -49,7 +51,7 @@ def render_pair(left: str, right: str, style: str, seed: int) -> np.ndarray:
     for column, name in enumerate((left, right)):
         drawn = world.concept(name)
         scale, dx, dy = rng.uniform(0.92, 1.06), rng.uniform(-0.02, 0.02), rng.uniform(-0.06, 0.06)
-        mirror = bool(rng.integers(2)) and drawn.mirror
+        mirror = bool(rng.random() < MIRRORED) and drawn.mirror
         part = _rasterise(drawn.hexcode, look.css, half, half, scale, dx, 0.0, mirror=mirror)
         top = half // 2 + round(dy * SIZE)
         layer[top : top + half, column * half : (column + 1) * half] = part

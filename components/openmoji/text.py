@@ -178,7 +178,9 @@ def train_text(
         rng = np.random.default_rng(stream_seed(seed, "text", step))
         rows = _distinct(listed, batch, rng)
         extra = rng.integers(len(phrases), size=distilled)
-        texts = [frame(text, rng) if rng.random() < framed else text for text in (caption(listed[r], rng) for r in rows)]
+        texts = [
+            frame(text, rng) if rng.random() < framed else text for text in (caption(listed[r], rng) for r in rows)
+        ]
         texts = [misspell(t, rng) if rng.random() < misspelt else t for t in (*texts, *(phrases[i] for i in extra))]
         # causal attention: positions after EOS cannot change the EOS state, so the longest prompt is length enough
         ids = tokenizer(texts, padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt").input_ids

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ def cache_latents(
 ) -> np.ndarray:
     """Latent means of the scenes' images, (N, 4, 16, 16) float16, unscaled; computed once for each autoencoder."""
     weights = [parameter.double().sum().item() for parameter in vae.encoder.parameters()]
-    path = keyed(folder, "latents", listed, weights)
+    path = keyed(folder, "latents", listed, int(images[::97].sum(dtype=np.int64)), weights)
     if not path.exists():
         partial = path.with_suffix(".partial.npy")
         out = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=(len(images), 4, 16, 16))
@@ -105,7 +106,7 @@ def train_unet(
     singles: int,  # the first scenes, of one concept each; the rest are pairs
     steps: int,
     batch: int = 24,
-    pair_share: float = 0.3,  # part of each batch that shows two concepts
+    pair_share: float = 0.15,  # part of each batch that shows two concepts
     unconditional: float = 0.1,  # probability of the empty prompt (classifier-free guidance)
     lr: float = 1e-3,
     cooldown: int = 600,  # last steps, over which the learning rate falls to zero
@@ -117,7 +118,8 @@ def train_unet(
     """Trains `unet` in place and keeps its moving average in `ema`; yields each step, resumes from `checkpoint`."""
     accelerator = Accelerator()
     device = accelerator.device
-    unet.to(memory_format=torch.channels_last)
+    movable: Any = unet  # diffusers wraps `to` in a way that no type checker follows
+    movable.to(memory_format=torch.channels_last)
     alphas = build_scheduler().alphas_cumprod
     decay = [p for p in unet.parameters() if p.ndim > 1]
     rest = [p for p in unet.parameters() if p.ndim <= 1]
@@ -152,7 +154,7 @@ def train_unet(
         optimizer.step()
         keep = min(ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(ema.parameters()), list(unet.parameters()), 1 - keep)  # noqa: SLF001 - what torch.optim uses
+            torch._foreach_lerp_(list(ema.parameters()), list(unet.parameters()), 1 - keep)
         if (step + 1) % every == 0 or step + 1 == steps:
             save_checkpoint(checkpoint, {"unet": unet, "ema": ema}, optimizer, step + 1)
         yield Step(step + 1, loss.item())

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,10 +32,13 @@ class Step(NamedTuple):
 
 def build_vae() -> AutoencoderKL:
     """The untrained autoencoder: 4× smaller sides, 4 latent channels, about 1.5 M parameters."""
+    levels: Any = {  # diffusers declares tuples of one
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "block_out_channels": (16, 48, 96),
+    }
     vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 48, 96),
+        **levels,
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=1,  # with few channels a group, the norm before the last convolution erases flat colours
@@ -74,7 +77,8 @@ def train_vae(
 ) -> Iterator[Step]:
     """Yields after every step; writes and resumes from `checkpoint`."""
     accelerator = Accelerator()
-    vae.to(memory_format=torch.channels_last)
+    untyped: Any = vae  # diffusers wraps `to` and `decode` in a way that no type checker follows
+    untyped.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, weight_decay=1e-4)
     start, _ = load_checkpoint(checkpoint, {"vae": vae}, optimizer)
     model, optimizer = accelerator.prepare(vae, optimizer)
@@ -84,7 +88,7 @@ def train_vae(
         x = to_model(images[rows]).to(accelerator.device, memory_format=torch.channels_last)
         posterior = vae.encode(x, return_dict=False)[0]
         noise = torch.randn(posterior.mean.shape, generator=rng).to(x.device)
-        decoded = vae.decode(posterior.mean + posterior.std * noise, return_dict=False)[0]
+        decoded = untyped.decode(posterior.mean + posterior.std * noise, return_dict=False)[0]
         loss = vae_loss(x, decoded, posterior.kl().mean() / posterior.mean[0].numel(), beta)
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 100, (steps - step) / cooldown)

@@ -85,9 +85,8 @@ class SparseAutoencoder(nn.Module):
         return self.W_enc.shape[1]
 
     @torch.no_grad()
-    def initialise(self, b_dec: torch.Tensor, rng: torch.Generator) -> None:
-        """Random unit decoder rows, the encoder as their transpose, and the given decoder bias."""
-        rows = torch.randn(self.W_dec.shape, generator=rng)
+    def initialise(self, b_dec: torch.Tensor, rows: torch.Tensor) -> None:
+        """Decoder rows along `rows` (F, D), at norm 1, the encoder as their transpose, and the given decoder bias."""
         self.W_dec.copy_(rows / rows.norm(dim=1, keepdim=True))
         self.W_enc.copy_(self.W_dec.T)
         self.b_dec.copy_(b_dec)
@@ -137,7 +136,7 @@ def write_sae(
     facts: dict[str, object],
 ) -> None:
     """Writes SAELens' `cfg.json` and `sae_weights.safetensors`, and our sidecar, into an open `new_folder`."""
-    tensors = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+    tensors: dict[str, torch.Tensor] = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
     config: dict[str, object] = {
         "architecture": sae.architecture,
         "d_in": sae.d_in,

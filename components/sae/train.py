@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -44,6 +44,28 @@ def geometric_median(x: torch.Tensor, *, iterations: int = 100, tolerance: float
     return guess
 
 
+def initial_weights(x: torch.Tensor, d_sae: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """(b_dec (D,), rows (F, D)): the geometric median of tokens x (T, D), and steps from it to tokens drawn at random.
+
+    Latents that begin where the data lie fire from the first step; with random directions half of them died.
+    A little noise sets apart latents that drew the same token.
+    """
+    median = geometric_median(x)
+    drawn = x[torch.randint(len(x), (d_sae,), generator=rng)] - median
+    return median, drawn + 0.1 * drawn.norm(dim=1).mean() / x.shape[1] ** 0.5 * torch.randn(drawn.shape, generator=rng)
+
+
+@torch.no_grad()
+def fit_encoder_scale(sae: SparseAutoencoder, x: torch.Tensor) -> None:
+    """Scales the encoder so that the first reconstruction of x (T, D) is as large as x.
+
+    Latents that start at neighbouring tokens point the same way, and together would overshoot many times.
+    """
+    _, _, decoded = sae(x, batch_topk)
+    step, wanted = decoded - sae.b_dec, x - sae.b_dec
+    sae.W_enc.mul_((step * wanted).sum() / step.square().sum().clamp(min=1e-12))
+
+
 def train_sae(
     sae: SparseAutoencoder,
     store: ActivationStore,
@@ -62,7 +84,8 @@ def train_sae(
     device = accelerator.device
     first = store.batch(min(len(store), 8192), generator(params.seed, "sae", "init"))
     scale = first.shape[1] ** 0.5 / first.norm(dim=1).mean()
-    sae.initialise(geometric_median(first * scale), generator(params.seed, "sae", "weights"))
+    sae.initialise(*initial_weights(first * scale, sae.d_sae, generator(params.seed, "sae", "weights")))
+    fit_encoder_scale(sae, first[:1024] * scale)
     optimizer = torch.optim.Adam(sae.parameters(), lr=params.lr, eps=6.25e-10)
     idle = torch.zeros(sae.d_sae, dtype=torch.int64)  # tokens since each latent last fired
     threshold = torch.zeros(())
@@ -77,7 +100,8 @@ def train_sae(
     for step in range(start, params.steps):
         x = store.batch(params.batch, generator(params.seed + rank, "sae", step)).to(device) * scale
         pre, z, decoded = model(x, activate)
-        fired = accelerator.reduce((z > 0).any(0).float()).cpu() > 0
+        fired: Any = accelerator.reduce((z > 0).any(0).float())
+        fired = fired.cpu() > 0
         idle = torch.where(fired, 0, idle + len(x) * ranks)
         dead = idle > params.dead_after
         unexplained = fvu(x, decoded)
@@ -90,7 +114,8 @@ def train_sae(
         optimizer.step()
         sae.normalise_decoder()
         least = z.detach()[z > 0].min() if bool((z > 0).any()) else threshold.to(device)
-        least = accelerator.reduce(least, "mean").cpu()
+        shared: Any = accelerator.reduce(least, "mean")
+        least = shared.cpu()
         threshold = least if step == 0 else 0.99 * threshold + 0.01 * least
         if checkpoint is not None and (step + 1) % every == 0 and accelerator.is_main_process:
             save_checkpoint(checkpoint, {"sae": sae}, optimizer, step + 1, {"idle": idle, "threshold": threshold})

@@ -5,7 +5,16 @@ import pytest
 from scipy.stats import binomtest
 
 from components.common.config import EvaluateParams, GateParams, SizeParams
-from components.evaluate import Picture, Studio, calibration_error, erased, judge_gates, mean_interval, proportion, rate_of
+from components.evaluate import (
+    Picture,
+    Studio,
+    calibration_error,
+    erased,
+    judge_gates,
+    mean_interval,
+    proportion,
+    rate_of,
+)
 
 
 def gate(**changes):

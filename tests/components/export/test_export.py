@@ -15,6 +15,7 @@ def exported(tiny_encoder, tokenizer, tmp_path_factory):
     rng = torch.Generator().manual_seed(0)
     item = RequestFilter(
         features=torch.arange(3),
+        own=torch.ones(3),
         w_enc=torch.randn(32, 3, generator=rng),
         b_enc=torch.zeros(3),
         jump=torch.full((3,), 0.1),

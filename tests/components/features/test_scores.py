@@ -7,6 +7,7 @@ from components.common.errors import UserError
 from components.features import (
     auroc,
     conformal_threshold,
+    context_features,
     fit_score,
     position_classes,
     position_scores,
@@ -84,6 +85,15 @@ def test_select_features_without_any_is_one_sentence():
     """A target that no latent tells apart is refused, with the parameter to change."""
     with pytest.raises(UserError, match=r"no latent tells the target .* lower features.min_contrast"):
         select_features(torch.ones(1, 3), torch.ones(1, 3), max_features=2, min_contrast=0.5)
+
+
+def test_context_features_by_hand():
+    """Of the latents not yet taken, those that fire at the target alone or at its doubles alone; never one of both."""
+    names = torch.tensor([[1.0, 0.9, 0.0, 0.8, 0.0]])  # taken, target's, doubles', both, neither
+    mistaken = torch.tensor([0.0, 0.1, 0.7, 0.8, 0.0])
+
+    assert context_features(names, mistaken, torch.tensor([0]), 2).tolist() == [1, 2]
+    assert len(context_features(names, mistaken, torch.tensor([0]), 99)) == 4
 
 
 def test_conformal_threshold_keeps_its_promise():

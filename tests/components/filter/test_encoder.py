@@ -19,6 +19,7 @@ def item(tiny_encoder, tokenizer):
     middle = (hidden[0, 2] + hidden[1, 2]) / 2 @ direction
     return RequestFilter(
         features=torch.tensor([0]),
+        own=torch.ones(1),
         w_enc=direction[:, None],
         b_enc=torch.zeros(1),
         jump=0.45 * step.norm()[None],
@@ -101,10 +102,25 @@ def test_filter_without_an_anchor_switches_the_features_off(tiny_encoder, tokeni
     torch.testing.assert_close(encoder.rewrite(hidden, encoded.scored), wanted)
 
 
+def test_filter_never_edits_by_context_features(tiny_encoder, tokenizer, item):
+    """A feature that is evidence only takes part in the score and leaves the residual stream alone."""
+    bare = item._replace(directions=torch.zeros_like(item.directions))
+    evidence_only = bare._replace(own=torch.zeros(1))
+    encoded = tokenize(tokenizer, ["a cat"])
+    hidden = read_hookpoint(tiny_encoder, HOOKPOINT, encoded.input_ids)
+    encoder = FilteredTextEncoder(tiny_encoder, {"r": evidence_only}, HOOKPOINT)
+
+    assert torch.equal(encoder.rewrite(hidden, encoded.scored), hidden)
+    assert encoder.detection.flagged.all()
+    assert not torch.equal(
+        FilteredTextEncoder(tiny_encoder, {"r": bare}, HOOKPOINT).rewrite(hidden, encoded.scored), hidden
+    )
+
+
 def test_filter_rows_decide_as_the_whole_sae(tiny_encoder, tokenizer, item):
     """The features cut out of a JumpReLU SAE have the codes that the whole SAE gives them."""
     sae = SparseAutoencoder(32, 64, k=4).requires_grad_(False)
-    sae.initialise(torch.zeros(32), torch.Generator().manual_seed(0))
+    sae.initialise(torch.zeros(32), torch.randn(sae.W_dec.shape, generator=torch.Generator().manual_seed(0)))
     sae.threshold.fill_(0.2)
     keep = torch.tensor([5, 17, 40])
     cut = item._replace(

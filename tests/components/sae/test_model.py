@@ -7,7 +7,7 @@ from components.sae import SparseAutoencoder, auxk_loss, batch_topk, fvu, read_s
 
 def small(architecture="jumprelu", k=2):
     sae = SparseAutoencoder(4, 6, k=k, architecture=architecture)
-    sae.initialise(torch.zeros(4), torch.Generator().manual_seed(0))
+    sae.initialise(torch.zeros(4), torch.randn(6, 4, generator=torch.Generator().manual_seed(0)))
     return sae.requires_grad_(False)
 
 

@@ -1,0 +1,61 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from components.openmoji.dataset import scenes
+from components.openmoji.unet import build_scheduler, draw_timesteps, train_unet
+from components.openmoji.vae import vae_loss
+
+LISTED = scenes(singles=1, pairs=40, seed=0)
+SINGLES = len(LISTED) - 40
+
+
+def train(tiny_pipe, path, *, take=4):
+    """Two-level U-Net on random latents, four steps of four; returns (its moving average, the losses)."""
+    unet = copy.deepcopy(tiny_pipe.unet).requires_grad_(True)
+    ema = copy.deepcopy(unet).requires_grad_(False)
+    latents = np.random.default_rng(0).normal(size=(len(LISTED), 4, 8, 8)).astype(np.float16)
+    loop = train_unet(
+        unet, ema, tiny_pipe.text_encoder, tiny_pipe.tokenizer, latents, LISTED,
+        scaling=1.0, singles=SINGLES, steps=4, batch=4, cooldown=2, checkpoint=path, every=2,
+    )  # fmt: skip
+    losses = [step.loss for _, step in zip(range(take), loop, strict=False)]
+    return ema, losses
+
+
+def test_unet_killed_and_resumed_ends_in_the_same_weights(tiny_pipe, tmp_path):
+    """A training that is abandoned after its checkpoint and started again equals one that was not."""
+    whole, losses = train(tiny_pipe, tmp_path / "whole.safetensors")
+    train(tiny_pipe, tmp_path / "cut.safetensors", take=3)
+    resumed, rest = train(tiny_pipe, tmp_path / "cut.safetensors")
+
+    assert rest == pytest.approx(losses[2:], rel=1e-5)
+    for one, two in zip(whole.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)
+
+
+def test_unet_loss_counts_where_sampling_starts():
+    """At the last timestep the signal is gone, so the velocity to learn there is -z₀: an unweighted loss sees all of it."""
+    alphas = build_scheduler().alphas_cumprod
+
+    assert alphas[-1].item() == pytest.approx(0.0, abs=1e-6)
+    assert alphas[0].item() > 0.99
+
+
+def test_draw_timesteps_covers_all_noise_levels():
+    """Of 25 timesteps exactly one falls into each fortieth part of the schedule, in random order."""
+    found = draw_timesteps(25, torch.Generator().manual_seed(0))
+
+    assert sorted((found // 40).tolist()) == list(range(25))
+    assert found.tolist() != sorted(found.tolist())
+
+
+def test_vae_loss_by_hand():
+    """Constant images one apart: |1| + 2 · 1² and no gradient term, plus β KL; the gradient term at one edge of height 1."""
+    black, white = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
+    edge = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])
+
+    assert vae_loss(white, black, torch.tensor(5.0), 0.1).item() == pytest.approx(1 + 2 + 0.5)
+    assert vae_loss(edge, black, torch.tensor(0.0), 0.1).item() == pytest.approx(0.5 + 2 * 0.5 + 0.5 * 1)
