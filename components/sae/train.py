@@ -47,7 +47,7 @@ def geometric_median(x: torch.Tensor, *, iterations: int = 100, tolerance: float
 def initial_weights(x: torch.Tensor, d_sae: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """(b_dec (D,), rows (F, D)): the geometric median of tokens x (T, D), and steps from it to tokens drawn at random.
 
-    Latents that begin where the data lie fire from the first step; with random directions half of them died.
+    Latents that begin at tokens can each stand for one word, which random directions did not reach (docs/decisions/0004).
     A little noise sets apart latents that drew the same token.
     """
     median = geometric_median(x)

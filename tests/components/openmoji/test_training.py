@@ -36,8 +36,8 @@ def test_unet_killed_and_resumed_ends_in_the_same_weights(tiny_pipe, tmp_path):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)
 
 
-def test_unet_loss_counts_where_sampling_starts():
-    """At the last timestep the signal is gone, so the velocity to learn there is -z₀: an unweighted loss sees all of it."""
+def test_scheduler_ends_in_pure_noise():
+    """Of the last timestep's signal nothing is left, and of the first one's nearly all."""
     alphas = build_scheduler().alphas_cumprod
 
     assert alphas[-1].item() == pytest.approx(0.0, abs=1e-6)
