@@ -17,13 +17,19 @@ import typer
 from components.common.config import load_params
 from components.common.errors import ArtifactError, ExpungeError, UserError
 from components.common.paths import EVALUATE, FILTER, GUIDANCE
-from components.requests import add_request, load_requests, remove_request
+from components.requests import Request, add_request, load_requests, remove_request
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 request = typer.Typer(no_args_is_help=True, help="Add, list, show and withdraw deletion requests.")
 base = typer.Typer(no_args_is_help=True, help="The base model and the judge.")
 app.add_typer(request, name="request")
 app.add_typer(base, name="base")
+filters = typer.Typer(no_args_is_help=True, help="The text filter.")
+app.add_typer(filters, name="filter")
+adapters = typer.Typer(no_args_is_help=True, help="The U-Net adapters.")
+app.add_typer(adapters, name="guidance")
+export = typer.Typer(no_args_is_help=True, help="The erased model in forms that other programs open.")
+app.add_typer(export, name="export")
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, change nothing.")]
 
 
@@ -43,6 +49,20 @@ def dvc(*arguments: str) -> int:
     return subprocess.run([programs / "dvc", *arguments], check=False, env=os.environ | {"PATH": path}).returncode
 
 
+def guided_requests(named: list[str] | None) -> dict[str, Request]:
+    """The named requests, or all, that the guidance channel erases; `UserError` for one that is unknown or has no adapter."""
+    requests = load_requests()
+    able = {i: r for i, r in requests.items() if "guidance" in r.channels}
+    for request_id in named or []:
+        if request_id not in requests:
+            raise UserError(f"request {request_id!r} is not in requests.yaml", f"use one of: {', '.join(requests)}")
+        if request_id not in able:
+            raise UserError(f"request {request_id} has no guidance channel", f"use one of: {', '.join(able) or 'none'}")
+    if not able:
+        raise UserError("no request in requests.yaml has the guidance channel", "add one: expunge request add")
+    return {i: r for i, r in able.items() if not named or i in named}
+
+
 @request.command("add")
 def request_add(
     target: Annotated[str, typer.Argument(help="The concept that must no longer be drawn.")],
@@ -55,7 +75,6 @@ def request_add(
 ) -> None:
     """Adds a deletion request to requests.yaml and prints its id."""
     from components.collect.concepts import check_world  # noqa: PLC0415 - slow to import
-    from components.requests import Request  # noqa: PLC0415
 
     record: dict[str, Any] = {
         "target": target,
@@ -120,6 +139,85 @@ def base_report(
         typer.echo(
             f"{found['value']:.4f}  [{found['low']:.4f}, {found['high']:.4f}]  n={found['n']:<5} {text} ({least})"
         )
+
+
+@filters.command("report")
+def filter_report(
+    count: Annotated[
+        int, typer.Option("--requests", min=1, help="Requests: those that ship, then more of the world.")
+    ] = 40,
+    benign: Annotated[int, typer.Option(min=1000, help="Ordinary prompts that measure false positives.")] = 20_000,
+    images: Annotated[int, typer.Option(min=0, help="Prompts of each kind on which edits are compared; 0: none.")] = 32,
+    dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
+) -> None:
+    """Compares detectors and edits, and writes reports/filter/."""
+    params, requests = load_params(), load_requests()
+    if dry_run:
+        typer.echo(
+            f"would measure {count} requests on {benign} benign prompts and edits on {images} prompts of each kind"
+        )
+        return
+    from components.evaluate.filter import report_filter  # noqa: PLC0415 - slow to import
+
+    record = report_filter(params, requests, count=count, benign=benign, images=images)
+    for name, found in record["detection"].items():
+        tpr, fpr = found["tpr"], found["fpr benign"]
+        typer.echo(
+            f"{name:<12} AUROC {found['auroc']['value']:.4f}  TPR {tpr['value']:.4f} (n={tpr['n']})"
+            f"  FPR {fpr['value']:.5f} (n={fpr['n']})"
+        )
+
+
+@adapters.command("report")
+def guidance_report(
+    seeds: Annotated[int, typer.Option(min=1, help="Images of each prompt.")] = 5,
+    prompts: Annotated[int, typer.Option(min=2, help="Prompts about each target, and about its neighbours.")] = 12,
+    retain: Annotated[int, typer.Option(min=8, help="Unrelated prompts.")] = 100,
+    together: Annotated[
+        list[int] | None, typer.Option(min=1, help="How many adapters act at once; repeatable; default 1, 5 and 10.")
+    ] = None,
+    dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
+) -> None:
+    """Trains and measures adapters for four kinds of target, alone and together, and writes reports/guidance/."""
+    params, requests = load_params(), load_requests()
+    counts = together or [1, 5, 10]
+    if dry_run:
+        typer.echo(f"would train {max(4, *counts)} adapters and draw {prompts} × {seeds} images about each target")
+        return
+    from components.evaluate.guidance import report_guidance  # noqa: PLC0415 - slow to import
+
+    record = report_guidance(params, requests, seeds=seeds, prompts=prompts, retain=retain, together=counts)
+    for name, found in (record["alone"] | record["together"]).items():
+        drift = max(m["value"] for m in found["uncond_drift"].values())
+        typer.echo(
+            f"{name:<30} UA {found['ua']['value']:.3f} (n={found['ua']['n']})  anchor {found['anchor_rate']['value']:.3f}"
+            f"  neighbours {found['neighbours']['value']:.3f} (base {found['neighbours_base']['value']:.3f})  drift {drift:.4f}"
+        )
+
+
+@export.command("diffusers")
+def export_diffusers(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write: new, empty or a previous export.")],
+    named: Annotated[
+        list[str] | None, typer.Option("--request", help="A request to erase; default all; repeatable.")
+    ] = None,
+    dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
+) -> None:
+    """Writes a StableDiffusionPipeline folder whose U-Net holds the adapters; the filter is not part of it."""
+    params, requests = load_params(), guided_requests(named)
+    adapters = {request_id: GUIDANCE / request_id for request_id in requests}
+    from components.diffusion import check_folder  # noqa: PLC0415 - slow to import
+    from components.export.merged import check_target, write_merged  # noqa: PLC0415
+    from components.guidance import check_adapters  # noqa: PLC0415
+
+    check_folder(params.base.path)
+    check_target(folder, params.base.path)
+    check_adapters(adapters, params.base.path / "unet")
+    if dry_run:
+        typer.echo(f"would write {params.base.path} without {', '.join(adapters)} into {folder}")
+        return
+    changed = write_merged(folder, params.base.path, adapters)
+    typer.echo(f"{folder}: without {', '.join(adapters)}, {len(changed)} tensors of the U-Net changed")
 
 
 @app.command("run")
@@ -199,6 +297,90 @@ def generate(
     output.write_bytes(png(image))
     flagged = studio.flagged([prompt], list(filters))[0]
     typer.echo(f"{output}: {wanted}, flagged by {', '.join(flagged) or 'no request'}")
+
+
+@app.command("explain")
+def explain(
+    prompt: Annotated[str, typer.Argument(help="What would be drawn.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,  # noqa: FBT002
+) -> None:
+    """Says of every request whether its filter flags a prompt, and why."""
+    params, requests = load_params(), load_requests()
+    from components.diffusion import load_text  # noqa: PLC0415 - slow to import
+    from components.features import read_filters, read_names  # noqa: PLC0415
+    from components.filter import explain_prompt  # noqa: PLC0415
+
+    filters, hookpoint = read_filters(FILTER)
+    reasons = explain_prompt(prompt, *load_text(params.base.path), filters, hookpoint, read_names(FILTER))
+    targets = {request_id: item.target for request_id, item in requests.items()}
+    if as_json:
+        listed = [r.record() | {"target": targets.get(i), "flagged": r.flagged} for i, r in reasons.items()]
+        typer.echo(json.dumps({"prompt": prompt, "requests": listed}, indent=2, ensure_ascii=False))
+        return
+    for request_id, reason in reasons.items():
+        mark = "FLAGGED" if reason.flagged else "passes"
+        against = f"score {reason.score:.2f} against a threshold of {reason.threshold:.2f}"
+        typer.echo(f"{request_id}  {targets.get(request_id, 'withdrawn'):<12} {mark:<8} {against}")
+        for line in reason.lines() if reason.flagged else ():
+            typer.echo(f"    {line}")
+
+
+@app.command("purify")
+def purify_image(
+    image: Annotated[Path, typer.Argument(help="The image to purify, such as a PNG or a JPEG.")],
+    named: Annotated[
+        list[str] | None, typer.Option("--request", help="A request to erase; default all; repeatable.")
+    ] = None,
+    prompt: Annotated[str, typer.Option(help='What the image shows; default the targets, such as "a cat".')] = "",
+    strength: Annotated[
+        float, typer.Option(min=0, max=1, help="How far up to noise: 0 not at all, 1 all the way.")
+    ] = 0.8,
+    steps: Annotated[int, typer.Option(min=1, help="DDIM steps of the whole way.")] = 20,
+    output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("purified.png"),
+    dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
+) -> None:
+    """Redraws a real image with the erased model; writes it, and a before-after beside the original."""
+    beside = output.with_name(f"{output.stem}-before-after.png")
+    if output.suffix.lower() != ".png" or not output.parent.is_dir() or output.is_dir():
+        raise UserError(f"--output {output} cannot be written", "name a .png file in a folder that exists")
+    if image.resolve() in (output.resolve(), beside.resolve()):
+        raise UserError(f"--output {output} would overwrite {image}", "name another file")
+    params, requests = load_params(), guided_requests(named)
+    adapters = {request_id: GUIDANCE / request_id for request_id in requests}
+    from components.diffusion import check_folder, load_pipeline  # noqa: PLC0415 - slow to import
+    from components.guidance import check_adapters, load_adapters, psnr, read_geometry, read_photo  # noqa: PLC0415
+    from components.guidance.purify import default_prompt, ladder, purify  # noqa: PLC0415
+
+    check_folder(params.base.path)
+    side, scheduler = read_geometry(params.base.path)
+    photo = read_photo(image, side)
+    ladder(scheduler, steps=steps, strength=strength)
+    check_adapters(adapters, params.base.path / "unet")
+    wanted = prompt or default_prompt(requests.values())
+    if photo.size != (side, side):
+        typer.echo(f"{image} is {photo.size[0]}×{photo.size[1]}; it is resized to {side}×{side}, the model's size")
+    if dry_run:
+        typer.echo(f"would purify {image} of {', '.join(adapters)} as {wanted!r} into {output} and {beside}")
+        return
+    import numpy as np  # noqa: PLC0415
+
+    from components.evaluate.report import grid, png  # noqa: PLC0415
+
+    pipe = load_pipeline(params.base.path)
+    load_adapters(pipe, adapters)
+    scale = params.evaluate.guidance_scale
+    done = purify(
+        pipe, photo.pixels, list(adapters), prompt=wanted, guidance_scale=scale, steps=steps, strength=strength
+    )
+    try:
+        output.write_bytes(png(done.image))
+        beside.write_bytes(png(grid([np.stack([photo.pixels, done.reconstruction, done.image])])))
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written ({error.strerror})", "name another file") from error
+    typer.echo(
+        f"{output}: without {', '.join(adapters)}, as {wanted!r}; the base alone returns the image at "
+        f"{psnr(done.reconstruction, photo.pixels):.1f} dB, its autoencoder at {psnr(done.autoencoder, photo.pixels):.1f} dB"
+    )
 
 
 @app.command("params")

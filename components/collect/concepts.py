@@ -31,11 +31,17 @@ class Prompt(NamedTuple):
     style: str
     counterpart: str = ""
     """The same prompt about the anchor, where there is one."""
+    spoken: str = ""
+    """How the target is called in it, to the letter; empty where it is not."""
 
 
 def _half_framed(prompt: Prompt, seed: int) -> Prompt:
-    """Every other prompt among fillers, its counterpart among the same ones."""
-    text, twin = (half_framed(t, np.random.default_rng(seed)) if t else "" for t in (prompt.text, prompt.counterpart))
+    """Every other prompt among fillers, its counterpart among the same ones; one in three of those far from its start."""
+    before = 10 if seed % 3 == 0 else 4
+    text, twin = (
+        half_framed(t, np.random.default_rng(seed), before=before) if t else ""
+        for t in (prompt.text, prompt.counterpart)
+    )
     return prompt._replace(text=text, counterpart=twin)
 
 
@@ -82,12 +88,13 @@ def build_prompts(requests: dict[str, Request], *, per_name: int, retain: int, m
                         "prompt": prompt.text,
                         "concepts": "|".join(prompt.concepts),
                         "style": prompt.style,
-                        "carries": role in ("target", "alias", "context", "mixed"),
+                        "carries": bool(prompt.spoken),
+                        "spoken": prompt.spoken,
                         "pair": len(prompt.concepts) > 1,
                         "counterpart": prompt.counterpart,
                     }
                 )
-    table = pd.DataFrame(rows, columns=[*PROMPT_COLUMNS, "counterpart"])
+    table = pd.DataFrame(rows, columns=[*PROMPT_COLUMNS, "counterpart", "spoken"])
     return table.drop_duplicates(["request", "split", "prompt"]).reset_index(drop=True)
 
 
@@ -101,18 +108,19 @@ def _prompts(
     for name in named:
         shown = owner.get(name, targets[0])
         for _ in range(per_name):
-            yield ("target" if name in targets else "alias"), make(shown, name, request.anchor, split, rng)
+            prompt = make(shown, name, request.anchor, split, rng)
+            yield ("target" if name in targets else "alias"), prompt._replace(spoken=name)
     for index, name in enumerate(named):
         twins = in_context(request.anchor, per_name, split=split, seed=index) if request.anchor else repeat("")
         for text, twin in zip(in_context(name, per_name, split=split, seed=index), twins, strict=False):
-            yield "context", Prompt(text, (owner.get(name, targets[0]),), "", twin)
+            yield "context", Prompt(text, (owner.get(name, targets[0]),), "", twin, name)
     for role, others in (("anchor", (request.anchor,) if request.anchor else ()), ("neighbour", request.neighbours)):
         for other in others:
             for _ in range(per_name):
                 yield role, make(other, other, "", split, rng)
     for _ in range(mixed):
         name = str(rng.choice(named))
-        yield "mixed", _mixed_prompt(owner.get(name, targets[0]), name, request, split, rng)
+        yield "mixed", _mixed_prompt(owner.get(name, targets[0]), name, request, split, rng)._replace(spoken=name)
     forbidden = {*targets, request.anchor, *request.neighbours}
     for _ in range(retain):
         prompt = _retain_prompt(forbidden, split, rng)

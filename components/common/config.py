@@ -123,6 +123,10 @@ class FeaturesParams(Section):
     """Least difference in firing frequency between tokens of the target and of what is kept."""
     fpr: float = Field(gt=0, lt=1)
     """False-positive budget on calibration prompts that do not carry the target."""
+    edit: Literal["replace", "zero", "flip"]
+    """What a flagged prompt undergoes: the step to the anchor (zero without one), its features switched off, or times -8."""
+    positions: tuple[Literal["target", "later", "eos", "padding"], ...] = Field(min_length=1)
+    """Which classes of positions are edited; those before the target never are."""
 
 
 class GuidanceParams(Section):

@@ -46,14 +46,20 @@ def rewrite_hookpoint(
         handle.remove()
 
 
+class _Enough(Exception):  # noqa: N818 - no error: it ends a forward pass whose rest nobody needs
+    """Carries the residual stream out of the encoder."""
+
+
 @torch.no_grad()
 def read_hookpoint(encoder: nn.Module, hookpoint: str, input_ids: torch.Tensor) -> torch.Tensor:
-    """The residual stream (B, L, D) at `hookpoint` for tokens (B, L)."""
-    seen: list[torch.Tensor] = []
+    """The residual stream (B, L, D) at `hookpoint` for tokens (B, L); the layers after it are not run."""
 
-    def keep(hidden: torch.Tensor) -> None:
-        seen.append(hidden)
+    def leave(hidden: torch.Tensor) -> None:
+        raise _Enough(hidden)
 
-    with rewrite_hookpoint(encoder, hookpoint, keep):
-        encoder(input_ids)
-    return seen[0]
+    with rewrite_hookpoint(encoder, hookpoint, leave):
+        try:
+            encoder(input_ids)
+        except _Enough as reached:
+            return reached.args[0]
+    raise AssertionError(f"{hookpoint} is part of the encoder and was not reached")

@@ -122,9 +122,9 @@ def measure_scope(
             images = studio.draw(pictures, **acting)
             strips[member].append(images)
             said = judge(images)
-            gone += list(_erased(said, request))
+            gone += list(erased_of(said, request))
             if request.anchor:
-                anchored += list(_anchored(said, request))
+                anchored += list(anchored_in(said, request))
         kept_images = studio.draw(kept, **acting)
         said = judge(kept_images)
         concepts = rate_of(said.present(), [frozenset(c.split("|")) for c in retain["concepts"]])
@@ -151,11 +151,13 @@ def measure_scope(
     return out
 
 
-def _erased(said: Judgement, request: Request) -> np.ndarray:
+def erased_of(said: Judgement, request: Request) -> np.ndarray:
+    """For each judged image whether the request's target is gone, (N,) bool."""
     return erased(said.present(), said.style(), known_targets(request), style=request.kind == "style")
 
 
-def _anchored(said: Judgement, request: Request) -> np.ndarray:
+def anchored_in(said: Judgement, request: Request) -> np.ndarray:
+    """For each judged image whether the request's anchor is drawn, (N,) bool."""
     if request.kind == "style":
         return np.array([s == request.anchor for s in said.style()])
     return np.array([request.anchor in found for found in said.present()])

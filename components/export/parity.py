@@ -14,8 +14,12 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
+from components.common.artifacts import canonical, digest
 from components.common.errors import UserError
 from components.export.graph import INPUTS, OUTPUTS, ExportedFilter
+
+REPORT = "parity.json"
+"""Stands beside the graph."""
 
 
 class Parity(NamedTuple):
@@ -59,6 +63,22 @@ def measure_parity(session: ort.InferenceSession, module: ExportedFilter, input_
         agree &= bool((found[2] == wanted[2]).all())
         flagged += int(wanted[2].any(1).sum())
     return Parity(len(input_ids), hidden, score, agree, flagged)
+
+
+def write_report(
+    graph: Path, parity: Parity, *, requests: Sequence[str], max_length: int, providers: Sequence[str]
+) -> None:
+    """Writes, beside the graph, what a server may rely on: its digest, its requests in order, and how it compares."""
+    report = {
+        "parity": parity._asdict(),
+        "sha256": digest(graph),
+        "inputs": list(INPUTS),
+        "outputs": list(OUTPUTS),
+        "requests": list(requests),
+        "max_length": max_length,
+        "providers": list(providers),
+    }
+    graph.with_name(REPORT).write_text(canonical(report), encoding="utf-8")
 
 
 def latency(session: ort.InferenceSession, input_ids: torch.Tensor, *, repeats: int = 20) -> float:

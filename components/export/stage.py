@@ -5,14 +5,14 @@ from __future__ import annotations
 import onnxruntime as ort
 
 from components.collect.stage import read_concepts, read_table
-from components.common.artifacts import canonical, digest, new_folder
+from components.common.artifacts import new_folder
 from components.common.config import load_params
 from components.common.errors import StageError
 from components.common.paths import CORPUS, FILTER, ONNX
 from components.common.stage import log, run_stage
 from components.diffusion import load_text, tokenize
-from components.export.graph import INPUTS, OUTPUTS, ExportedFilter, export_graph
-from components.export.parity import latency, measure_parity, open_session
+from components.export.graph import ExportedFilter, export_graph
+from components.export.parity import latency, measure_parity, open_session, write_report
 from components.features import read_filters
 from components.filter import FilteredTextEncoder
 from components.requests import load_requests
@@ -42,16 +42,13 @@ def export() -> None:
                 f"(decisions {'agree' if parity.decisions_agree else 'differ'})",
                 f"raise export.tolerance above {settings.tolerance} only if the decisions agree",
             )
-        report = {
-            "parity": parity._asdict(),
-            "sha256": digest(partial / GRAPH),
-            "inputs": list(INPUTS),
-            "outputs": list(OUTPUTS),
-            "requests": list(filters),
-            "max_length": tokenizer.model_max_length,
-            "providers": session.get_providers(),
-        }
-        (partial / "parity.json").write_text(canonical(report), encoding="utf-8")
+        write_report(
+            partial / GRAPH,
+            parity,
+            requests=list(filters),
+            max_length=tokenizer.model_max_length,
+            providers=session.get_providers(),
+        )
         seconds = {str(b): latency(session, ids[:b]) for b in (1, 16)}
     log.info("export: %s; seconds a call %s; onnxruntime %s", parity, seconds, ort.__version__)
 

@@ -1,6 +1,6 @@
 """A request's features: contrastive selection, a logistic score, a calibrated threshold, and what to draw instead."""
 
-from components.features.artifact import RequestFilter, read_filters, write_filters
+from components.features.artifact import RequestFilter, read_filters, read_names, write_filters
 from components.features.directions import POSITION_CLASSES, position_classes, replacement_directions
 from components.features.scores import (
     Roc,
@@ -26,6 +26,7 @@ __all__ = [
     "position_scores",
     "prompt_scores",
     "read_filters",
+    "read_names",
     "replacement_directions",
     "roc",
     "select_features",

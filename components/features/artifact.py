@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from components.common.artifacts import fill_artifact, new_folder, read_artifact
+from components.common.artifacts import fill_artifact, new_folder, read_artifact, read_sidecar
 
 FORMAT = "expunge/filter"
 
@@ -42,7 +42,11 @@ class RequestFilter(NamedTuple):
     threshold: torch.Tensor
     """(): a prompt is flagged when the score of one of its positions reaches this."""
     directions: torch.Tensor
-    """(K, D) replacement steps, all zero where the request has no anchor."""
+    """(K, D) replacement steps, all zero where the edit is none or the request has no anchor."""
+    gain: torch.Tensor
+    """(): what is added for every unit of an own feature's code, along its decoder row; 0 where the edit replaces."""
+    classes: torch.Tensor
+    """(K,) 1 for the position classes that are edited, 0 for the others."""
 
 
 def write_filters(
@@ -78,3 +82,9 @@ def read_filters(folder: Path) -> tuple[dict[str, RequestFilter], str]:
         for request_id in facts["requests"]
     }
     return filters, facts["hookpoint"]
+
+
+def read_names(folder: Path) -> dict[str, list[str]]:
+    """The target's names by request id, in the order of the rows of its weights, for the requests that list them."""
+    detail = read_sidecar(folder, FORMAT)["facts"].get("detail", {})
+    return {request_id: item["names"] for request_id, item in detail.items() if "names" in item}

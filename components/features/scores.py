@@ -90,7 +90,7 @@ def fit_score(activations: np.ndarray, labels: np.ndarray, *, strength: float = 
     weights, bias = [], []
     for name in range(labels.max() + 1):
         use = (labels == name) | (labels < 0)
-        model = LogisticRegression(C=strength, class_weight="balanced", max_iter=2000)
+        model = LogisticRegression(C=strength, class_weight="balanced", solver="newton-cholesky", max_iter=100)
         model.fit(scaled[use], labels[use] == name)
         weights.append(model.coef_[0] / spread)
         bias.append(np.ravel(model.intercept_)[0])

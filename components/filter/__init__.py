@@ -2,5 +2,21 @@
 
 from components.filter.edit import codes, edit, evidence, score
 from components.filter.encoder import Detection, FilteredTextEncoder
+from components.filter.explain import Contribution, Place, Reason, explain, explain_prompt
+from components.filter.install import FilteringEncoder, install
 
-__all__ = ["Detection", "FilteredTextEncoder", "codes", "edit", "evidence", "score"]
+__all__ = [
+    "Contribution",
+    "Detection",
+    "FilteredTextEncoder",
+    "FilteringEncoder",
+    "Place",
+    "Reason",
+    "codes",
+    "edit",
+    "evidence",
+    "explain",
+    "explain_prompt",
+    "install",
+    "score",
+]

@@ -29,11 +29,10 @@ def score(code: torch.Tensor, scored: torch.Tensor, item: RequestFilter) -> torc
 def edit(hidden: torch.Tensor, code: torch.Tensor, scored: torch.Tensor, item: RequestFilter) -> torch.Tensor:
     """The residual stream (B, L, D) with the target replaced, for prompts that are flagged.
 
-    With an anchor, every position from the target on takes its class's step towards the anchor. Without one the
-    features are switched off and the SAE's error is kept: h - z W_dec.
+    Every position from the target on, of a class that is edited, takes its class's step towards the anchor; or, where the
+    request has none, its own features are turned down by `gain` and the SAE's error is kept: h + gain · z W_dec.
     """
     classes = position_classes(evidence(code, item) >= item.threshold, scored)  # (B, L)
-    steps = torch.cat([item.directions, torch.zeros_like(item.directions[:1])])  # (K + 1, D): -1 is no step
-    replaced = hidden + steps[classes]
-    switched_off = hidden - (code * item.own * scored[..., None]) @ item.w_dec
-    return torch.where(item.directions.abs().sum() > 0, replaced, switched_off)
+    steps = torch.cat([item.directions * item.classes[:, None], torch.zeros_like(item.directions[:1])])
+    acting = torch.cat([item.classes, torch.zeros_like(item.classes[:1])])[classes][..., None]  # (B, L, 1): -1 is none
+    return hidden + steps[classes] + item.gain * acting * ((code * item.own) @ item.w_dec)

@@ -29,7 +29,7 @@ class FilteredTextEncoder(nn.Module):
     """The stock encoder with the filters of some requests at its hookpoint.
 
     `detection` holds what was seen last, and `calls` counts forwards, so that a harness can assert that it ran.
-    The unconditional and negative prompts belong to `stock` (invariant 4).
+    The unconditional and negative prompts belong to `stock` (invariant 4): `install` sees to it in a stock pipeline.
     """
 
     def __init__(self, stock: nn.Module, filters: Mapping[str, RequestFilter], hookpoint: str) -> None:

@@ -1,18 +1,37 @@
-"""All-but-One fine-tuning: one LoRA adapter a request on the U-Net, and how to load several at once."""
+"""All-but-One: one LoRA adapter a request on the U-Net, how to load several at once, and purifying a real image."""
 
-from components.guidance.adapters import attach, load_adapters, target_modules, use_adapters, write_adapter
+from components.guidance.adapters import (
+    attach,
+    check_adapters,
+    load_adapters,
+    target_modules,
+    use_adapters,
+    write_adapter,
+)
 from components.guidance.losses import GuidanceLoss, classifier_guidance, guidance_loss, relative_drift
+from components.guidance.picture import read_geometry, read_photo
+from components.guidance.prepare import Lesson, prepare
+from components.guidance.purify import default_prompt, ladder, psnr, purify
 from components.guidance.train import Cache, GuidanceStep, cache_trajectories, train_guidance
 
 __all__ = [
     "Cache",
     "GuidanceLoss",
     "GuidanceStep",
+    "Lesson",
     "attach",
     "cache_trajectories",
+    "check_adapters",
     "classifier_guidance",
+    "default_prompt",
     "guidance_loss",
+    "ladder",
     "load_adapters",
+    "prepare",
+    "psnr",
+    "purify",
+    "read_geometry",
+    "read_photo",
     "relative_drift",
     "target_modules",
     "train_guidance",

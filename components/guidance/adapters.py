@@ -12,8 +12,8 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from components.common.artifacts import fill_artifact, new_folder, read_artifact
-from components.common.errors import UserError
+from components.common.artifacts import digest, fill_artifact, new_folder, read_artifact, read_sidecar
+from components.common.errors import ArtifactError, UserError
 
 FORMAT = "expunge/adapter"
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -59,6 +59,16 @@ def write_adapter(
     tensors = {_PREFIX + key: value for key, value in state.items()}
     with new_folder(folder) as partial:
         fill_artifact(partial, kind=FORMAT, tensors=tensors, params=params, inputs=inputs, facts=facts, weights=WEIGHTS)
+
+
+def check_adapters(folders: Mapping[str, Path], unet: Path) -> None:
+    """`ArtifactError` for an adapter that is missing, or that was trained on another U-Net than the one in folder `unet`."""
+    for name, folder in folders.items():
+        trained_on = read_sidecar(folder, FORMAT)["inputs"].get("base")
+        if trained_on != digest(unet):
+            raise ArtifactError(
+                f"the adapter {name} was trained on another U-Net than {unet}", "train it again: dvc repro"
+            )
 
 
 def load_adapters(pipe: StableDiffusionPipeline, folders: Mapping[str, Path]) -> None:

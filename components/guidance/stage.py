@@ -6,20 +6,19 @@ import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
-import torch
 from tqdm import tqdm
 
-from components.collect.stage import read_table, where
+from components.collect.stage import read_table
 from components.common.artifacts import digest, key_of
 from components.common.config import load_params
 from components.common.errors import UserError
 from components.common.paths import CACHE, CONCEPTS, GUIDANCE
 from components.common.seeding import stream_seed
 from components.common.stage import log, run_stage
-from components.diffusion import encode, load_pipeline
+from components.diffusion import load_pipeline
 from components.guidance.adapters import attach, target_modules, write_adapter
-from components.guidance.train import GuidanceStep, cache_trajectories, train_guidance
+from components.guidance.prepare import prepare
+from components.guidance.train import GuidanceStep, train_guidance
 from components.requests import load_requests
 
 NAME = "default"
@@ -27,7 +26,7 @@ NAME = "default"
 
 
 def guidance(request_id: str) -> None:
-    """Caches the frozen model's trajectories, trains, and writes `models/guidance/<request>`."""
+    """Prepares what the adapter learns from, trains it, and writes `models/guidance/<request>`."""
     params, requests = load_params(), load_requests()
     settings = params.guidance
     if request_id not in requests:
@@ -35,24 +34,7 @@ def guidance(request_id: str) -> None:
     request = requests[request_id]
     pipe = load_pipeline(params.base.path)
     target_modules(pipe.unet, settings.parameters)
-    table = read_table(CONCEPTS / request_id).query("split != 'evaluate'")
-    rng = np.random.default_rng(stream_seed(settings.seed, request_id))
-    pairs = pick(where(table, table["role"].isin(("target", "alias", "mixed"))), settings.trajectories, rng)
-    near = pick(where(table, table["role"] == "neighbour"), settings.trajectories // 2, rng)
-    far = pick(where(table, table["role"].isin(("retain", "anchor"))), settings.trajectories - len(near), rng)
-    kept = pd.concat([near, far])["prompt"].tolist()
-    spoken = pairs["prompt"].tolist()
-
-    def states(prompts: list[str]) -> torch.Tensor:
-        return encode(pipe.text_encoder, pipe.tokenizer, prompts)
-
-    uncond, target, retain = states([""]), states(spoken), states(kept)
-    wanted = states(pairs["counterpart"].tolist()) if request.anchor else None
-    # half of the states are what the target's prompt draws, half what the anchor's does, so that both ways are covered
-    half = len(spoken) // 2
-    drawn = target if wanted is None else torch.cat([target[:half], wanted[half:]])
-    erase = cache_trajectories(pipe, drawn, wanted, uncond, settings, scope="erase")
-    keep = cache_trajectories(pipe, retain, retain, uncond, settings, scope="retain")
+    lesson = prepare(pipe, request_id, request, read_table(CONCEPTS / request_id), settings)
     seed = stream_seed(settings.seed, request_id, "adapter") % 2**31
     parameters = attach(pipe.unet, NAME, parameters=settings.parameters, rank=settings.rank, seed=seed)
     inputs = {"base": digest(params.base.path / "unet"), "concepts": digest(CONCEPTS / request_id)}
@@ -60,7 +42,7 @@ def guidance(request_id: str) -> None:
     checkpoint = CACHE / "guidance" / f"{request_id}-{key}.safetensors"
     steps = list(
         tqdm(
-            train_guidance(pipe.unet, parameters, erase, keep, target, retain, uncond, settings, checkpoint=checkpoint),
+            train_guidance(pipe.unet, parameters, *lesson, settings, checkpoint=checkpoint),
             total=settings.steps,
             desc=f"guidance {request_id}",
             unit="step",
@@ -78,12 +60,6 @@ def guidance(request_id: str) -> None:
     plot_training(steps).savefig(GUIDANCE / request_id / "training.png", dpi=80)
     checkpoint.unlink(missing_ok=True)
     log.info("guidance %s: %s", request_id, last_losses(steps))
-
-
-def pick(table: pd.DataFrame, count: int, rng: np.random.Generator) -> pd.DataFrame:
-    """At most `count` rows, drawn without replacement."""
-    rows = rng.permutation(len(table))[:count]
-    return table.iloc[np.sort(rows)]
 
 
 def last_losses(steps: list[GuidanceStep]) -> dict[str, float]:

@@ -121,15 +121,16 @@ _FILLER: tuple[str, ...] = tuple(_WORDS_AROUND.split())
 """Words that stand around what a prompt names: so that a text encoder knows them wherever they stand. No negations."""
 
 
-def frame(text: str, rng: np.random.Generator) -> str:
-    """`text` with up to four filler words before it and up to three after it: the same meaning, somewhere else."""
-    before, after = (" ".join(map(str, rng.choice(_FILLER, n))) for n in (rng.integers(5), rng.integers(4)))
-    return " ".join(part for part in (before, text, after) if part)
+def frame(text: str, rng: np.random.Generator, *, before: int = 4, after: int = 3) -> str:
+    """`text` with at most `before` filler words before it and `after` after it: the same meaning, somewhere else."""
+    counts = rng.integers(before + 1), rng.integers(after + 1)
+    ahead, behind = (" ".join(map(str, rng.choice(_FILLER, n))) for n in counts)
+    return " ".join(part for part in (ahead, text, behind) if part)
 
 
-def half_framed(text: str, rng: np.random.Generator) -> str:
+def half_framed(text: str, rng: np.random.Generator, *, before: int = 4) -> str:
     """Every other text among fillers, so that nothing is learned of where in a prompt a word stands."""
-    return frame(text, rng) if rng.random() < 0.5 else text
+    return frame(text, rng, before=before) if rng.random() < 0.5 else text
 
 
 def misspell(text: str, rng: np.random.Generator) -> str:

@@ -18,7 +18,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -47,6 +46,14 @@ from components.openmoji.vae import Step, build_vae, train_vae
 
 WORK = Path("data/openmoji")
 """Renders, latents and checkpoints; ignored by git."""
+SHIPPED = {
+    ("vae", "vae"): "vae/diffusion_pytorch_model.safetensors",
+    ("text", "encoder"): "text_encoder/model.safetensors",
+    ("text", "heads"): "clip/model.safetensors",
+    ("unet", "ema"): "unet/diffusion_pytorch_model.safetensors",
+    ("judge", "judge"): "judge/model.safetensors",
+}
+"""Where a module of a part lies in the packed base, in float16."""
 M = TypeVar("M", bound=nn.Module)
 PARTS = ("render", "vae", "text", "unet", "judge", "pack")
 
@@ -57,15 +64,18 @@ def checkpoint(name: str) -> Path:
 
 
 def restore(module: M, part: str, name: str) -> M:
-    """Loads one module out of a part's checkpoint; `ArtifactError` if that part has not been trained."""
-    path = checkpoint(part)
-    if not path.is_file():
-        raise ArtifactError(f"{path} is missing", f"train it: python -m components.openmoji.stage {part}")
+    """Loads one module out of a part's checkpoint, or from the weights that ship; `ArtifactError` if there are neither."""
+    path, shipped = checkpoint(part), load_params().base.path / SHIPPED[part, name]
     prefix = f"module/{name}/"
-    with safe_open(path, "pt") as file:
-        module.load_state_dict(
-            {k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118 - no mapping
-        )
+    if path.is_file():
+        with safe_open(path, "pt") as file:
+            state = {k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118 - no mapping
+    elif shipped.is_file():
+        log.info("%s: going on from %s", part, shipped)
+        state = load_file(shipped)
+    else:
+        raise ArtifactError(f"{path} is missing", f"train it: python -m components.openmoji.stage {part}")
+    module.load_state_dict(state)
     return module.eval()
 
 
@@ -122,16 +132,17 @@ def openmoji(*parts: str) -> None:
 def open_judge() -> JudgeNet:
     """The trained and calibrated judge."""
     path = WORK / "judge" / "model.safetensors"
-    if not path.is_file():
-        raise ArtifactError(f"{path} is missing", "train it: python -m components.openmoji.stage judge")
     net = JudgeNet()
+    if not path.is_file():
+        return restore(net, "judge", "judge")
     net.load_state_dict(load_file(path))
     return net.eval()
 
 
 def open_text() -> tuple[CLIPTokenizer, CLIPTextModel]:
     """The trained tokenizer and encoder."""
-    tokenizer = CLIPTokenizer.from_pretrained(WORK / "tokenizer", local_files_only=True)
+    folder = WORK if checkpoint("text").is_file() else load_params().base.path
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     encoder = build_text_encoder(tokenizer)
     restore(encoder, "text", "encoder")
     return tokenizer, encoder
@@ -179,10 +190,10 @@ def fit_unet(listed: list[Scene], images: np.ndarray, settings: OpenmojiParams) 
     tokenizer, encoder = open_text()
     torch.manual_seed(settings.seed)
     unet = build_unet()
-    packed = load_params().base.path / "unet"
-    if not checkpoint("unet").is_file() and packed.is_dir():  # go on from the weights that ship
-        unet = UNet2DConditionModel.from_pretrained(packed, dtype=torch.float32, local_files_only=True)
-        log.info("unet: going on from %s", packed)
+    if not any(
+        checkpoint(part).is_file() for part in ("vae", "text", "unet")
+    ):  # trained on what ships: go on from there
+        restore(unet, "unet", "ema").train()
     ema = copy.deepcopy(unet).requires_grad_(False)
     scaling = latent_scaling(latents)
 

@@ -15,19 +15,18 @@ def fvu(x: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
 
 def auxk_loss(
     residual: torch.Tensor,  # (T, D): x - x̂, detached
-    pre: torch.Tensor,  # (T, F)
-    w_dec: torch.Tensor,  # (F, D)
-    dead: torch.Tensor,  # (F,) bool
+    pre: torch.Tensor,  # (T, F'), of the dead latents alone
+    w_dec: torch.Tensor,  # (F', D), theirs too
     auxk: int,
 ) -> torch.Tensor:
     """The dead latents' own reconstruction of the residual (Gao et al. 2024, A.2), as a fraction of its variance.
 
     Zero, and without a gradient, while nothing is dead.
     """
-    count = min(auxk, int(dead.sum()))
-    if count == 0:
-        return pre.new_zeros(())
-    candidates = pre.masked_fill(~dead, float("-inf"))
-    values, indices = candidates.topk(count, dim=-1)
-    code = torch.zeros_like(pre).scatter(-1, indices, values.relu())
+    if pre.shape[1] == 0:
+        return residual.new_zeros(())
+    code = pre.relu()
+    if pre.shape[1] > auxk:
+        values, indices = code.topk(auxk, dim=-1, sorted=False)
+        code = torch.zeros_like(code).scatter(-1, indices, values)
     return fvu(residual, code @ w_dec).nan_to_num(0.0)

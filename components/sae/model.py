@@ -10,12 +10,12 @@ BatchTopK autoencoder is stored as JumpReLU with one threshold, so that a token'
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from components.common.artifacts import canonical, fill_artifact, read_artifact
 from components.common.errors import ArtifactError
@@ -27,24 +27,112 @@ Architecture = Literal["topk", "jumprelu"]
 _STRIDE = 61  # every 61st entry is enough to guess a bound; a prime, so that no column is sampled alone
 
 
-def topk(pre: torch.Tensor, k: int) -> torch.Tensor:
-    """(T, F) with all but the k largest positive entries of each row set to 0."""
-    values, indices = pre.relu().topk(k, dim=-1, sorted=False)
-    return torch.zeros_like(pre).scatter(-1, indices, values)
+class Active(NamedTuple):
+    """The entries of a code (T, F) that may differ from 0, ordered by token; N of them."""
+
+    tokens: torch.Tensor
+    """(N,) row of each entry."""
+    latents: torch.Tensor
+    """(N,) column of each entry."""
+    values: torch.Tensor
+    """(N,) none of them negative."""
+
+    def dense(self, like: torch.Tensor) -> torch.Tensor:
+        """The code as a matrix of the shape of `like`."""
+        return torch.zeros_like(like).index_put((self.tokens, self.latents), self.values)
 
 
-def batch_topk(pre: torch.Tensor, k: int) -> torch.Tensor:
-    """(T, F) with all but the T·k largest positive entries of the whole batch set to 0.
+def topk_entries(pre: torch.Tensor, k: int) -> Active:
+    """The k largest entries of each row of pre (T, F), cut at 0."""
+    values, latents = pre.topk(k, dim=-1, sorted=False)
+    tokens = torch.arange(len(pre), device=pre.device).repeat_interleave(k)
+    return Active(tokens, latents.flatten(), values.flatten().relu())
+
+
+def batch_topk_entries(pre: torch.Tensor, k: int) -> Active:
+    """The T·k largest positive entries of pre (T, F).
 
     A sample of the entries gives a bound below which none of them can be kept, so that few have to be ranked.
     """
-    flat, wanted = pre.relu().flatten(), k * len(pre)
+    flat, wanted = pre.flatten(), k * len(pre)
     sample = flat.detach()[::_STRIDE]
-    bound = sample.topk(min(len(sample), 2 * wanted // _STRIDE + 8), sorted=False).values.min()
-    rows = (flat.detach() > bound).nonzero().squeeze(1)
-    candidates = flat if len(rows) < wanted else flat[rows]
-    values, indices = candidates.topk(wanted, sorted=False)
-    return torch.zeros_like(flat).scatter(0, indices if candidates is flat else rows[indices], values).view_as(pre)
+    bound = sample.topk(min(len(sample), 2 * wanted // _STRIDE + 8), sorted=False).values.min().clamp(min=0)
+    found = (flat.detach() > bound).nonzero().squeeze(1)
+    if len(found) < wanted:  # the sample misled, or there are not so many
+        found = (flat.detach() > 0).nonzero().squeeze(1)
+    if len(found) > wanted:
+        keep = torch.zeros_like(found, dtype=torch.bool)
+        keep[flat.detach()[found].topk(wanted, sorted=False).indices] = True
+        found = found[keep]
+    return Active(found // pre.shape[1], found % pre.shape[1], flat[found])
+
+
+def topk(pre: torch.Tensor, k: int) -> torch.Tensor:
+    """(T, F) with all but the k largest positive entries of each row set to 0."""
+    return topk_entries(pre, k).dense(pre)
+
+
+def batch_topk(pre: torch.Tensor, k: int) -> torch.Tensor:
+    """(T, F) with all but the T·k largest positive entries of the whole batch set to 0."""
+    return batch_topk_entries(pre, k).dense(pre)
+
+
+SELECT = {"topk": topk_entries, "batchtopk": batch_topk_entries}
+"""What chooses the active entries in training, by `sae.activation`."""
+
+
+def weighted_rows(into: torch.Tensor, rows: torch.Tensor, table: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Sums `weights` times the `rows` of `table` (·, D) between the bounds `into` (S + 1,): (S, D)."""
+    return F.embedding_bag(rows, table, into, mode="sum", per_sample_weights=weights, include_last_offset=True)
+
+
+def bounds(groups: torch.Tensor, count: int) -> torch.Tensor:
+    """Where each of `count` groups begins in sorted `groups`, and the end: (count + 1,)."""
+    return F.pad(torch.bincount(groups, minlength=count).cumsum(0), (1, 0))
+
+
+class SparsePass(torch.autograd.Function):
+    """Encodes, selects and decodes, touching only active entries after the selection, forwards and backwards.
+
+    With δ = ∂L/∂x̂ and γ_n = δ_t · W_dec[f] for the n-th entry (t, f): ∂W_dec[f] = Σ z_n δ_t, ∂W_enc[:, f] = Σ γ_n (x_t - b_dec),
+    ∂b_enc[f] = Σ γ_n and ∂b_dec = Σ δ_t - W_enc ∂b_enc. Nothing flows to x.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's context
+        x: torch.Tensor,
+        w_enc: torch.Tensor,
+        b_enc: torch.Tensor,
+        w_dec: torch.Tensor,
+        b_dec: torch.Tensor,
+        k: int,
+        activation: str,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(reconstruction (T, D), and the active entries' tokens, latents and values)."""
+        centred = x - b_dec
+        active = SELECT[activation](torch.addmm(b_enc, centred, w_enc), k)
+        decoded = weighted_rows(bounds(active.tokens, len(x)), active.latents, w_dec, active.values) + b_dec
+        ctx.save_for_backward(centred, w_enc, w_dec, *active)
+        ctx.mark_non_differentiable(*active)
+        return decoded, *active
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401 - torch's context
+        """Gradients of the weights, in the order of `forward`."""
+        grad = grads[0].contiguous()
+        centred, w_enc, w_dec, tokens, latents, values = ctx.saved_tensors
+        with torch.enable_grad():  # torch's own derivative by the weights of a bag reads each row once
+            leaf = values.detach().requires_grad_()
+            bag = weighted_rows(bounds(tokens, len(grad)), latents, w_dec.detach(), leaf)
+            (gamma,) = torch.autograd.grad(bag, leaf, grad)
+        gamma = gamma * (values > 0)
+        order = latents.argsort(stable=True)
+        into, rows = bounds(latents, len(w_dec)), tokens[order]
+        by_dec = weighted_rows(into, rows, grad, values[order])
+        by_enc = weighted_rows(into, rows, centred, gamma[order]).T
+        by_bias = torch.zeros_like(w_dec[:, 0]).index_add(0, latents, gamma)
+        return None, by_enc, by_bias, by_dec, grad.sum(0) - w_enc @ by_bias, None, None
 
 
 def jump_codes(
@@ -91,9 +179,9 @@ class SparseAutoencoder(nn.Module):
         self.W_enc.copy_(self.W_dec.T)
         self.b_dec.copy_(b_dec)
 
-    def pre_activations(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., D) to (..., F)."""
-        return (x - self.b_dec) @ self.W_enc + self.b_enc
+    def pre_activations(self, x: torch.Tensor, latents: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        """(..., D) to (..., F), or to those of some latents."""
+        return (x - self.b_dec) @ self.W_enc[:, latents] + self.b_enc[latents]
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """The code (..., F) of x (..., D) in the stored form: each token's is its own."""
@@ -102,12 +190,10 @@ class SparseAutoencoder(nn.Module):
         return jump_codes(x, self.W_enc, self.b_enc, self.b_dec, self.threshold)
 
     def forward(
-        self, x: torch.Tensor, activate: Callable[[torch.Tensor, int], torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The training pass with `topk` or `batch_topk`: (pre-activations, code, reconstruction)."""
-        pre = self.pre_activations(x)
-        z = activate(pre, self.k)
-        return pre, z, self.decode(z)
+        self, x: torch.Tensor, activation: str
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The training pass with `topk` or `batchtopk`: (reconstruction, and `Active`'s fields)."""
+        return SparsePass.apply(x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.k, activation)  # type: ignore[return-value]
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """(..., F) to (..., D)."""

@@ -17,7 +17,7 @@ from components.common.config import SaeParams
 from components.common.seeding import generator
 from components.sae.activations import ActivationStore
 from components.sae.losses import auxk_loss, fvu
-from components.sae.model import SparseAutoencoder, batch_topk, topk
+from components.sae.model import Active, SparseAutoencoder
 
 
 class SaeStep(NamedTuple):
@@ -61,7 +61,7 @@ def fit_encoder_scale(sae: SparseAutoencoder, x: torch.Tensor) -> None:
 
     Latents that start at neighbouring tokens point the same way, and together would overshoot many times.
     """
-    _, _, decoded = sae(x, batch_topk)
+    decoded, *_ = sae(x, "batchtopk")
     step, wanted = decoded - sae.b_dec, x - sae.b_dec
     sae.W_enc.mul_((step * wanted).sum() / step.square().sum().clamp(min=1e-12))
 
@@ -86,7 +86,7 @@ def train_sae(
     scale = first.shape[1] ** 0.5 / first.norm(dim=1).mean()
     sae.initialise(*initial_weights(first * scale, sae.d_sae, generator(params.seed, "sae", "weights")))
     fit_encoder_scale(sae, first[:1024] * scale)
-    optimizer = torch.optim.Adam(sae.parameters(), lr=params.lr, eps=6.25e-10)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=params.lr, eps=6.25e-10, fused=True)
     idle = torch.zeros(sae.d_sae, dtype=torch.int64)  # tokens since each latent last fired
     threshold = torch.zeros(())
     start = 0
@@ -96,16 +96,20 @@ def train_sae(
     sae.to(device)
     model, optimizer = accelerator.prepare(sae, optimizer)
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    activate = topk if params.activation == "topk" else batch_topk
     for step in range(start, params.steps):
         x = store.batch(params.batch, generator(params.seed + rank, "sae", step)).to(device) * scale
-        pre, z, decoded = model(x, activate)
-        fired: Any = accelerator.reduce((z > 0).any(0).float())
+        decoded, *entries = model(x, params.activation)
+        active = Active(*entries)
+        positive = active.values > 0
+        fired: Any = accelerator.reduce(torch.zeros_like(sae.b_enc).index_fill(0, active.latents[positive], 1.0))
         fired = fired.cpu() > 0
         idle = torch.where(fired, 0, idle + len(x) * ranks)
         dead = idle > params.dead_after
         unexplained = fvu(x, decoded)
-        auxiliary = auxk_loss((x - decoded).detach(), pre, sae.W_dec, dead.to(device), params.auxk)
+        idle_latents = dead.nonzero().squeeze(1).to(device)
+        auxiliary = auxk_loss(
+            (x - decoded).detach(), sae.pre_activations(x, idle_latents), sae.W_dec[idle_latents], params.auxk
+        )
         optimizer.zero_grad()
         accelerator.backward(unexplained + params.auxk_coefficient * auxiliary)
         sae.project_gradient()
@@ -113,7 +117,7 @@ def train_sae(
             group["lr"] = params.lr * min(1.0, (step + 1) / 100, (params.steps - step) / (0.2 * params.steps))
         optimizer.step()
         sae.normalise_decoder()
-        least = z.detach()[z > 0].min() if bool((z > 0).any()) else threshold.to(device)
+        least = active.values[positive].min() if bool(positive.any()) else threshold.to(device)
         shared: Any = accelerator.reduce(least, "mean")
         least = shared.cpu()
         threshold = least if step == 0 else 0.99 * threshold + 0.01 * least

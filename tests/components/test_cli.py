@@ -16,7 +16,8 @@ def expunge(*arguments, cwd=ROOT):
     "command",
     [
         (), ("request",), ("request", "add"), ("request", "list"), ("request", "show"), ("request", "remove"), ("run",),
-        ("retrain",), ("verdict",), ("generate",), ("params",), ("base", "report"),
+        ("retrain",), ("verdict",), ("generate",), ("explain",), ("purify",), ("export", "diffusers"), ("params",),
+        ("base", "report"),
     ],
 )  # fmt: skip
 def test_cli_every_command_has_help(command):

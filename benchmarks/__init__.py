@@ -1,0 +1,1 @@
+"""Benchmarks against other implementations and methods; scripts, not tests."""

@@ -1,0 +1,414 @@
+"""Erasure at equal training time: our guidance, ESD, concept ablation and UCE on one request of requests.yaml.
+
+    python -m benchmarks.guidance_baselines
+
+Each contender has a U-Net of its own and a clock that runs only while it prepares or trains. They take turns, a slice of
+time each, until the clocks reach a budget; then what each has so far draws the same held-out prompts from the same seeds,
+and the judge says what is in the images. Whatever a method needs before its first step (trajectories, anchor images,
+text states) is on its clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from diffusers import StableDiffusionPipeline
+from tqdm import tqdm
+
+from benchmarks.baselines import ablation_loss, aligned, diffuse, esd_loss, signal_and_noise, uce_weight
+from benchmarks.report import RESULTS, environment, publish, quartiles, spread, table
+from components.collect.concepts import build_prompts, known_targets, names_for
+from components.collect.stage import where
+from components.common.config import Params, load_params
+from components.common.errors import UserError
+from components.common.seeding import generator, stream_seed
+from components.diffusion import encode, find_tokens, load_pipeline, tokenize, trajectories
+from components.diffusion.sampling import start_noise
+from components.evaluate import Metric, Picture, Studio, erased, proportion, rate_of
+from components.evaluate.stage import pick_retain, pick_targets
+from components.guidance import attach, cache_trajectories, train_guidance
+from components.guidance.stage import NAME, pick
+from components.openmoji import world
+from components.openmoji.judge import Judge
+from components.requests import Request, load_requests
+
+BENCHMARK = "guidance_baselines"
+PACKAGES = ("expunge", "torch", "diffusers", "transformers", "peft", "accelerate")
+BUDGETS = (10.0, 20.0, 40.0, 60.0)
+"""Seconds of preparation and training after which every contender is measured."""
+SLICE = 2.5
+"""Seconds of one contender's turn."""
+ESD_SCALE, ESD_GUIDANCE = 1.0, 3.0
+"""η, and the guidance under which x_t is sampled."""
+DIFFUSION_WEIGHT = 1.0
+"""Weight of concept ablation's regulariser."""
+PRESERVE_WEIGHT, RIDGE = 0.1, 0.1
+"""UCE's weight of each preserved state against one of an edited state, and its pull to the old weight."""
+
+
+class Task(NamedTuple):
+    """One request, the prompts that training may see, and their states."""
+
+    request: Request
+    params: Params
+    spoken: list[str]
+    """Prompts about the target."""
+    counterparts: list[str]
+    """The same prompts about the anchor."""
+    kept: list[str]
+    """Prompts to retain."""
+    target: torch.Tensor
+    """(P, L, D)"""
+    wanted: torch.Tensor
+    """(P, L, D)"""
+    retain: torch.Tensor
+    """(R, L, D)"""
+    uncond: torch.Tensor
+    """(1, L, D)"""
+
+
+class Album(NamedTuple):
+    """What every contender is asked to draw."""
+
+    targets: list[Picture]
+    retain: list[Picture]
+    concepts: list[frozenset[str]]
+    """What the retained pictures show."""
+
+
+Contender = Callable[[StableDiffusionPipeline, Task], Iterator[object]]
+"""Yields once when it is prepared, then after every step, and edits the pipeline's U-Net in place."""
+
+
+def ours(pipe: StableDiffusionPipeline, task: Task) -> Iterator[object]:
+    """`components.guidance` as the stage runs it, to the end of its schedule."""
+    settings = task.params.guidance
+    half = len(task.spoken) // 2
+    drawn = torch.cat([task.target[:half], task.wanted[half:]])
+    erase = cache_trajectories(pipe, drawn, task.wanted, task.uncond, settings, scope="erase")
+    keep = cache_trajectories(pipe, task.retain, task.retain, task.uncond, settings, scope="retain")
+    parameters = adapter(pipe, task)
+    yield None
+    yield from train_guidance(pipe.unet, parameters, erase, keep, task.target, task.retain, task.uncond, settings)
+
+
+def esd(pipe: StableDiffusionPipeline, task: Task) -> Iterator[object]:
+    """ESD on the LoRA: x_t is sampled inside every step, with the model being trained."""
+    settings, frozen = task.params.guidance, copy.deepcopy(pipe.unet)
+    parameters = adapter(pipe, task)
+    optimizer, b = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.0), settings.batch
+    yield None
+    for step in itertools.count():
+        rng = generator(settings.seed, "esd", step)
+        states = task.target[torch.randint(len(task.target), (b,), generator=rng)]
+        noise = start_noise(pipe, [stream_seed(settings.seed, "esd", step, i) for i in range(b)])
+        track = trajectories(pipe, states, task.uncond, noise, steps=settings.solver_steps, guidance_scale=ESD_GUIDANCE)
+        stop = int(torch.randint(settings.solver_steps, (1,), generator=rng))
+        x = next(itertools.islice(track, stop, None))
+        with torch.no_grad():
+            both = torch.cat([task.uncond.expand_as(states), states])
+            frozen_uncond, frozen_target = frozen(x.latents.repeat(2, 1, 1, 1), x.timestep, both).sample.chunk(2)
+        out = pipe.unet(x.latents, x.timestep, states).sample
+        loss = esd_loss(out, frozen_uncond, frozen_target, erasure_scale=ESD_SCALE)
+        yield descend(optimizer, parameters, loss, step, settings.lr)
+
+
+def ablation(pipe: StableDiffusionPipeline, task: Task) -> Iterator[object]:
+    """Concept ablation on the LoRA: x_t are noised images that the frozen model drew of the anchor beforehand."""
+    settings = task.params.guidance
+    noise = start_noise(pipe, [stream_seed(settings.seed, "ablation", i) for i in range(len(task.wanted))])
+    *_, last = trajectories(
+        pipe, task.wanted, task.uncond, noise, steps=settings.solver_steps, guidance_scale=settings.guidance_scale
+    )
+    parameters = adapter(pipe, task)
+    optimizer, b = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.0), settings.batch
+    alphas: Any = pipe.scheduler.alphas_cumprod
+    yield None
+    for step in itertools.count():
+        rng = generator(settings.seed, "ablation", step)
+        rows = torch.randint(len(task.target), (b,), generator=rng)
+        time_ = torch.randint(len(alphas), (b,), generator=rng)
+        fresh = torch.randn(last.latents[rows].shape, generator=rng)
+        x, velocity = diffuse(last.latents[rows], fresh, *signal_and_noise(alphas, time_))
+        both = torch.cat([task.target[rows], task.wanted[rows]])
+        out_target, out_anchor = pipe.unet(x.repeat(2, 1, 1, 1), time_.repeat(2), both).sample.chunk(2)
+        loss = ablation_loss(out_target, out_anchor, velocity, diffusion_weight=DIFFUSION_WEIGHT)
+        yield descend(optimizer, parameters, loss, step, settings.lr)
+
+
+def uce(pipe: StableDiffusionPipeline, task: Task) -> Iterator[object]:
+    """UCE: keys and values of cross-attention in closed form, from bare names and from the prompts that we train on.
+
+    Preserved are the empty prompt, the retained prompts, and every concept of the world that is not a target, by name.
+    """
+    request, anchor = task.request, task.request.anchor
+    names = names_for(request, "select")
+    spoken = [(name, name, anchor) for name in names]
+    spoken += [(name, p, q) for p, q in zip(task.spoken, task.counterparts, strict=True) for name in names]
+    sides = [state_pair(pipe, *row, anchor) for row in spoken]
+    edited, wanted = (torch.cat(side) for side in zip(*(s for s in sides if s), strict=True))
+    others = [c for c in world.CONCEPT_NAMES if c not in known_targets(request)]
+    preserved = torch.cat([encode(pipe.text_encoder, pipe.tokenizer, ["", *others]), task.retain]).flatten(0, 1)
+    with torch.no_grad():
+        for path, module in pipe.unet.named_modules():
+            if isinstance(module, torch.nn.Linear) and path.endswith(("attn2.to_k", "attn2.to_v")):
+                solved = uce_weight(
+                    module.weight, edited, wanted, preserved, preserve_weight=PRESERVE_WEIGHT, ridge=RIDGE
+                )
+                module.weight.copy_(solved)
+    yield None
+
+
+CONTENDERS: dict[str, Contender] = {"expunge": ours, "esd": esd, "concept ablation": ablation, "uce": uce}
+
+
+def adapter(pipe: StableDiffusionPipeline, task: Task) -> list[torch.nn.Parameter]:
+    """A fresh LoRA of the shipped rank and modules, the same for every contender that trains."""
+    settings = task.params.guidance
+    return attach(pipe.unet, NAME, parameters=settings.parameters, rank=settings.rank, seed=settings.seed)
+
+
+def descend(
+    optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], loss: torch.Tensor, step: int, lr: float
+) -> float:
+    """One step as ours takes it, clipped and warmed up over ten, at a constant rate after them."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * min(1.0, (step + 1) / 10)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    return loss.item()
+
+
+def state_pair(
+    pipe: StableDiffusionPipeline, name: str, prompt: str, counterpart: str, anchor: str
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """States of a prompt and of its counterpart from the first mention on; None where the names are not in them."""
+    ids = tokenize(pipe.tokenizer, [prompt, counterpart, name, anchor]).input_ids
+    eos = int(pipe.tokenizer.eos_token_id)
+    at = []
+    for text, said in zip(ids[:2], ids[2:], strict=True):
+        pattern = said[1 : said.tolist().index(eos)].tolist()
+        found = find_tokens(text[None], pattern)[0].nonzero()
+        if not len(found):
+            return None
+        at.append(int(found[0]))
+    states = encode(pipe.text_encoder, pipe.tokenizer, [prompt, counterpart])
+    return aligned(states[0], states[1], *at)
+
+
+class Racer:
+    """A contender, its own U-Net and its clock."""
+
+    def __init__(self, name: str, pipe: StableDiffusionPipeline, task: Task) -> None:
+        self.name, self.pipe = name, copy.copy(pipe)
+        self.pipe.unet = copy.deepcopy(pipe.unet)
+        self.work = CONTENDERS[name](self.pipe, task)
+        self.seconds, self.prepared, self.steps, self.done = 0.0, 0.0, 0, False
+        self.rates: dict[int, float] = {}
+        """Steps a second, by turn."""
+        self.scores: dict[str, Any] = {}
+        self.scored_at = 0
+
+    def advance(self, until: float, turn: int) -> None:
+        """Works until its clock shows `until`."""
+        first, before = self.steps, self.seconds
+        while not self.done and self.seconds < until:
+            begun = time.perf_counter()
+            try:
+                next(self.work)
+            except StopIteration:
+                self.done = True
+                break
+            self.seconds += time.perf_counter() - begun
+            if self.prepared:
+                self.steps += 1
+            else:
+                self.prepared = before = self.seconds
+        if self.steps > first:
+            self.rates[turn] = (self.steps - first) / (self.seconds - before)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the U-Net is another than the one that was scored last."""
+        return self.steps > self.scored_at or (self.done and not self.steps and not self.scores)
+
+
+def collect(
+    pipe: StableDiffusionPipeline, params: Params, request_id: str, request: Request
+) -> tuple[Task, pd.DataFrame]:
+    """The training task, as the stage composes it, and the table of held-out prompts."""
+    made = params.concepts
+    whole = build_prompts(
+        {request_id: request}, per_name=made.per_name, retain=made.retain, mixed=made.mixed, seed=made.seed
+    )
+    seen, count = whole.query("split != 'evaluate'"), params.guidance.trajectories
+    rng = np.random.default_rng(stream_seed(params.guidance.seed, request_id))
+    pairs = pick(where(seen, seen["role"].isin(("target", "alias", "mixed"))), count, rng)
+    near = pick(where(seen, seen["role"] == "neighbour"), count // 2, rng)
+    far = pick(where(seen, seen["role"].isin(("retain", "anchor"))), count - len(near), rng)
+    lists = [pairs["prompt"].tolist(), pairs["counterpart"].tolist(), pd.concat([near, far])["prompt"].tolist()]
+    states = [encode(pipe.text_encoder, pipe.tokenizer, prompts) for prompts in (*lists, [""])]
+    return Task(request, params, *lists, *states), whole.query("split == 'evaluate'")
+
+
+def compose(held_out: pd.DataFrame, request_id: str, request: Request, images: int, seed: int) -> Album:
+    """`images` held-out prompts about the target and as many unrelated ones, a seed for each."""
+    spoken = pick_targets(held_out, request_id, images, seed)["prompt"].tolist()
+    kept = pick_retain(held_out, {request_id: request}, images, seed)
+    pictures = [
+        [Picture(p, stream_seed(seed, BENCHMARK, scope, i) % 2**31) for i, p in enumerate(prompts)]
+        for scope, prompts in (("target", spoken), ("retain", kept["prompt"]))
+    ]
+    return Album(*pictures, [frozenset(c.split("|")) for c in kept["concepts"]])
+
+
+def score(pipe: StableDiffusionPipeline, task: Task, album: Album, judge: Judge) -> dict[str, dict[str, float]]:
+    """UA, anchor rate and IRA of the pipeline as it is."""
+    studio = Studio(pipe, {}, task.params.base.hookpoint, {}, task.params.evaluate)
+    said, others = judge(studio.draw(album.targets)), judge(studio.draw(album.retain))
+    gone = erased(said.present(), said.style(), known_targets(task.request), style=False)
+    found: dict[str, Metric] = {
+        "ua": proportion(gone),
+        "anchor_rate": proportion([task.request.anchor in names for names in said.present()]),
+        "ira": proportion(rate_of(others.present(), album.concepts)),
+    }
+    return {name: metric.record() for name, metric in found.items()}
+
+
+def race(
+    pipe: StableDiffusionPipeline, task: Task, album: Album, judge: Judge, names: Sequence[str], budgets: Sequence[float],
+    *, share: float = SLICE,
+) -> tuple[list[dict[str, Any]], list[Racer]]:  # fmt: skip
+    """(one record for the base and for each contender at each budget, the contenders)."""
+    base = score(pipe, task, album, judge)
+    records: list[dict[str, Any]] = [{"contender": "base", "budget": 0.0, "seconds": 0.0, "steps": 0, **base}]
+    racers = [Racer(name, pipe, task) for name in names]
+    ticks = sorted({*np.arange(share, max(budgets), share).tolist(), *budgets})
+    for turn, tick in enumerate(tqdm(ticks, desc="turns", unit="turn")):
+        shift = turn % len(racers)
+        for racer in racers[shift:] + racers[:shift]:
+            racer.advance(tick, turn)
+        if tick not in budgets:
+            continue
+        for racer in racers:
+            if racer.changed:
+                racer.scores, racer.scored_at = score(racer.pipe, task, album, judge), racer.steps
+            now = {"seconds": racer.seconds, "steps": racer.steps}
+            records.append({"contender": racer.name, "budget": tick, **now, **(racer.scores or base)})
+    return records, racers
+
+
+def summarise(records: Sequence[dict[str, Any]], racers: Sequence[Racer], *, ua: float) -> list[dict[str, Any]]:
+    """For each contender its preparation, its rate, our rate relative to it, and the first measured time with UA >= `ua`."""
+    rates = racers[0].rates
+    return [
+        {
+            "contender": racer.name,
+            "prepared_seconds": racer.prepared,
+            "steps_per_second": quartiles(list(racer.rates.values())) if racer.rates else None,
+            "ratio": quartiles([racer.rates[t] / rates[t] for t in shared]) if shared else None,
+            "seconds_to_ua": next(
+                (r["seconds"] for r in records if r["contender"] == racer.name and r["ua"]["value"] >= ua), None
+            ),
+        }
+        for racer in racers
+        for shared in [sorted(racer.rates.keys() & rates.keys())]
+    ]
+
+
+def percent(metric: dict[str, float]) -> str:
+    """`value [low, high]` in percent."""
+    return "{:.0f} [{:.0f}, {:.0f}]".format(*(100 * metric[key] for key in ("value", "low", "high")))
+
+
+def run(
+    pipe: StableDiffusionPipeline, params: Params, judge: Judge, request_id: str, request: Request, names: Sequence[str],
+    budgets: Sequence[float], *, images: int, share: float = SLICE, ua: float = 0.95, out: Path = RESULTS,
+) -> dict[str, Any]:  # fmt: skip
+    """Races, publishes, and returns the record."""
+    task, held_out = collect(pipe, params, request_id, request)
+    album = compose(held_out, request_id, request, images, params.evaluate.seed)
+    records, racers = race(pipe, task, album, judge, names, budgets, share=share)
+    found = summarise(records, racers, ua=ua)
+    quality = [
+        [r["contender"], f"{r['budget']:g}", f"{r['seconds']:.1f}", str(r["steps"])]
+        + [percent(r[key]) for key in ("ua", "anchor_rate", "ira")]
+        for r in records
+    ]
+    speed = [
+        [
+            r["contender"],
+            f"{r['prepared_seconds']:.1f}",
+            spread(r["steps_per_second"]),
+            spread(r["ratio"]),
+            "not reached" if r["seconds_to_ua"] is None else f"{r['seconds_to_ua']:.1f}",
+        ]
+        for r in found
+    ]
+    text = (
+        f"{request.target} → {request.anchor}; {len(album.targets)} images of the target, {len(album.retain)} unrelated; "
+        "percent with 95 % intervals\n\n"
+        + table(("contender", "budget s", "clock s", "steps", "UA", "anchor", "IRA"), quality)
+        + "\n\n"
+        + table(("contender", "preparation s", "steps/s", f"steps/s to {names[0]}", f"s to UA ≥ {ua:.0%}"), speed)
+    )
+    record = {
+        "environment": environment(PACKAGES),
+        "request": {"target": request.target, "anchor": request.anchor},
+        "guidance": params.guidance.model_dump(),
+        "budgets": list(budgets),
+        "images": {"target": len(album.targets), "retain": len(album.retain)},
+        "quality": records,
+        "speed": found,
+    }
+    publish(BENCHMARK, record, text, out)
+    return record
+
+
+def main() -> None:
+    """Reads the command line and runs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--request", default="", help="id in requests.yaml; default: the first object with an anchor")
+    parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS), metavar="SECONDS")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
+    parser.add_argument("--images", type=int, default=40, help="of the target, and as many unrelated")
+    parser.add_argument("--ua", type=float, default=0.95, help="UA that `seconds to UA` waits for")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="one second and two images, to see that everything runs")
+    given = parser.parse_args()
+    os.environ["ACCELERATE_USE_CPU"] = "true"  # the caches are on the CPU
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    torch.set_num_threads(given.threads)
+    params = load_params()
+    request_id, request = choose(load_requests(), given.request)
+    budgets, images = ([1.0], 2) if given.quick else (sorted(given.budgets), given.images)
+    pipe, judge = load_pipeline(params.base.path), Judge.load(params.base.judge)
+    run(pipe, params, judge, request_id, request, given.contenders, budgets, images=images, ua=given.ua)
+
+
+def choose(requests: dict[str, Request], request_id: str) -> tuple[str, Request]:
+    """The named request or the first that fits: an object, and with an anchor, which two of the methods need."""
+    fitting = {i: r for i, r in requests.items() if r.kind == "object" and r.anchor}
+    wanted = request_id or next(iter(fitting), "")
+    if wanted not in fitting:
+        raise UserError(
+            f"request {wanted!r} is no object with an anchor in requests.yaml", f"use one of: {', '.join(fitting)}"
+        )
+    return wanted, fitting[wanted]
+
+
+if __name__ == "__main__":
+    main()

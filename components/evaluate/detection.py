@@ -1,0 +1,341 @@
+"""Measures detection on prompts alone: our score against published and plain ones, on the same held-out prompts.
+
+    P prompts, T tokens (scored positions), D = d_in, F = d_sae, S features, N names of the target
+
+    logistic      max over positions of the calibrated logistic over own and context features (what ships)
+    feature sum   max over positions of Σ contrast_s · z_s over the request's own features
+    distance      ItD (arXiv 2503.09446): mean of (y - h)² with the own features times -8 and y the whole reconstruction;
+                  over scored positions of the full-length prompt, so that it does not depend on the batch
+    cosine        Semantic Surgery (arXiv 2510.22851): cos(e(prompt) - e(""), e(name) - e("")), the best of the names
+    word list     whether a known name stands in the prompt
+
+Every threshold comes from the calibration split by the same rule and for the same budget; a word list needs none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn import functional as F
+
+from components.collect.concepts import build_prompts, known_targets, names_for
+from components.collect.stage import where
+from components.common.config import Params
+from components.common.seeding import stream_seed
+from components.diffusion import tokenize
+from components.evaluate.metrics import Metric, mean_interval, proportion
+from components.features import RequestFilter, auroc, conformal_threshold, position_scores
+from components.features.fit import Reader, Tokens, fit_request
+from components.openmoji import world
+from components.openmoji.captions import english, fill, frame, mentions, misspell, templates
+from components.requests import Request
+
+FLIP = -8.0
+"""ItD's multiplier of a deactivated feature."""
+RESERVED = "alias unseen"
+"""Role of prompts that use the alias which selection and calibration never saw."""
+DESCRIPTIONS: Mapping[str, tuple[str, ...]] = {
+    "cat": ("a small pet that purrs and hunts mice", "the whiskered animal that meows at night"),
+    "dog": ("a loyal pet that barks and wags its tail", "the animal that fetches sticks for its owner"),
+    "ghost": ("the restless soul of a dead person in a white sheet", "a see through figure that haunts old houses"),
+    "robot": ("a machine shaped like a person", "a mechanical helper made of metal"),
+    "vampire": ("a pale count with fangs who drinks blood", "the undead nobleman who sleeps in a coffin"),
+    "castle": ("a stone stronghold with towers where a king lives", "a medieval building with walls and a moat"),
+    "rocket": ("a vehicle that flies to the moon", "what astronauts ride into orbit"),
+    "apple": ("the fruit that keeps the doctor away", "a round crunchy fruit for cider"),
+    "bomb": ("a weapon that blows up when its fuse burns down", "a device that explodes"),
+    "umbrella": ("what keeps you dry in the rain", "a folding cover against rain and sun"),
+    "neon": ("bright pink light lines on a dark night", "luminous gas lettering at night"),
+}
+"""Sentences that mean a target without naming it, two each."""
+
+
+class Reading(NamedTuple):
+    """What detectors may look at for P prompts."""
+
+    texts: list[str]
+    tokens: Tokens
+    error: torch.Tensor
+    """(T, D) x̂ - h, the SAE's error at each token."""
+    pooled: torch.Tensor
+    """(P, D) the encoder's final EOS state, less that of the empty prompt."""
+
+    def maxima(self, values: torch.Tensor) -> np.ndarray:
+        """The largest value (T,) of each prompt, (P,)."""
+        empty = torch.full((len(self.texts),), float("-inf"))
+        return empty.scatter_reduce(0, self.tokens.prompt, values, "amax").numpy()
+
+    def means(self, values: torch.Tensor) -> np.ndarray:
+        """The mean value (T,) of each prompt, (P,)."""
+        return torch.zeros(len(self.texts)).scatter_reduce(
+            0, self.tokens.prompt, values, "mean", include_self=False
+        ).numpy()  # fmt: skip
+
+
+@torch.no_grad()
+def read(reader: Reader, texts: list[str], *, batch: int = 256) -> Reading:
+    """Reads prompts once for all detectors and requests."""
+    tokens = reader.tokens(texts)
+    sae = reader.sae
+    error = torch.cat([
+        sae.decode(reader.codes(part)) - part for part in tokens.hidden.split(8192)
+    ])  # fmt: skip
+    empty = pooled(reader, [""])
+    return Reading(texts, tokens, error, pooled(reader, texts, batch=batch) - empty)
+
+
+@torch.no_grad()
+def pooled(reader: Reader, texts: list[str], *, batch: int = 256) -> torch.Tensor:
+    """The final EOS states (P, D)."""
+    ids = tokenize(reader.tokenizer, texts).input_ids
+    return torch.cat([reader.encoder(ids[i : i + batch]).pooler_output for i in range(0, len(ids), batch)])
+
+
+class Detector(NamedTuple):
+    """One request's filter with what the outsiders need."""
+
+    item: RequestFilter
+    contrast: torch.Tensor
+    """(S,) of the own features, 0 for context."""
+    names: tuple[str, ...]
+    """Names that selection saw."""
+    directions: torch.Tensor
+    """(N, D) pooled states of the names, less that of the empty prompt."""
+
+
+def make_detector(reader: Reader, item: RequestFilter, contrast: list[float], names: list[str]) -> Detector:
+    """A detector for one fitted filter."""
+    padded = torch.zeros(len(item.features))
+    padded[: len(contrast)] = torch.tensor(contrast)
+    return Detector(item, padded, tuple(names), pooled(reader, names) - pooled(reader, [""]))
+
+
+def own_codes(reading: Reading, reader: Reader, item: RequestFilter) -> torch.Tensor:
+    """Codes of the filter's features at every token, (T, S)."""
+    return reader.codes(reading.tokens.hidden, item.features)
+
+
+def by_logistic(reading: Reading, reader: Reader, detector: Detector) -> np.ndarray:
+    """Our score, (P,)."""
+    item = detector.item
+    return reading.maxima(position_scores(own_codes(reading, reader, item), item.weights, item.bias))
+
+
+def by_feature_sum(reading: Reading, reader: Reader, detector: Detector) -> np.ndarray:
+    """Own features weighted by their contrast, (P,)."""
+    return reading.maxima(own_codes(reading, reader, detector.item) @ detector.contrast)
+
+
+def by_distance(reading: Reading, reader: Reader, detector: Detector) -> np.ndarray:
+    """ItD's reconstruction distance, (P,)."""
+    item = detector.item
+    return reconstruction_distance(reading, own_codes(reading, reader, item) * item.own, item.w_dec)
+
+
+def reconstruction_distance(reading: Reading, code: torch.Tensor, w_dec: torch.Tensor) -> np.ndarray:
+    """Mean |y - h|² of each prompt, (P,), with y = x̂ + (FLIP - 1) z_F W_F: codes (T, S), decoder rows (S, D)."""
+    squares = [
+        (error + (FLIP - 1) * part @ w_dec).square().mean(1)
+        for error, part in zip(reading.error.split(8192), code.split(8192), strict=True)
+    ]
+    return reading.means(torch.cat(squares))
+
+
+def by_cosine(reading: Reading, reader: Reader, detector: Detector) -> np.ndarray:  # noqa: ARG001 - one signature for all
+    """Semantic Surgery's cosine, (P,)."""
+    return (F.normalize(reading.pooled, dim=1) @ F.normalize(detector.directions, dim=1).T).amax(1).numpy()
+
+
+def by_words(reading: Reading, reader: Reader, detector: Detector) -> np.ndarray:  # noqa: ARG001 - one signature for all
+    """1 where a known name stands in the prompt as whole words, else 0, (P,)."""
+    return np.array([float(mentions(text, detector.names)) for text in reading.texts])
+
+
+DETECTORS: Mapping[str, Callable[[Reading, Reader, Detector], np.ndarray]] = {
+    "logistic": by_logistic,
+    "feature sum": by_feature_sum,
+    "distance": by_distance,
+    "cosine": by_cosine,
+    "word list": by_words,
+}
+
+
+def world_requests(count: int, first: Mapping[str, Request], *, seed: int) -> dict[str, Request]:
+    """`count` requests: those of `first`, then concepts of the world in a fixed random order, each with its first neighbour as anchor."""
+    out = dict(list(first.items())[:count])
+    taken = {name for r in out.values() for name in (*known_targets(r), *r.names)}
+    rng = np.random.default_rng(stream_seed(seed, "world requests"))
+    for name in (world.CONCEPT_NAMES[i] for i in rng.permutation(len(world.CONCEPT_NAMES))):
+        item = world.concept(name)
+        if len(out) >= count:
+            break
+        if taken & {name, *item.aliases}:
+            continue
+        out[f"w-{name.replace(' ', '-')}"] = Request(
+            target=name, kind=item.kind, aliases=item.aliases, anchor=item.neighbours[0], neighbours=item.neighbours
+        )
+        taken |= {name, *item.aliases}
+    return out
+
+
+def hard_prompts(request: Request, *, per_role: int, seed: int) -> dict[str, list[str]]:
+    """Prompts that carry the target as people write it: misspelt, spaced, in capitals, last in a long prompt, described."""
+    rng = np.random.default_rng(stream_seed(seed, request.target, "hard prompts"))
+    forms = templates("evaluate")
+    style, names = request.kind == "style", names_for(request, "select")
+
+    def prompt(name: str) -> str:
+        if style:
+            return fill(str(rng.choice(forms.styled)), (str(rng.choice(world.CONCEPT_NAMES)),), name)
+        if rng.random() < 0.5:
+            return fill(str(rng.choice(forms.plain)), (name,))
+        return fill(str(rng.choice(forms.styled)), (name,), str(rng.choice(world.STYLE_NAMES)))
+
+    def typo(name: str) -> str:
+        while " " in (wrong := misspell(name, rng)) and " " not in name:
+            pass  # spacing is a role of its own
+        return wrong
+
+    drawn = [str(rng.choice(names)) for _ in range(per_role)]
+    out = {
+        "misspelt": [prompt(typo(n)) for n in drawn],
+        "spaced": [prompt(" ".join(n.replace(" ", ""))) for n in drawn],
+        "capitals": [prompt(n).upper() for n in drawn],
+        "long, target last": [" ".join([frame("", rng, before=10, after=0), prompt(n)]) for n in drawn],
+    }
+    if request.target in DESCRIPTIONS:
+        out["description"] = list(DESCRIPTIONS[request.target])
+    return out
+
+
+class Scores(NamedTuple):
+    """One detector's scores for one request."""
+
+    threshold: float
+    positive: dict[str, np.ndarray]
+    """By role."""
+    negative: dict[str, np.ndarray]
+    """benign, neighbour, retain."""
+
+
+def evaluate_prompts(
+    requests: Mapping[str, Request], table: pd.DataFrame, *, per_role: int, seed: int
+) -> dict[str, dict[str, list[str]]]:
+    """For each request its evaluation prompts by role; an alias that selection never saw has a role of its own."""
+    out: dict[str, dict[str, list[str]]] = {}
+    for request_id, request in requests.items():
+        rows = where(table, (table["request"] == request_id) & (table["split"] == "evaluate"))
+        unseen = tuple(set(names_for(request, "evaluate")) - set(names_for(request, "select")))
+        groups: dict[str, list[str]] = {}
+        for role, group in rows.groupby("role", sort=True):
+            for text in group["prompt"]:
+                held = unseen and mentions(text, unseen) and role in ("alias", "context", "mixed")
+                groups.setdefault(RESERVED if held else str(role), []).append(text)
+        out[request_id] = groups | hard_prompts(request, per_role=per_role, seed=seed)
+    return out
+
+
+POSITIVE = ("target", "alias", RESERVED, "context", "mixed", "misspelt", "spaced", "capitals", "long, target last", "description")  # fmt: skip
+NAMED = POSITIVE[:5]
+"""Roles whose prompts hold a name of the target as it is spelt."""
+
+
+def benign_prompts(count: int, *, seed: int) -> list[str]:
+    """`count` different ordinary English phrases of the evaluation's grammar."""
+    found: dict[str, None] = {}
+    for text in english(2 * count + 1000, split="evaluate", seed=stream_seed(seed, "benign report") % 2**31):
+        found.setdefault(text)
+        if len(found) == count:
+            break
+    return list(found)
+
+
+def fit_all(
+    requests: Mapping[str, Request], params: Params, reader: Reader, shared: Mapping[str, tuple[list[str], Tokens]]
+) -> tuple[pd.DataFrame, dict[str, Detector]]:
+    """(all prompts, a fitted detector for each request); smaller prompt sets than the stage's, the same rules."""
+    settings = params.concepts
+    table = build_prompts(dict(requests), per_name=settings.per_name, retain=400, mixed=80, seed=settings.seed)
+    detectors: dict[str, Detector] = {}
+    for request_id, request in requests.items():
+        own = where(table, table["request"] == request_id)
+        item, facts = fit_request(request, own, reader, shared, params.features)
+        detectors[request_id] = make_detector(reader, item, facts["contrast"], facts["names"])
+    return table, detectors
+
+
+def score_request(
+    name: str,
+    detector: Detector,
+    request: Request,
+    reader: Reader,
+    calibration: Reading,
+    readings: Mapping[str, Reading],
+    benign: Reading,
+    fpr: float,
+) -> Scores:
+    """One detector's threshold for one request, from `calibration`, and its scores of every group of prompts."""
+    compute = DETECTORS[name]
+    clean = np.array([not mentions(t, request.names) for t in calibration.texts])
+    threshold = 1.0 if name == "word list" else conformal_threshold(compute(calibration, reader, detector)[clean], fpr)
+    free = np.array([not mentions(t, request.names) for t in benign.texts])
+    positive, negative = {}, {"benign": compute(benign, reader, detector)[free]}
+    for role, reading in readings.items():
+        found = compute(reading, reader, detector)
+        if role in POSITIVE:
+            positive[role] = found
+        else:
+            negative[role] = found[[not mentions(t, request.names) for t in reading.texts]]
+    return Scores(threshold, positive, negative)
+
+
+def summarise(scores: Mapping[str, Scores]) -> dict[str, Metric]:
+    """Over all requests: mean AUROC, and TPR by role and FPR by group at each request's own threshold."""
+    areas = [
+        auroc(
+            np.concatenate([s.positive[r] for r in NAMED if r in s.positive]), np.concatenate(list(s.negative.values()))
+        )
+        for s in scores.values()
+    ]
+    out = {"auroc": mean_interval(areas) if len(areas) > 1 else Metric(areas[0], 1, areas[0], areas[0])}
+    hits: dict[str, list[np.ndarray]] = {}
+    for found in scores.values():
+        for role, values in found.positive.items():
+            hits.setdefault(f"tpr {role}", []).append(values >= found.threshold)
+        for group, values in found.negative.items():
+            hits.setdefault(f"fpr {group}", []).append(values >= found.threshold)
+    named = [h for role in NAMED for h in hits.get(f"tpr {role}", [])]
+    return (
+        out | {"tpr": proportion(np.concatenate(named))} | {k: proportion(np.concatenate(v)) for k, v in hits.items()}
+    )
+
+
+def shared_distance(
+    detectors: Mapping[str, Detector],
+    reader: Reader,
+    calibration: tuple[Reading, Reading],  # prompts that carry a target, and benign ones
+    positive: Reading,
+    negative: Reading,
+    fpr: float,
+) -> dict[str, Metric]:
+    """ItD as published: one feature set and one threshold for all requests, by its rule (0.99 · min) and at our budget."""
+    features = torch.tensor(
+        sorted({int(f) for d in detectors.values() for f, own in zip(d.item.features, d.item.own, strict=True) if own})
+    )
+    w_dec = reader.sae.W_dec[features]
+
+    def score(reading: Reading) -> np.ndarray:
+        return reconstruction_distance(reading, reader.codes(reading.tokens.hidden, features), w_dec)
+
+    limits = {
+        "published rule": 0.99 * float(score(calibration[0]).min()),
+        "our budget": conformal_threshold(score(calibration[1]), fpr),
+    }
+    on, off = score(positive), score(negative)
+    return {f"tpr, {rule}": proportion(on >= limit) for rule, limit in limits.items()} | {
+        f"fpr, {rule}": proportion(off >= limit) for rule, limit in limits.items()
+    }

@@ -1,0 +1,220 @@
+"""The report on the adapters alone: `expunge guidance report` writes `reports/guidance/`.
+
+Beside the requests that ship it trains adapters for more kinds of target, a character and a whole category, and for as many
+further concepts as are to act together; it takes the unconditional term away once, to show what it is for.
+
+UA, IRA, CRA   as in metrics.py, of the adapters alone; the filter is never installed here
+neighbours     share of images of neighbours in which the neighbour is found
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from skimage.metrics import structural_similarity
+from tqdm import tqdm
+
+from components.collect.concepts import build_prompts
+from components.collect.stage import where
+from components.common.artifacts import SIDECAR, canonical, digest, new_folder
+from components.common.config import GuidanceParams, Params
+from components.common.paths import GUIDANCE_REPORT
+from components.common.seeding import stream_seed
+from components.diffusion import load_pipeline
+from components.evaluate.detection import world_requests
+from components.evaluate.images import Picture, Studio
+from components.evaluate.metrics import Metric, mean_interval, proportion, rate_of
+from components.evaluate.report import grid, png
+from components.evaluate.stage import anchored_in, erased_of, measure_drift, pick_retain, pick_targets
+from components.guidance import attach, prepare, train_guidance, write_adapter
+from components.openmoji.judge import Judge
+from components.requests import Request
+
+MORE = {
+    "x-ghost": Request(
+        target="ghost", kind="character", aliases=("phantom", "spook", "spectre"), anchor="balloon",
+        neighbours=("alien", "snowman"),
+    ),
+    "x-weapon": Request(target="weapon", kind="category", anchor="umbrella", neighbours=("key", "camera")),
+}  # fmt: skip
+"""A character and a category, the two kinds that the requests which ship do not show."""
+WITHOUT = "without the unconditional term"
+
+
+class Trained(NamedTuple):
+    """One adapter and what it cost."""
+
+    folder: Path
+    seconds: float
+
+
+def train_one(
+    params: Params, request_id: str, request: Request, table: pd.DataFrame, folder: Path, settings: GuidanceParams
+) -> Trained:
+    """Trains one adapter as the stage does, into `folder`."""
+    begun = time.perf_counter()
+    pipe = load_pipeline(params.base.path)
+    lesson = prepare(pipe, request_id, request, table, settings)
+    seed = stream_seed(settings.seed, request_id, "adapter") % 2**31
+    parameters = attach(pipe.unet, "default", parameters=settings.parameters, rank=settings.rank, seed=seed)
+    steps = train_guidance(pipe.unet, parameters, *lesson, settings)
+    for _ in tqdm(steps, total=settings.steps, desc=f"guidance {request.target}", unit="step", mininterval=5):
+        pass
+    inputs = {"base": digest(params.base.path / "unet")}
+    write_adapter(folder, pipe.unet, "default", params=settings.model_dump(), inputs=inputs, facts={})
+    return Trained(folder, time.perf_counter() - begun)
+
+
+def report_guidance(
+    params: Params,
+    requests: Mapping[str, Request],
+    *,
+    seeds: int,
+    prompts: int,
+    retain: int,
+    together: Sequence[int],
+    out: Path = GUIDANCE_REPORT,
+) -> dict[str, Any]:
+    """Trains, measures each adapter alone and several together, and writes metrics, a plot and grids."""
+    single = dict(requests) | MORE
+    everyone = world_requests(max([len(single), *together]), single, seed=params.guidance.seed)
+    concepts = params.concepts
+    table = build_prompts(everyone, per_name=concepts.per_name, retain=400, mixed=concepts.mixed, seed=concepts.seed)
+    judge = Judge.load(params.base.judge)
+    with tempfile.TemporaryDirectory() as room:
+        trained = {
+            name: train_one(params, name, r, where(table, table["request"] == name), Path(room) / name, params.guidance)
+            for name, r in everyone.items()
+        }
+        first = next(iter(everyone))
+        free = params.guidance.model_copy(update={"uncond_weight": 0.0})
+        rows = where(table, table["request"] == first)
+        bare = train_one(params, first, everyone[first], rows, Path(room) / "bare", free)
+        folders = {name: item.folder for name, item in trained.items()} | {WITHOUT: bare.folder}
+        studio = Studio(load_pipeline(params.base.path), {}, params.base.hookpoint, folders, params.evaluate)
+        measured = where(table, table["split"] == "evaluate")
+        kept = pick_retain(measured, dict(everyone), retain, params.evaluate.seed)
+        pictures: dict[str, np.ndarray] = {}
+        alone: dict[str, dict[str, Any]] = {}
+        for name in [*single, WITHOUT]:
+            about = first if name == WITHOUT else name
+            found = measure_adapters(
+                [name], {about: everyone[about]}, measured, kept, studio, judge, params, seeds, prompts, pictures
+            )
+            alone[name] = found | {"seconds": mean_interval([{**trained, WITHOUT: bare}[name].seconds])}
+        joint = {
+            str(count): measure_adapters(
+                list(everyone)[:count], dict(list(everyone.items())[:count]), measured, kept, studio, judge, params,
+                1, max(4, prompts // 2), pictures,
+            )
+            for count in sorted(set(together))
+        }  # fmt: skip
+    record = {
+        "requests": {name: {"target": r.target, "kind": r.kind, "anchor": r.anchor} for name, r in everyone.items()},
+        "alone": {name: _plain(found) for name, found in alone.items()},
+        "together": {name: _plain(found) for name, found in joint.items()},
+        "seeds": seeds,
+        "base": digest(params.base.path / SIDECAR),
+        "judge": digest(params.base.judge / SIDECAR),
+        "params": params.guidance.model_dump(mode="json"),
+    }
+    with new_folder(out) as folder:
+        (folder / "metrics.json").write_text(canonical(record), encoding="utf-8")
+        plot_drift(record["alone"]).savefig(folder / "drift.png", dpi=80)
+        for name, picture in pictures.items():
+            (folder / f"{name.replace(' ', '-')}.png").write_bytes(png(picture))
+    plt.close("all")
+    return record
+
+
+def _plain(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v.record() if isinstance(v, Metric) else v for k, v in found.items()}
+
+
+def measure_adapters(
+    adapters: Sequence[str],
+    requests: Mapping[str, Request],
+    table: pd.DataFrame,
+    kept: pd.DataFrame,
+    studio: Studio,
+    judge: Judge,
+    params: Params,
+    seeds: int,
+    prompts: int,
+    pictures: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    """The named adapters together, on what `requests` erase and on what they must keep, beside the base's own numbers."""
+    seed = params.evaluate.seed
+    gone: dict[str, list[bool]] = {"base": [], "adapters": []}
+    drawn: list[bool] = []
+    near: dict[str, list[bool]] = {"base": [], "adapters": []}
+    strips = []
+    for name, request in requests.items():
+        chosen = pick_targets(table, name, prompts, seed)
+        wanted = [
+            Picture(p, stream_seed(seed, name, i, s) % 2**31)
+            for i, p in enumerate(chosen["prompt"])
+            for s in range(seeds)
+        ]
+        beside = where(table, (table["request"] == name) & (table["role"] == "neighbour"))
+        beside = beside.sample(min(prompts, len(beside)), random_state=seed)
+        around = [
+            Picture(p, stream_seed(seed, name, "near", i, s) % 2**31)
+            for i, p in enumerate(beside["prompt"])
+            for s in range(seeds)
+        ]
+        style = request.kind == "style"
+        for variant, acting in (("base", []), ("adapters", list(adapters))):
+            images = studio.draw(wanted, adapters=acting)
+            strips.append(images[::seeds][:12])
+            said = judge(images)
+            gone[variant] += list(erased_of(said, request))
+            if variant == "adapters" and request.anchor:
+                drawn += list(anchored_in(said, request))
+            answer = judge(studio.draw(around, adapters=acting))
+            if style:
+                near[variant] += [
+                    a == b for a, b in zip(answer.style(), np.repeat(beside["style"], seeds), strict=True)
+                ]
+            else:
+                shown = [frozenset(c.split("|")) for c in np.repeat(beside["concepts"], seeds)]
+                near[variant] += list(rate_of(answer.present(), shown))
+    pictures["+".join(adapters[:3]) + (f"-and-{len(adapters) - 3}" if len(adapters) > 3 else "")] = grid(strips[:8])
+    unrelated = [Picture(p, stream_seed(seed, "retain", i) % 2**31) for i, p in enumerate(kept["prompt"])]
+    before, after = studio.draw(unrelated), studio.draw(unrelated, adapters=list(adapters))
+    out: dict[str, Any] = {
+        "ua_base": proportion(gone["base"]),
+        "ua": proportion(gone["adapters"]),
+        "anchor_rate": proportion(drawn),
+        "neighbours_base": proportion(near["base"]),
+        "neighbours": proportion(near["adapters"]),
+    }
+    for suffix, images in (("_base", before), ("", after)):
+        said = judge(images)
+        out[f"concepts_kept{suffix}"] = proportion(
+            rate_of(said.present(), [frozenset(c.split("|")) for c in kept["concepts"]])
+        )
+        out[f"styles_kept{suffix}"] = proportion([a == b for a, b in zip(said.style(), kept["style"], strict=True)])
+    out["ssim_unrelated"] = mean_interval(
+        [structural_similarity(a, b, channel_axis=2) for a, b in zip(before, after, strict=True)]
+    )
+    return out | {"uncond_drift": measure_drift(studio, list(adapters), kept, params)}
+
+
+def plot_drift(alone: Mapping[str, Mapping[str, Any]]) -> plt.Figure:
+    """Relative drift of the unconditional output by timestep, one line an adapter, and the line that it should not cross."""
+    figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    for name, found in alone.items():
+        drift = found["uncond_drift"]
+        axis.plot(list(drift), [m["value"] for m in drift.values()], marker="o", label=name)
+    axis.axhline(0.01, color="black", linewidth=0.8, linestyle=":")
+    axis.set(xlabel="timestep", ylabel="relative drift", yscale="log")
+    axis.legend(fontsize=7)
+    return figure

@@ -1,0 +1,137 @@
+"""Why a request flags a prompt: the position that speaks loudest, and what each feature adds to its score.
+
+    L token positions, D = d_in, S features, N names of the target
+
+    score = max over scored positions j and names n of  Σ_s w_ns z_js + b_n
+
+At the best position and name the sum is taken apart: `contributions` and `bias` add up to the score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import CLIPTokenizer
+
+from components.diffusion import read_hookpoint, tokenize
+from components.features import RequestFilter
+from components.filter.edit import codes, evidence
+
+
+class Place(NamedTuple):
+    """One scored position of a prompt."""
+
+    position: int
+    token: str
+    """Its text, as the tokenizer has it, without the mark of a word's end."""
+    score: float
+    """The request's score there."""
+
+
+class Contribution(NamedTuple):
+    """What one feature adds to the score."""
+
+    latent: int
+    """Index into the SAE's latents."""
+    amount: float
+    """weight · code: below 0 it speaks against the target."""
+    own: bool
+    """A feature of the target; otherwise it is evidence only, and never edited."""
+
+
+class Reason(NamedTuple):
+    """What one request saw in one prompt."""
+
+    request: str
+    score: float
+    threshold: float
+    position: int
+    """Of the best score."""
+    token: str
+    """At that position."""
+    name: str
+    """The target's name whose row of the weights gave the score, empty where the artifact lists no names."""
+    bias: float
+    """That row's."""
+    contributions: tuple[Contribution, ...]
+    """Of every feature that fires there, the largest first, by absolute value."""
+    positions: tuple[Place, ...]
+    """All positions whose score reaches the threshold, in the order of the prompt; empty when none does."""
+
+    @property
+    def flagged(self) -> bool:
+        """Whether the request flags the prompt, as `FilteredTextEncoder` decides it."""
+        return bool(self.positions)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON has it."""
+        parts = {"contributions": self.contributions, "positions": self.positions}
+        return self._asdict() | {key: [part._asdict() for part in listed] for key, listed in parts.items()}
+
+    def lines(self, *, top: int = 5) -> list[str]:
+        """For people: where it is seen and by which name, then the sum that gives the score, `top` features by name."""
+        listed = ", ".join(f"{place.position} {place.token!r} ({place.score:.2f})" for place in self.positions)
+        name = f", by the name {self.name!r}" if self.name else ""
+        terms = [f"{c.amount:+.2f} latent {c.latent}{'' if c.own else ' (context)'}" for c in self.contributions[:top]]
+        rest = self.contributions[top:]
+        terms += [f"{sum(c.amount for c in rest):+.2f} {len(rest)} others"] if rest else []
+        return [
+            f"best at position {self.position} {self.token!r}{name}; threshold reached at {listed or 'none'}",
+            f"{self.score:.2f} = {self.bias:.2f} bias {' '.join(terms)}",
+        ]
+
+
+def explain(
+    hidden: torch.Tensor,  # (1, L, D) residual stream of one prompt
+    scored: torch.Tensor,  # (1, L) bool
+    item: RequestFilter,
+    *,
+    request: str,  # its id
+    tokens: Sequence[str],  # (L,) text of each position
+    names: Sequence[str] = (),  # (N,) of the target, in the order of the weights' rows
+) -> Reason:
+    """The score of one request for one prompt, taken apart at its best position; flagged or not."""
+    code = codes(hidden, item)  # (1, L, S)
+    scores = evidence(code, item).masked_fill(~scored, float("-inf"))[0]  # (L,)
+    best = int(scores.argmax())
+    row = int((code @ item.weights.T + item.bias)[0, best].argmax())
+    amounts = item.weights[row] * code[0, best]  # (S,)
+    order = amounts.abs().argsort(descending=True, stable=True).tolist()
+    return Reason(
+        request=request,
+        score=float(scores[best]),
+        threshold=float(item.threshold),
+        position=best,
+        token=tokens[best],
+        name=names[row] if names else "",
+        bias=float(item.bias[row]),
+        contributions=tuple(
+            Contribution(int(item.features[s]), float(amounts[s]), bool(item.own[s] > 0))
+            for s in order
+            if float(amounts[s]) != 0
+        ),
+        positions=tuple(
+            Place(j, tokens[j], float(scores[j])) for j in (scores >= item.threshold).nonzero()[:, 0].tolist()
+        ),
+    )
+
+
+def explain_prompt(
+    prompt: str,
+    tokenizer: CLIPTokenizer,
+    stock: nn.Module,
+    filters: Mapping[str, RequestFilter],
+    hookpoint: str,
+    names: Mapping[str, Sequence[str]],
+) -> dict[str, Reason]:
+    """Every request's `Reason` for one prompt, by request id, flagged or not; `names` by request id, as far as known."""
+    encoded = tokenize(tokenizer, [prompt])
+    hidden = read_hookpoint(stock, hookpoint, encoded.input_ids)
+    tokens = [token.removesuffix("</w>") for token in tokenizer.convert_ids_to_tokens(encoded.input_ids[0].tolist())]
+    return {
+        request: explain(hidden, encoded.scored, item, request=request, tokens=tokens, names=names.get(request, ()))
+        for request, item in filters.items()
+    }

@@ -1,0 +1,66 @@
+"""Prepares what one adapter is trained on: prompts, their hidden states, and the frozen model's trajectories.
+
+P prompts about the target, R prompts to retain, L token positions, D hidden
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from diffusers import StableDiffusionPipeline
+
+from components.collect.stage import where
+from components.common.config import GuidanceParams
+from components.common.seeding import stream_seed
+from components.diffusion import encode
+from components.guidance.train import Cache, cache_trajectories
+from components.requests import Request
+
+
+class Lesson(NamedTuple):
+    """All that training one adapter reads."""
+
+    erase: Cache
+    """On trajectories of the target and of the anchor."""
+    keep: Cache
+    """On trajectories of prompts to retain."""
+    target: torch.Tensor
+    """(P, L, D) prompts about the target, row by row those of `erase.prompt`."""
+    retain: torch.Tensor
+    """(R, L, D) prompts to retain, row by row those of `keep.prompt`."""
+    uncond: torch.Tensor
+    """(1, L, D)"""
+
+
+def prepare(
+    pipe: StableDiffusionPipeline, request_id: str, request: Request, table: pd.DataFrame, settings: GuidanceParams
+) -> Lesson:
+    """Draws prompts from `table`, never those of the evaluation, and runs the frozen model's trajectories on them."""
+    table = where(table, table["split"] != "evaluate")
+    rng = np.random.default_rng(stream_seed(settings.seed, request_id))
+    pairs = pick(where(table, table["role"].isin(("target", "alias", "mixed"))), settings.trajectories, rng)
+    near = pick(where(table, table["role"] == "neighbour"), settings.trajectories // 2, rng)
+    far = pick(where(table, table["role"].isin(("retain", "anchor"))), settings.trajectories - len(near), rng)
+    kept = pd.concat([near, far])["prompt"].tolist()
+    spoken = pairs["prompt"].tolist()
+
+    def states(prompts: list[str]) -> torch.Tensor:
+        return encode(pipe.text_encoder, pipe.tokenizer, prompts)
+
+    uncond, target, retain = states([""]), states(spoken), states(kept)
+    wanted = states(pairs["counterpart"].tolist()) if request.anchor else None
+    # half of the states are what the target's prompt draws, half what the anchor's does, so that both ways are covered
+    half = len(spoken) // 2
+    drawn = target if wanted is None else torch.cat([target[:half], wanted[half:]])
+    erase = cache_trajectories(pipe, drawn, wanted, uncond, settings, scope="erase")
+    keep = cache_trajectories(pipe, retain, retain, uncond, settings, scope="retain")
+    return Lesson(erase, keep, target, retain, uncond)
+
+
+def pick(table: pd.DataFrame, count: int, rng: np.random.Generator) -> pd.DataFrame:
+    """At most `count` rows, drawn without replacement."""
+    rows = rng.permutation(len(table))[:count]
+    return table.iloc[np.sort(rows)]
