@@ -49,8 +49,57 @@ def filter_table() -> str:
     return "\n".join(rows)
 
 
-def _cell(m: dict[str, float | None]) -> str:
+def detection_table() -> str:
+    """Every detector over all requests of reports/filter: AUROC, TPR by role, FPR."""
+    record = json.loads((ROOT / "reports/filter/metrics.json").read_text())
+    keys = ("auroc", "tpr", "tpr alias unseen", "tpr misspelt", "tpr long, target last", "fpr benign")
+    rows = [f"| detector | {' | '.join(keys)} |", f"|{'---|' * (len(keys) + 1)}"]
+    for name, found in record["detection"].items():
+        rows.append(f"| {name} | {' | '.join(_cell(found[k], 4) for k in keys)} |")
+    note = (
+        f"{len(record['requests'])} requests, {record['benign']} benign prompts; each cell is value [95 % interval], n."
+    )
+    return "\n".join([*rows, "", note])
+
+
+def together_table() -> str:
+    """Many requests at once, beside ItD's one feature set and threshold."""
+    record = json.loads((ROOT / "reports/filter/metrics.json").read_text())["together"]
+    counts = sorted(record, key=int)
+    keys = list(record[counts[0]])
+    rows = [f"| requests | {' | '.join(keys)} |", f"|{'---|' * (len(keys) + 1)}"]
+    return "\n".join(rows + [f"| {c} | {' | '.join(_cell(record[c][k], 4) for k in keys)} |" for c in counts])
+
+
+def edits_table() -> str:
+    """What each edit does to images, by request."""
+    record = json.loads((ROOT / "reports/filter/metrics.json").read_text())["edits"]
+    keys = ("gone", "anchored", "kept", "recognisable")
+    rows = [f"| request | edit | {' | '.join(keys)} |", f"|{'---|' * (len(keys) + 2)}"]
+    for request, edits in record.items():
+        rows += [f"| {request} | {name} | {' | '.join(_cell(m[k]) for k in keys)} |" for name, m in edits.items()]
+    return "\n".join(rows)
+
+
+def adapters_table() -> str:
+    """The adapters alone, one by one and together."""
+    record = json.loads((ROOT / "reports/guidance/metrics.json").read_text())
+    keys = ("ua_base", "ua", "anchor_rate", "neighbours_base", "neighbours", "concepts_kept_base", "concepts_kept",
+            "styles_kept", "ssim_unrelated")  # fmt: skip
+    rows = [f"| adapters | {' | '.join(keys)} | largest drift | seconds |", f"|{'---|' * (len(keys) + 3)}"]
+    names = {k: f"{r['target']} → {r['anchor'] or 'nothing'}" for k, r in record["requests"].items()}
+    listed = {names.get(k, k): v for k, v in record["alone"].items()}
+    listed |= {f"{k} together": v for k, v in record["together"].items()}
+    for name, found in listed.items():
+        drift = max(m["value"] for m in found["uncond_drift"].values())
+        seconds = f"{found['seconds']['value']:.0f}" if "seconds" in found else ""
+        rows.append(f"| {name} | {' | '.join(_cell(found[k]) for k in keys)} | {100 * drift:.2f} % | {seconds} |")
+    return "\n".join(rows)
+
+
+def _cell(m: dict[str, float | None], digits: int = 3) -> str:
     if m["value"] is None:
         return "—"
-    interval = "" if m["low"] == m["high"] else f" [{m['low']:.3f}, {m['high']:.3f}]"
-    return f"{m['value']:.3f}{interval}, {m['n']}"
+    bounded = m["low"] is not None and m["low"] != m["high"]
+    interval = f" [{m['low']:.{digits}f}, {m['high']:.{digits}f}]" if bounded else ""
+    return f"{m['value']:.{digits}f}{interval}, {m['n']}"

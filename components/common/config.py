@@ -152,7 +152,18 @@ class GuidanceParams(Section):
     """λ: weight of the drift of the unconditional score."""
     retain_weight: float = Field(ge=0)
     """Weight of the drift on prompts to retain, neighbours first."""
+    null_space: bool
+    """Keep the adapter blind to the empty prompt, so that the unconditional score cannot move; with xattn-kv alone."""
     seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _null_space_holds(self) -> GuidanceParams:
+        if self.null_space and self.parameters != "xattn-kv":
+            raise ValueError(
+                f"guidance.null_space holds keys and values alone, not guidance.parameters={self.parameters!r}; "
+                "use xattn-kv or null_space: false"
+            )
+        return self
 
 
 class SizeParams(Section):

@@ -1,6 +1,15 @@
 """Stable Diffusion pipelines: opening them, encoding prompts as they do, hooks, and sampling with a seed for each image."""
 
-from components.diffusion.encode import Encoded, content_mask, encode, find_tokens, tokenize
+from components.diffusion.encode import (
+    Encoded,
+    content_mask,
+    encode,
+    find_tokens,
+    spelling_patterns,
+    spelt_positions,
+    tokenize,
+    word_ends,
+)
 from components.diffusion.hooks import read_hookpoint, resolve_hookpoint, rewrite_hookpoint
 from components.diffusion.load import check_folder, folder_digests, load_pipeline, load_text
 from components.diffusion.sampling import Trajectory, sample, trajectories
@@ -19,6 +28,9 @@ __all__ = [
     "resolve_hookpoint",
     "rewrite_hookpoint",
     "sample",
+    "spelling_patterns",
+    "spelt_positions",
     "tokenize",
     "trajectories",
+    "word_ends",
 ]

@@ -51,15 +51,21 @@ class _Enough(Exception):  # noqa: N818 - no error: it ends a forward pass whose
 
 
 @torch.no_grad()
-def read_hookpoint(encoder: nn.Module, hookpoint: str, input_ids: torch.Tensor) -> torch.Tensor:
-    """The residual stream (B, L, D) at `hookpoint` for tokens (B, L); the layers after it are not run."""
+def read_hookpoint(
+    encoder: nn.Module, hookpoint: str, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The residual stream (B, L, D) at `hookpoint` for tokens (B, L); the layers after it are not run.
+
+    An encoder whose attention looks ahead, such as BERT, needs the mask (B, L) of what is not padding.
+    """
+    mask = {} if attention_mask is None else {"attention_mask": attention_mask}
 
     def leave(hidden: torch.Tensor) -> None:
         raise _Enough(hidden)
 
     with rewrite_hookpoint(encoder, hookpoint, leave):
         try:
-            encoder(input_ids)
+            encoder(input_ids, **mask)
         except _Enough as reached:
             return reached.args[0]
     raise AssertionError(f"{hookpoint} is part of the encoder and was not reached")

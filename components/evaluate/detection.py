@@ -2,7 +2,8 @@
 
     P prompts, T tokens (scored positions), D = d_in, F = d_sae, S features, N names of the target
 
-    logistic      max over positions of the calibrated logistic over own and context features (what ships)
+    logistic      max over positions of the calibrated logistic over own and context features
+    score or name the same, and any known name that stands in the prompt to the letter (what ships)
     feature sum   max over positions of Σ contrast_s · z_s over the request's own features
     distance      ItD (arXiv 2503.09446): mean of (y - h)² with the own features times -8 and y the whole reconstruction;
                   over scored positions of the full-length prompt, so that it does not depend on the batch
@@ -125,6 +126,11 @@ def by_logistic(reading: Reading, reader: Reader, detector: Detector) -> np.ndar
     return reading.maxima(position_scores(own_codes(reading, reader, item), item.weights, item.bias))
 
 
+def by_score_or_name(reading: Reading, reader: Reader, detector: Detector) -> np.ndarray:
+    """Our score, and above all scores a prompt that holds a known name, (P,)."""
+    return np.where(by_words(reading, reader, detector) > 0, np.inf, by_logistic(reading, reader, detector))
+
+
 def by_feature_sum(reading: Reading, reader: Reader, detector: Detector) -> np.ndarray:
     """Own features weighted by their contrast, (P,)."""
     return reading.maxima(own_codes(reading, reader, detector.item) @ detector.contrast)
@@ -156,6 +162,7 @@ def by_words(reading: Reading, reader: Reader, detector: Detector) -> np.ndarray
 
 
 DETECTORS: Mapping[str, Callable[[Reading, Reader, Detector], np.ndarray]] = {
+    "score or name": by_score_or_name,
     "logistic": by_logistic,
     "feature sum": by_feature_sum,
     "distance": by_distance,

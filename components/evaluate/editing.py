@@ -28,13 +28,13 @@ from components.evaluate.metrics import Metric, erased, proportion
 from components.evaluate.report import grid
 from components.features import POSITION_CLASSES, RequestFilter
 from components.features.fit import GAIN
-from components.filter import codes, edit
+from components.filter import codes, edit, spelt
 from components.openmoji.judge import Judge
 from components.requests import Request
 from components.sae import SparseAutoencoder
 
 Edit = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(hidden (B, L, D), scored (B, L)) to hidden (B, L, D)."""
+"""(hidden (B, L, D), tokens (B, L)) to hidden (B, L, D)."""
 
 
 class Prompts(NamedTuple):
@@ -45,16 +45,18 @@ class Prompts(NamedTuple):
     style: list[str]
 
 
-def edits_of(item: RequestFilter, sae: SparseAutoencoder) -> dict[str, Edit]:
+def edits_of(item: RequestFilter, sae: SparseAutoencoder, eos: int) -> dict[str, Edit]:
     """Every edit of one request by name; `none` is the base."""
 
     def at(*classes: str, gain: float | None = None) -> Edit:
         mask = torch.tensor([float(c in classes) for c in POSITION_CLASSES])
         steps = item.directions if gain is None else torch.zeros_like(item.directions)
         changed = item._replace(classes=mask, directions=steps, gain=torch.tensor(gain or 0.0))
-        return lambda hidden, scored: edit(hidden, codes(hidden, changed), scored, changed)
+        return lambda hidden, ids: edit(
+            hidden, codes(hidden, changed), spelt(ids, changed), content_mask(ids, eos), changed
+        )
 
-    def reconstruct(hidden: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:  # noqa: ARG001 - it ignores positions
+    def reconstruct(hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:  # noqa: ARG001 - it ignores positions
         code = sae.encode(hidden)
         own = item.features[item.own > 0]
         code[..., own] = code[..., own] * (1 + GAIN["flip"])
@@ -64,7 +66,7 @@ def edits_of(item: RequestFilter, sae: SparseAutoencoder) -> dict[str, Edit]:
 
     everywhere = tuple(POSITION_CLASSES)
     return {
-        "none": lambda hidden, scored: hidden,  # noqa: ARG005 - one signature for all
+        "none": lambda hidden, ids: hidden,  # noqa: ARG005 - one signature for all
         "replace": at(*everywhere),
         "replace, target only": at("target"),
         "replace, target and later words": at("target", "later"),
@@ -109,7 +111,9 @@ def compare_edits(
         mixed = pick(table, request_id, ("mixed",), count)
         targets = frozenset(known_targets(request))
         rows, out[request_id] = [], {}
-        for name, change in tqdm(edits_of(item, sae).items(), desc=f"edits of {request.target}", unit="edit"):
+        for name, change in tqdm(
+            edits_of(item, sae, pipe.tokenizer.eos_token_id).items(), desc=f"edits of {request.target}", unit="edit"
+        ):
             images = [draw_edited(pipe, hookpoint, group.texts, change, settings) for group in (single, mixed)]
             rows.append(np.concatenate([images[0][:8], images[1][:4]]))
             alone, beside = judge(images[0]), judge(images[1])
@@ -135,8 +139,8 @@ def draw_edited(
     pipe: StableDiffusionPipeline, hookpoint: str, texts: list[str], change: Edit, settings: EvaluateParams
 ) -> np.ndarray:
     """One image of each prompt with `change` at the hookpoint, whatever a filter would decide."""
-    scored = content_mask(tokenize(pipe.tokenizer, texts).input_ids, pipe.tokenizer.eos_token_id)
-    with rewrite_hookpoint(pipe.text_encoder, hookpoint, lambda hidden: change(hidden, scored)):
+    ids = tokenize(pipe.tokenizer, texts).input_ids
+    with rewrite_hookpoint(pipe.text_encoder, hookpoint, lambda hidden: change(hidden, ids)):
         states = encode(pipe.text_encoder, pipe.tokenizer, texts, batch=len(texts))
     empty = encode(pipe.text_encoder, pipe.tokenizer, [""])
     seeds = [stream_seed(settings.seed, "edits", i) % 2**31 for i in range(len(texts))]

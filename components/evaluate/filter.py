@@ -45,6 +45,8 @@ from components.openmoji.judge import Judge
 from components.requests import Request
 from components.sae import read_sae
 
+SHIPPED = "score or name"
+"""The detector of the product."""
 COUNTS = (1, 10, 40)
 """How many requests act at once."""
 
@@ -81,9 +83,7 @@ def report_filter(
     detection = {name: summarise(found) for name, found in scores.items()}
     shipped = {name: summarise({k: v for k, v in found.items() if k in requests}) for name, found in scores.items()}
     together = {
-        str(n): measure_together(
-            n, wanted, detectors, carrying, scores["logistic"], reader, ordinary, calibration, params
-        )
+        str(n): measure_together(n, wanted, detectors, carrying, scores[SHIPPED], reader, ordinary, calibration, params)
         for n in sorted({min(n, len(wanted)) for n in COUNTS})
     }
     pictures: list[tuple[str, np.ndarray]] = []
@@ -167,7 +167,7 @@ def join(readings: list[Reading]) -> Reading:
 
 def plot_detection(detection: Mapping[str, Mapping[str, Metric]]) -> plt.Figure:
     """TPR by role for every detector, and the FPR that it cost."""
-    roles = [key.removeprefix("tpr ") for key in detection["logistic"] if key.startswith("tpr ")]
+    roles = [key.removeprefix("tpr ") for key in detection[SHIPPED] if key.startswith("tpr ")]
     figure, axis = plt.subplots(figsize=(11, 3.6), layout="constrained")
     for offset, (name, found) in enumerate(detection.items()):
         values = [found[f"tpr {role}"] for role in roles]
@@ -186,8 +186,9 @@ def plot_scores(scores: Mapping[str, Mapping[str, Scores]], request_id: str) -> 
     figure, axes = plt.subplots(1, len(scores), figsize=(3 * len(scores), 2.8), layout="constrained")
     for axis, (name, found) in zip(axes, scores.items(), strict=True):
         item = found[request_id]
-        on = np.concatenate([item.positive[r] for r in NAMED if r in item.positive])
         off = np.concatenate(list(item.negative.values()))
+        on = np.concatenate([item.positive[r] for r in NAMED if r in item.positive])
+        on = np.minimum(on, max(float(off.max()), *on[np.isfinite(on)], item.threshold))  # a name's score is infinite
         bins = np.histogram_bin_edges(np.concatenate([on, off]), 40).tolist()
         axis.hist(off, bins, alpha=0.6, label="benign, neighbours, retain", density=True)
         axis.hist(on, bins, alpha=0.6, label="carry the target", density=True)

@@ -33,7 +33,8 @@ from components.evaluate.images import Picture, Studio
 from components.evaluate.metrics import Metric, mean_interval, proportion, rate_of
 from components.evaluate.report import grid, png
 from components.evaluate.stage import anchored_in, erased_of, measure_drift, pick_retain, pick_targets
-from components.guidance import attach, prepare, train_guidance, write_adapter
+from components.guidance import train_guidance, write_adapter
+from components.guidance.prepare import NAME, prepare, start_adapter
 from components.openmoji.judge import Judge
 from components.requests import Request
 
@@ -62,13 +63,12 @@ def train_one(
     begun = time.perf_counter()
     pipe = load_pipeline(params.base.path)
     lesson = prepare(pipe, request_id, request, table, settings)
-    seed = stream_seed(settings.seed, request_id, "adapter") % 2**31
-    parameters = attach(pipe.unet, "default", parameters=settings.parameters, rank=settings.rank, seed=seed)
-    steps = train_guidance(pipe.unet, parameters, *lesson, settings)
+    parameters, project = start_adapter(pipe, request_id, lesson, settings)
+    steps = train_guidance(pipe.unet, parameters, *lesson, settings, project=project)
     for _ in tqdm(steps, total=settings.steps, desc=f"guidance {request.target}", unit="step", mininterval=5):
         pass
     inputs = {"base": digest(params.base.path / "unet")}
-    write_adapter(folder, pipe.unet, "default", params=settings.model_dump(), inputs=inputs, facts={})
+    write_adapter(folder, pipe.unet, NAME, params=settings.model_dump(), inputs=inputs, facts={})
     return Trained(folder, time.perf_counter() - begun)
 
 
@@ -94,7 +94,7 @@ def report_guidance(
             for name, r in everyone.items()
         }
         first = next(iter(everyone))
-        free = params.guidance.model_copy(update={"uncond_weight": 0.0})
+        free = params.guidance.model_copy(update={"uncond_weight": 0.0, "null_space": False})
         rows = where(table, table["request"] == first)
         bare = train_one(params, first, everyone[first], rows, Path(room) / "bare", free)
         folders = {name: item.folder for name, item in trained.items()} | {WITHOUT: bare.folder}

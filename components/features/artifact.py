@@ -1,6 +1,6 @@
 """The filter on disk: for each request its features, cut out of the SAE, its score, its threshold and its replacement.
 
-    S selected features, N names of the target, D = d_in, K = 4 position classes
+    S selected features, N names of the target, D = d_in, K = 4 position classes, M spellings of W tokens, V vocabulary
 
 Only the selected rows of the SAE are kept: JumpReLU decides latent by latent, so they decide exactly as the whole does.
 """
@@ -43,10 +43,18 @@ class RequestFilter(NamedTuple):
     """(): a prompt is flagged when the score of one of its positions reaches this."""
     directions: torch.Tensor
     """(K, D) replacement steps, all zero where the edit is none or the request has no anchor."""
-    gain: torch.Tensor
+    gain: torch.Tensor = torch.tensor(0.0)
     """(): what is added for every unit of an own feature's code, along its decoder row; 0 where the edit replaces."""
-    classes: torch.Tensor
+    classes: torch.Tensor = torch.ones(4)
     """(K,) 1 for the position classes that are edited, 0 for the others."""
+    spellings: torch.Tensor = torch.zeros(0, 1, dtype=torch.int64)
+    """(M, W) token patterns of the request's names; where one stands, nothing more has to be shown."""
+    word_ends: torch.Tensor = torch.zeros(1, dtype=torch.bool)
+    """(V,) tokens that end a word; one tensor, on disk and in memory, for all requests."""
+
+
+SHARED = "word_ends"
+OWN_FIELDS = tuple(field for field in RequestFilter._fields if field != SHARED)
 
 
 def write_filters(
@@ -60,8 +68,10 @@ def write_filters(
 ) -> None:
     """Writes `models/filter`: the old folder stays until the new one is whole."""
     tensors = {
-        f"{request_id}.{field}": getattr(item, field) for request_id, item in filters.items() for field in item._fields
+        f"{request_id}.{field}": getattr(item, field) for request_id, item in filters.items() for field in OWN_FIELDS
     }
+    if filters:
+        tensors[SHARED] = next(iter(filters.values())).word_ends
     with new_folder(folder) as partial:
         fill_artifact(
             partial,
@@ -78,7 +88,7 @@ def read_filters(folder: Path) -> tuple[dict[str, RequestFilter], str]:
     tensors, sidecar = read_artifact(folder, FORMAT)
     facts = sidecar["facts"]
     filters = {
-        request_id: RequestFilter(**{f: tensors[f"{request_id}.{f}"] for f in RequestFilter._fields})
+        request_id: RequestFilter(**{f: tensors[f"{request_id}.{f}"] for f in OWN_FIELDS}, word_ends=tensors[SHARED])
         for request_id in facts["requests"]
     }
     return filters, facts["hookpoint"]

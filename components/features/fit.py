@@ -5,8 +5,8 @@ P prompts, L token positions, T tokens, D = d_in, F = d_sae, S selected features
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from transformers import CLIPTokenizer
 from components.collect.concepts import names_for
 from components.collect.stage import where
 from components.common.config import FeaturesParams
-from components.diffusion import find_tokens, read_hookpoint, tokenize
+from components.diffusion import find_tokens, read_hookpoint, spelling_patterns, tokenize, word_ends
 from components.features.artifact import RequestFilter
 from components.features.directions import POSITION_CLASSES, position_classes, replacement_directions
 from components.features.scores import (
@@ -65,6 +65,7 @@ class Reader:
 
     def __init__(self, tokenizer: CLIPTokenizer, encoder: nn.Module, hookpoint: str, sae: SparseAutoencoder) -> None:
         self.tokenizer, self.encoder, self.hookpoint, self.sae = tokenizer, encoder, hookpoint, sae
+        self.word_ends = word_ends(tokenizer)
 
     def tokens(self, prompts: list[str], *, batch: int = 256) -> Tokens:
         """The scored positions of `prompts`."""
@@ -92,6 +93,124 @@ class Reader:
         """(P, L) bool: where the name as each prompt spells it ends; ids are (P, L)."""
         patterns = {name: self.tokenizer(name, add_special_tokens=False).input_ids for name in set(spoken)}
         return torch.cat([find_tokens(row[None], patterns[name]) for row, name in zip(ids, spoken, strict=True)])
+
+
+class Codes(Protocol):
+    """SAE codes of some tokens, T of them, however they are kept."""
+
+    def __len__(self) -> int:
+        """T."""
+        ...
+
+    def firing(self) -> torch.Tensor:
+        """How often each latent fires at these tokens, (F,)."""
+        ...
+
+    def columns(self, features: torch.Tensor) -> torch.Tensor:
+        """The codes of some features, (T, S)."""
+        ...
+
+    def scores(self, features: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Each token's score, (T,)."""
+        ...
+
+    def take(self, rows: torch.Tensor) -> Self:
+        """Some of the tokens."""
+        ...
+
+    def join(self, others: Sequence[Self]) -> Self:
+        """These tokens and then those of `others`."""
+        ...
+
+
+class HiddenCodes:
+    """Codes that are computed anew from the residual stream whenever they are asked for."""
+
+    def __init__(self, reader: Reader, hidden: torch.Tensor) -> None:
+        self.reader, self.hidden = reader, hidden
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def firing(self) -> torch.Tensor:
+        """How often each latent fires at these tokens, (F,)."""
+        return self.reader.firing(self.hidden)
+
+    def columns(self, features: torch.Tensor) -> torch.Tensor:
+        """The codes of some features, (T, S)."""
+        return self.reader.codes(self.hidden, features)
+
+    def scores(self, features: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Each token's score, (T,)."""
+        return position_scores(self.columns(features), weights, bias)
+
+    def take(self, rows: torch.Tensor) -> HiddenCodes:
+        """Some of the tokens."""
+        return HiddenCodes(self.reader, self.hidden[rows])
+
+    def join(self, others: Sequence[HiddenCodes]) -> HiddenCodes:
+        """These tokens and then those of `others`."""
+        return HiddenCodes(self.reader, torch.cat([self.hidden, *(other.hidden for other in others)]))
+
+
+class Fitted(NamedTuple):
+    """A target's features and the score over them."""
+
+    features: torch.Tensor
+    """(S,) the target's own first, then context."""
+    own: int
+    """How many of them are its own."""
+    contrast: torch.Tensor
+    """(own,)"""
+    weights: torch.Tensor
+    """(N, S)"""
+    bias: torch.Tensor
+    """(N,)"""
+
+
+def fit_scores[C: Codes](
+    named: C,  # tokens of the target's names
+    labels: torch.Tensor,  # (T,) which name each of them is
+    kept: Sequence[C],  # groups of tokens to retain that every fit sees
+    rest: C,  # further tokens to retain, searched for those that score highest
+    settings: FeaturesParams,
+    *,
+    mistaken: int = MISTAKEN,
+    hardest: int = HARDEST,
+    merge: bool = False,
+) -> Fitted:
+    """Selects a target's features and fits its score.
+
+    With `merge` all kept tokens at which no feature fires are one row of the regression that counts so often.
+    """
+    others = kept[0].join(kept[1:])
+    every = others.join([rest])
+    by_name = torch.stack([named.take((labels == i).nonzero()[:, 0]).firing() for i in range(int(labels.max()) + 1)])
+    groups = torch.stack([group.firing() for group in kept])
+    own, contrast = select_features(
+        by_name, groups, max_features=settings.max_features, min_contrast=settings.min_contrast
+    )
+
+    def fit(features: torch.Tensor, against: C) -> tuple[torch.Tensor, torch.Tensor]:
+        wanted = torch.cat([labels, torch.full((len(against),), -1)]).numpy()
+        codes, counts = named.join([against]).columns(features).numpy(), None
+        if merge:
+            idle = (wanted < 0) & ~codes.any(1)
+            row = np.flatnonzero(idle)[:1]
+            counts = np.concatenate([np.ones((~idle).sum()), np.full(len(row), idle.sum())])
+            codes, wanted = (np.concatenate([part[~idle], part[row]]) for part in (codes, wanted))
+        weights, bias = fit_score(codes, wanted, counts=counts)
+        return torch.from_numpy(weights).float(), torch.from_numpy(bias).float()
+
+    def most_like(features: torch.Tensor, count: int) -> C:
+        """The tokens to keep that a score over these features takes most for the target."""
+        found = every.scores(features, *fit(features, others))
+        return every.take(found.topk(min(count, len(found))).indices)
+
+    context = context_features(by_name, most_like(own, mistaken).firing(), own, settings.context_features)
+    features = torch.cat([own, context])
+    weights, bias = fit(features, others.join([most_like(features, hardest)]))
+    return Fitted(features, len(own), contrast, weights, bias)
 
 
 def shared_tokens(corpus: pd.DataFrame, reader: Reader) -> dict[str, tuple[list[str], Tokens]]:
@@ -125,28 +244,16 @@ def fit_request(
     }
     text, tokens = read["background"]
     pool = without(tokens, [mentions(t, request.names) for t in text]).hidden
-    kept["background"] = Tokens(pool[: len(pool) // SHARE], tokens.ids[:0], tokens.scored[:0])
-    named, others = carrying.hidden[labels >= 0], torch.cat([group.hidden for group in kept.values()])
-    by_name = torch.stack([reader.firing(named[labels[labels >= 0] == i]) for i in range(len(names))])
-    groups = torch.stack([reader.firing(group.hidden) for group in kept.values()])
-    own, contrast = select_features(
-        by_name, groups, max_features=settings.max_features, min_contrast=settings.min_contrast
+    groups = [group.hidden for group in kept.values()] + [pool[: len(pool) // SHARE]]
+    fitted = fit_scores(
+        HiddenCodes(reader, carrying.hidden[labels >= 0]),
+        labels[labels >= 0],
+        [HiddenCodes(reader, group) for group in groups],
+        HiddenCodes(reader, pool[len(pool) // SHARE :]),
+        settings,
     )
-
-    def fit(indices: torch.Tensor, against: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        wanted = torch.cat([labels[labels >= 0], torch.full((len(against),), -1)])
-        weights, bias = fit_score(reader.codes(torch.cat([named, against]), indices).numpy(), wanted.numpy())
-        return torch.from_numpy(weights).float(), torch.from_numpy(bias).float()
-
-    def hardest(indices: torch.Tensor, count: int) -> torch.Tensor:
-        """The tokens to keep that a score over these features takes most for the target."""
-        found = position_scores(reader.codes(every, indices), *fit(indices, others))
-        return every[found.topk(min(count, len(found))).indices]
-
-    every = torch.cat([others, pool[len(pool) // SHARE :]])
-    context = context_features(by_name, reader.firing(hardest(own, MISTAKEN)), own, settings.context_features)
-    indices = torch.cat([own, context])
-    weights, bias = fit(indices, torch.cat([others, hardest(indices, HARDEST)]))
+    indices, weights, bias = fitted.features, fitted.weights, fitted.bias
+    own, context, contrast = indices[: fitted.own], indices[fitted.own :], fitted.contrast
 
     def scores(tokens: Tokens) -> np.ndarray:
         each = torch.full(tokens.scored.shape, float("-inf"))
@@ -179,6 +286,8 @@ def fit_request(
         directions=directions,
         gain=torch.tensor(gain),
         classes=torch.tensor([float(name in settings.positions) for name in POSITION_CLASSES]),
+        spellings=spelling_patterns(reader.tokenizer, names_for(request, "evaluate")),
+        word_ends=reader.word_ends,
     )
     curve = roc(positives, negatives)
     keep = np.unique(np.linspace(0, len(curve.fpr) - 1, 200).astype(int))

@@ -79,19 +79,32 @@ def context_features(
     return gap.topk(min(count, len(gap) - len(taken))).indices
 
 
-def fit_score(activations: np.ndarray, labels: np.ndarray, *, strength: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
+def fit_score(
+    activations: np.ndarray, labels: np.ndarray, *, strength: float = 0.1, counts: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(weights (N, S), bias (N,)): for each name a balanced logistic regression of its tokens against all others.
 
     `activations` is (T, S); `labels` (T,) holds the index of the name whose token it is, or -1. `strength` is the
-    inverse of the L2 penalty, on features scaled to unit variance.
+    inverse of the L2 penalty, on features scaled to unit variance. `counts` (T,) says how many equal tokens each row
+    stands for; without it each is one.
     """
-    spread = activations.std(0) + 1e-6
+    if counts is None:
+        spread = activations.std(0) + 1e-6
+    else:
+        middle = np.average(activations, axis=0, weights=counts)
+        spread = np.sqrt(np.average((activations - middle) ** 2, axis=0, weights=counts)) + 1e-6
     scaled = activations / spread
     weights, bias = [], []
     for name in range(labels.max() + 1):
         use = (labels == name) | (labels < 0)
-        model = LogisticRegression(C=strength, class_weight="balanced", solver="newton-cholesky", max_iter=100)
-        model.fit(scaled[use], labels[use] == name)
+        mine = labels[use] == name
+        if counts is None:
+            model = LogisticRegression(C=strength, class_weight="balanced", solver="newton-cholesky", max_iter=100)
+            model.fit(scaled[use], mine)
+        else:  # the same balance: each class weighs half of all tokens
+            share = np.where(mine, counts[use][mine].sum(), counts[use][~mine].sum())
+            model = LogisticRegression(C=strength, solver="newton-cholesky", max_iter=100)
+            model.fit(scaled[use], mine, sample_weight=counts[use] * counts[use].sum() / (2 * share))
         weights.append(model.coef_[0] / spread)
         bias.append(np.ravel(model.intercept_)[0])
     return np.stack(weights), np.array(bias)

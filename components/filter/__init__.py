@@ -1,6 +1,6 @@
 """The text-encoder edit itself, shared by evaluation, export and serving."""
 
-from components.filter.edit import codes, edit, evidence, score
+from components.filter.edit import codes, edit, evidence, score, spelt
 from components.filter.encoder import Detection, FilteredTextEncoder
 from components.filter.explain import Contribution, Place, Reason, explain, explain_prompt
 from components.filter.install import FilteringEncoder, install
@@ -19,4 +19,5 @@ __all__ = [
     "explain_prompt",
     "install",
     "score",
+    "spelt",
 ]

@@ -13,7 +13,7 @@ from torch import nn
 
 from components.diffusion import content_mask, rewrite_hookpoint
 from components.features import RequestFilter
-from components.filter.edit import codes, edit, score
+from components.filter.edit import codes, edit, score, spelt
 
 
 class Detection(NamedTuple):
@@ -51,9 +51,9 @@ class FilteredTextEncoder(nn.Module):
         """The stock encoder's, as diffusers asks for it."""
         return next(self.stock.parameters()).device
 
-    def detect(self, hidden: torch.Tensor, scored: torch.Tensor) -> Detection:
-        """Scores and decisions for a residual stream (B, L, D) with its scored positions (B, L)."""
-        scores = [score(codes(hidden, item), scored, item) for item in self.filters.values()]
+    def detect(self, hidden: torch.Tensor, input_ids: torch.Tensor, scored: torch.Tensor) -> Detection:
+        """Scores and decisions for a residual stream (B, L, D), its tokens and its scored positions (B, L)."""
+        scores = [score(codes(hidden, item), spelt(input_ids, item), scored, item) for item in self.filters.values()]
         if not scores:
             empty = hidden.new_zeros(len(hidden), 0)
             return Detection(empty, empty.bool())
@@ -61,12 +61,12 @@ class FilteredTextEncoder(nn.Module):
         stacked = torch.stack(scores, 1)  # (B, R)
         return Detection(stacked, stacked >= limits)
 
-    def rewrite(self, hidden: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+    def rewrite(self, hidden: torch.Tensor, input_ids: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
         """The residual stream after every flagged request has been replaced; other rows are returned as they are."""
-        self.detection = self.detect(hidden, scored)
+        self.detection = self.detect(hidden, input_ids, scored)
         out = hidden
         for column, item in enumerate(self.filters.values()):
-            new = edit(out, codes(hidden, item), scored, item)
+            new = edit(out, codes(hidden, item), spelt(input_ids, item), scored, item)
             out = torch.where(self.detection.flagged[:, column, None, None], new, out)
         return out
 
@@ -74,5 +74,5 @@ class FilteredTextEncoder(nn.Module):
         """As the stock encoder's forward."""
         self.calls += 1
         scored = content_mask(input_ids, self.eos_token_id)
-        with rewrite_hookpoint(self.stock, self.hookpoint, lambda hidden: self.rewrite(hidden, scored)):
+        with rewrite_hookpoint(self.stock, self.hookpoint, lambda hidden: self.rewrite(hidden, input_ids, scored)):
             return self.stock(input_ids, attention_mask=attention_mask, **kwargs)

@@ -4,7 +4,8 @@
 
     score = max over scored positions j and names n of  Σ_s w_ns z_js + b_n
 
-At the best position and name the sum is taken apart: `contributions` and `bias` add up to the score.
+At the best position and name the sum is taken apart: `contributions` and `bias` add up to the score. A name of the request
+that stands in the prompt to the letter flags it whatever the score; such positions are marked.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from components.diffusion import read_hookpoint, tokenize
-from components.features import RequestFilter
-from components.filter.edit import codes, evidence
+from components.features import RequestFilter, position_scores
+from components.filter.edit import codes, evidence, spelt
 
 
 class Place(NamedTuple):
@@ -28,7 +29,9 @@ class Place(NamedTuple):
     token: str
     """Its text, as the tokenizer has it, without the mark of a word's end."""
     score: float
-    """The request's score there."""
+    """The request's logistic score there."""
+    spelt: bool
+    """Whether a name of the request stands there to the letter, which flags whatever the score."""
 
 
 class Contribution(NamedTuple):
@@ -59,7 +62,7 @@ class Reason(NamedTuple):
     contributions: tuple[Contribution, ...]
     """Of every feature that fires there, the largest first, by absolute value."""
     positions: tuple[Place, ...]
-    """All positions whose score reaches the threshold, in the order of the prompt; empty when none does."""
+    """All positions that flag the prompt, by their score or as a name, in its order; empty when none does."""
 
     @property
     def flagged(self) -> bool:
@@ -73,19 +76,23 @@ class Reason(NamedTuple):
 
     def lines(self, *, top: int = 5) -> list[str]:
         """For people: where it is seen and by which name, then the sum that gives the score, `top` features by name."""
-        listed = ", ".join(f"{place.position} {place.token!r} ({place.score:.2f})" for place in self.positions)
+        listed = ", ".join(
+            f"{place.position} {place.token!r} ({'a name, ' if place.spelt else ''}{place.score:.2f})"
+            for place in self.positions
+        )
         name = f", by the name {self.name!r}" if self.name else ""
         terms = [f"{c.amount:+.2f} latent {c.latent}{'' if c.own else ' (context)'}" for c in self.contributions[:top]]
         rest = self.contributions[top:]
         terms += [f"{sum(c.amount for c in rest):+.2f} {len(rest)} others"] if rest else []
         return [
-            f"best at position {self.position} {self.token!r}{name}; threshold reached at {listed or 'none'}",
+            f"best at position {self.position} {self.token!r}{name}; flagged at {listed or 'none'}",
             f"{self.score:.2f} = {self.bias:.2f} bias {' '.join(terms)}",
         ]
 
 
 def explain(
     hidden: torch.Tensor,  # (1, L, D) residual stream of one prompt
+    input_ids: torch.Tensor,  # (1, L)
     scored: torch.Tensor,  # (1, L) bool
     item: RequestFilter,
     *,
@@ -95,14 +102,16 @@ def explain(
 ) -> Reason:
     """The score of one request for one prompt, taken apart at its best position; flagged or not."""
     code = codes(hidden, item)  # (1, L, S)
-    scores = evidence(code, item).masked_fill(~scored, float("-inf"))[0]  # (L,)
-    best = int(scores.argmax())
+    named = spelt(input_ids, item)  # (1, L)
+    scores = evidence(code, named, item).masked_fill(~scored, float("-inf"))[0]  # (L,)
+    found = position_scores(code, item.weights, item.bias).masked_fill(~scored, float("-inf"))[0]
+    best = int(found.argmax())
     row = int((code @ item.weights.T + item.bias)[0, best].argmax())
     amounts = item.weights[row] * code[0, best]  # (S,)
     order = amounts.abs().argsort(descending=True, stable=True).tolist()
     return Reason(
         request=request,
-        score=float(scores[best]),
+        score=float(found[best]),
         threshold=float(item.threshold),
         position=best,
         token=tokens[best],
@@ -114,7 +123,8 @@ def explain(
             if float(amounts[s]) != 0
         ),
         positions=tuple(
-            Place(j, tokens[j], float(scores[j])) for j in (scores >= item.threshold).nonzero()[:, 0].tolist()
+            Place(j, tokens[j], float(found[j]), bool(named[0, j]))
+            for j in (scores >= item.threshold).nonzero()[:, 0].tolist()
         ),
     )
 
@@ -132,6 +142,14 @@ def explain_prompt(
     hidden = read_hookpoint(stock, hookpoint, encoded.input_ids)
     tokens = [token.removesuffix("</w>") for token in tokenizer.convert_ids_to_tokens(encoded.input_ids[0].tolist())]
     return {
-        request: explain(hidden, encoded.scored, item, request=request, tokens=tokens, names=names.get(request, ()))
+        request: explain(
+            hidden,
+            encoded.input_ids,
+            encoded.scored,
+            item,
+            request=request,
+            tokens=tokens,
+            names=names.get(request, ()),
+        )
         for request, item in filters.items()
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from components.common.errors import ArtifactError, UserError
 FORMAT = "expunge/adapter"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 _PREFIX = "unet."
+_KV = ("to_k", "to_v")
+_RANK_TOLERANCE = 1e-6  # of singular values, against the largest
 _SUFFIXES = {
     "xattn-kv": ("attn2.to_k", "attn2.to_v"),
     "xattn": ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
@@ -43,6 +45,25 @@ def attach(unet: UNet2DConditionModel, name: str, *, parameters: str, rank: int,
             LoraConfig(r=rank, lora_alpha=rank, target_modules=target_modules(unet, parameters)), adapter_name=name
         )
     return [p for n, p in unet.named_parameters() if f".{name}." in n]
+
+
+def null_space_projection(unet: UNet2DConditionModel, name: str, uncond: torch.Tensor) -> Callable[[], None]:
+    """A step that makes the adapter blind to the empty prompt: A <- A (I - V Vᵀ), V a basis of its hidden states.
+
+    `uncond` is (1, L, D). Keys and values of the empty prompt are then those of the base, so that an adapter of keys and values
+    alone cannot move the unconditional output at any timestep; nor can a sum of such adapters. SPEED (arXiv 2503.07392)
+    holds the null tokens in closed form by the same means.
+    """
+    _, spread, rows = torch.linalg.svd(uncond[0].double(), full_matrices=False)
+    basis = rows[spread > _RANK_TOLERANCE * spread[0]].float()  # (r, D)
+    downs = [p for n, p in unet.named_parameters() if f".lora_A.{name}." in n and n.split(".attn2.")[-1][:4] in _KV]
+
+    @torch.no_grad()
+    def project() -> None:
+        for down in downs:
+            down.sub_((down @ basis.T) @ basis)
+
+    return project
 
 
 def write_adapter(

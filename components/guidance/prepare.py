@@ -5,6 +5,7 @@ P prompts about the target, R prompts to retain, L token positions, D hidden
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +17,12 @@ from components.collect.stage import where
 from components.common.config import GuidanceParams
 from components.common.seeding import stream_seed
 from components.diffusion import encode
+from components.guidance.adapters import attach, null_space_projection
 from components.guidance.train import Cache, cache_trajectories
 from components.requests import Request
+
+NAME = "default"
+"""PEFT's name of the adapter while it trains; it is not part of the file."""
 
 
 class Lesson(NamedTuple):
@@ -58,6 +63,15 @@ def prepare(
     erase = cache_trajectories(pipe, drawn, wanted, uncond, settings, scope="erase")
     keep = cache_trajectories(pipe, retain, retain, uncond, settings, scope="retain")
     return Lesson(erase, keep, target, retain, uncond)
+
+
+def start_adapter(
+    pipe: StableDiffusionPipeline, request_id: str, lesson: Lesson, settings: GuidanceParams
+) -> tuple[list[torch.nn.Parameter], Callable[[], None] | None]:
+    """(parameters of a fresh adapter named `NAME`, the projection that holds them, if `settings` asks for one)."""
+    seed = stream_seed(settings.seed, request_id, "adapter") % 2**31
+    parameters = attach(pipe.unet, NAME, parameters=settings.parameters, rank=settings.rank, seed=seed)
+    return parameters, null_space_projection(pipe.unet, NAME, lesson.uncond) if settings.null_space else None
 
 
 def pick(table: pd.DataFrame, count: int, rng: np.random.Generator) -> pd.DataFrame:

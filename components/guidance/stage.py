@@ -13,16 +13,12 @@ from components.common.artifacts import digest, key_of
 from components.common.config import load_params
 from components.common.errors import UserError
 from components.common.paths import CACHE, CONCEPTS, GUIDANCE
-from components.common.seeding import stream_seed
 from components.common.stage import log, run_stage
 from components.diffusion import load_pipeline
-from components.guidance.adapters import attach, target_modules, write_adapter
-from components.guidance.prepare import prepare
+from components.guidance.adapters import target_modules, write_adapter
+from components.guidance.prepare import NAME, prepare, start_adapter
 from components.guidance.train import GuidanceStep, train_guidance
 from components.requests import load_requests
-
-NAME = "default"
-"""PEFT's name of the adapter while it trains; it is not part of the file."""
 
 
 def guidance(request_id: str) -> None:
@@ -35,14 +31,13 @@ def guidance(request_id: str) -> None:
     pipe = load_pipeline(params.base.path)
     target_modules(pipe.unet, settings.parameters)
     lesson = prepare(pipe, request_id, request, read_table(CONCEPTS / request_id), settings)
-    seed = stream_seed(settings.seed, request_id, "adapter") % 2**31
-    parameters = attach(pipe.unet, NAME, parameters=settings.parameters, rank=settings.rank, seed=seed)
+    parameters, project = start_adapter(pipe, request_id, lesson, settings)
     inputs = {"base": digest(params.base.path / "unet"), "concepts": digest(CONCEPTS / request_id)}
     key = key_of(inputs | {"params": settings.model_dump_json()})
     checkpoint = CACHE / "guidance" / f"{request_id}-{key}.safetensors"
     steps = list(
         tqdm(
-            train_guidance(pipe.unet, parameters, *lesson, settings, checkpoint=checkpoint),
+            train_guidance(pipe.unet, parameters, *lesson, settings, project=project, checkpoint=checkpoint),
             total=settings.steps,
             desc=f"guidance {request_id}",
             unit="step",

@@ -8,7 +8,7 @@ needs are computed once with them, so that a step runs the trained model alone, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,10 +87,14 @@ def train_guidance(
     uncond: torch.Tensor,  # (1, L, D)
     params: GuidanceParams,
     *,
+    project: Callable[[], None]
+    | None = None,  # called at the start and after every step: keeps parameters where they belong
     checkpoint: Path | None = None,
     every: int = 50,
 ) -> Iterator[GuidanceStep]:
     """Trains the attached adapter in place; yields after every step, and resumes from `checkpoint` to the same bytes."""
+    project = project or (lambda: None)
+    project()
     accelerator = Accelerator()
     optimizer = torch.optim.AdamW(parameters, lr=params.lr, weight_decay=0.0)
     holder = torch.nn.ParameterList(parameters)
@@ -121,6 +125,7 @@ def train_guidance(
         accelerator.backward(loss.total)
         accelerator.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
+        project()
         if checkpoint is not None and (step + 1) % every == 0 and accelerator.is_main_process:
             save_checkpoint(checkpoint, {"adapter": holder}, optimizer, step + 1)
         yield GuidanceStep(step + 1, *(term.item() for term in loss))

@@ -17,7 +17,7 @@ def expunge(*arguments, cwd=ROOT):
     [
         (), ("request",), ("request", "add"), ("request", "list"), ("request", "show"), ("request", "remove"), ("run",),
         ("retrain",), ("verdict",), ("generate",), ("explain",), ("purify",), ("export", "diffusers"), ("params",),
-        ("base", "report"),
+        ("base", "report"), ("filter", "report"), ("guidance", "report"),
     ],
 )  # fmt: skip
 def test_cli_every_command_has_help(command):
@@ -77,6 +77,24 @@ def test_cli_dry_run_changes_nothing():
     assert done.returncode == 0
     assert done.stdout.startswith("r-")
     assert (ROOT / "requests.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("base", "report"), "would measure assets/openmoji with 5 seeds"),
+        (("filter", "report", "--requests", "3"), "would measure 3 requests on 20000 benign prompts"),
+        (("guidance", "report", "--together", "6"), "would train 6 adapters"),
+    ],
+)
+def test_cli_a_report_can_be_rehearsed(arguments, said):
+    """--dry-run says what a report would measure, and writes none."""
+    reports = {path: path.stat().st_mtime_ns for path in (ROOT / "reports").rglob("*")}
+    done = expunge(*arguments, "--dry-run")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert said in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in (ROOT / "reports").rglob("*")} == reports
 
 
 def test_cli_generate_writes_a_png(tmp_path):

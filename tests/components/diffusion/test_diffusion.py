@@ -6,8 +6,23 @@ import pytest
 import torch
 
 from components.common.errors import ArtifactError, UserError
-from components.diffusion import check_folder, content_mask, encode, find_tokens, resolve_hookpoint, sample, tokenize
+from components.diffusion import (
+    check_folder,
+    content_mask,
+    encode,
+    find_tokens,
+    read_hookpoint,
+    resolve_hookpoint,
+    rewrite_hookpoint,
+    sample,
+    spelling_patterns,
+    spelt_positions,
+    tokenize,
+    word_ends,
+)
 from components.diffusion.sampling import solver, start_noise
+from components.openmoji.captions import english, mentions
+from components.openmoji.world import CONCEPTS
 
 
 def test_encode_equals_the_stock_pipeline(tiny_pipe, tokenizer):
@@ -132,3 +147,40 @@ def test_check_folder_altered_weights(folder):
 
     with pytest.raises(ArtifactError, match="was altered or cut short; restore it"):
         check_folder(folder)
+
+
+def test_read_hookpoint_is_the_stream_of_a_whole_pass(tiny_encoder, tokenizer):
+    """Leaving the encoder at the hookpoint gives the stream that a whole pass shows there, and leaves nothing behind."""
+    ids = tokenize(tokenizer, ["a cat in neon style", ""]).input_ids
+    seen = []
+    with torch.no_grad(), rewrite_hookpoint(tiny_encoder, "encoder.layers.0", seen.append):
+        whole = tiny_encoder(ids)[0]
+
+    assert torch.equal(read_hookpoint(tiny_encoder, "encoder.layers.0", ids), seen[0])
+    assert torch.equal(tiny_encoder(ids)[0], whole)
+    assert not any(module._forward_hooks for module in tiny_encoder.modules())
+
+
+def test_spelt_positions_find_what_a_search_for_words_finds(tokenizer):
+    """On 2,000 phrases and every name of the world: found in the tokens just where a regular expression finds the words."""
+    names = ["cat", "big cat", "neon sign", "key", "book", "rose", "bow"]
+    patterns, ends = spelling_patterns(tokenizer, names), word_ends(tokenizer)
+    texts = [*list(english(1950, split="evaluate", seed=3)), *[n for c in CONCEPTS[:40] for n in c.aliases]]
+    ids = tokenize(tokenizer, texts).input_ids
+    found = spelt_positions(ids, patterns, ends).any(1).tolist()
+    short = [bool((row == tokenizer.eos_token_id).any()) for row in ids]
+
+    assert [f for f, s in zip(found, short, strict=True) if s] == [
+        mentions(t, tuple(names)) for t, s in zip(texts, short, strict=True) if s
+    ]
+    assert 5 < sum(found) < 200
+
+
+def test_spelt_positions_mark_the_last_token(tokenizer):
+    """A name of several tokens is marked where it ends; without names nothing is."""
+    ids = tokenize(tokenizer, ["a big cat here"]).input_ids
+    patterns = spelling_patterns(tokenizer, ["big cat"])
+    end = find_tokens(ids, tokenizer("big cat", add_special_tokens=False).input_ids)
+
+    assert torch.equal(spelt_positions(ids, patterns, word_ends(tokenizer)), end)
+    assert not spelt_positions(ids, spelling_patterns(tokenizer, []), word_ends(tokenizer)).any()

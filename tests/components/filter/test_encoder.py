@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from components.diffusion import encode, read_hookpoint, tokenize
+from components.diffusion import encode, read_hookpoint, spelling_patterns, tokenize, word_ends
 from components.features import RequestFilter
 from components.filter import FilteredTextEncoder, codes, score
 from components.openmoji.captions import english
@@ -79,9 +79,11 @@ def test_filter_never_scores_or_edits_bos(filtered, item, tiny_encoder, tokenize
     loud = hidden.clone()
     loud[:, 0] += 1000 * item.w_enc[:, 0]
 
-    assert torch.equal(score(codes(hidden, item), encoded.scored, item), score(codes(loud, item), encoded.scored, item))
+    named = torch.zeros_like(encoded.scored)
+    quiet, shouted = (score(codes(h, item), named, encoded.scored, item) for h in (hidden, loud))
+    assert torch.equal(quiet, shouted)
     encode(filtered, tokenizer, ["a cat"])
-    rewritten = filtered.rewrite(hidden, encoded.scored)
+    rewritten = filtered.rewrite(hidden, encoded.input_ids, encoded.scored)
     assert torch.equal(rewritten[:, 0], hidden[:, 0])
 
 
@@ -93,27 +95,55 @@ def test_filter_leaves_the_empty_prompt_alone(filtered, tiny_encoder, tokenizer)
 
 def test_filter_without_an_anchor_switches_the_features_off(tiny_encoder, tokenizer, item):
     """With no replacement the feature's code is taken out and the SAE's error stays: h - z W_dec."""
-    bare = item._replace(directions=torch.zeros_like(item.directions))
+    bare = item._replace(directions=torch.zeros_like(item.directions), gain=torch.tensor(-1.0))
     encoder = FilteredTextEncoder(tiny_encoder, {"r": bare}, HOOKPOINT)
     encoded = tokenize(tokenizer, ["a cat"])
     hidden = read_hookpoint(tiny_encoder, HOOKPOINT, encoded.input_ids)
-    wanted = hidden - (codes(hidden, bare) * encoded.scored[..., None]) @ bare.w_dec
+    wanted = hidden - codes(hidden, bare) @ bare.w_dec
+    wanted[:, :2] = hidden[:, :2]  # BOS and "a", which cannot know of the cat
 
-    torch.testing.assert_close(encoder.rewrite(hidden, encoded.scored), wanted)
+    torch.testing.assert_close(encoder.rewrite(hidden, encoded.input_ids, encoded.scored), wanted)
+
+
+def test_filter_edits_the_positions_that_it_is_told_to(tiny_encoder, tokenizer, item):
+    """With the class of the target alone, every other position comes out of the edit bit-identical."""
+    only = item._replace(classes=torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    encoder = FilteredTextEncoder(tiny_encoder, {"r": only}, HOOKPOINT)
+    encoded = tokenize(tokenizer, ["a cat"])
+    hidden = read_hookpoint(tiny_encoder, HOOKPOINT, encoded.input_ids)
+    changed = (encoder.rewrite(hidden, encoded.input_ids, encoded.scored) != hidden).any(-1)[0]
+
+    assert changed.nonzero()[:, 0].tolist() == [2]
+
+
+def test_filter_flags_every_name_that_is_spelt_out(tiny_encoder, tokenizer, item):
+    """Whatever the score: listed names, their plurals and any case are flagged; words that merely end in one are not."""
+    deaf = item._replace(
+        threshold=torch.tensor(1e6),
+        spellings=spelling_patterns(tokenizer, ["cat", "big cat", "neon sign"]),
+        word_ends=word_ends(tokenizer),
+    )
+    encoder = FilteredTextEncoder(tiny_encoder, {"r": deaf}, HOOKPOINT)
+    carrying = ["a cat", "CATS and dogs", "one Big Cat", "neon signs", "house, cat.", "cat"]
+    others = ["bobcat", "a tomcat asleep", "catalogue", "neon", "sign of neon", "", "concatenate"]
+    encode(encoder, tokenizer, carrying + others)
+
+    assert encoder.detection.flagged[:, 0].tolist() == [True] * len(carrying) + [False] * len(others)
 
 
 def test_filter_never_edits_by_context_features(tiny_encoder, tokenizer, item):
     """A feature that is evidence only takes part in the score and leaves the residual stream alone."""
-    bare = item._replace(directions=torch.zeros_like(item.directions))
+    bare = item._replace(directions=torch.zeros_like(item.directions), gain=torch.tensor(-1.0))
     evidence_only = bare._replace(own=torch.zeros(1))
     encoded = tokenize(tokenizer, ["a cat"])
     hidden = read_hookpoint(tiny_encoder, HOOKPOINT, encoded.input_ids)
     encoder = FilteredTextEncoder(tiny_encoder, {"r": evidence_only}, HOOKPOINT)
 
-    assert torch.equal(encoder.rewrite(hidden, encoded.scored), hidden)
+    assert torch.equal(encoder.rewrite(hidden, encoded.input_ids, encoded.scored), hidden)
     assert encoder.detection.flagged.all()
     assert not torch.equal(
-        FilteredTextEncoder(tiny_encoder, {"r": bare}, HOOKPOINT).rewrite(hidden, encoded.scored), hidden
+        FilteredTextEncoder(tiny_encoder, {"r": bare}, HOOKPOINT).rewrite(hidden, encoded.input_ids, encoded.scored),
+        hidden,
     )
 
 

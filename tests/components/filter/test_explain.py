@@ -38,31 +38,51 @@ def build(**given):
 def test_explain_by_hand():
     """BOS a b c EOS: names score [4.5, 7], [2.5, -3], [0.5, -1] at a, b, c; the second name wins at a."""
     hidden = torch.tensor([[[90.0, 0.0], [4.0, 0.0], [2.0, 2.0], [0.1, 0.2], [3.0, 0.0]]])
-    scored = content_mask(torch.tensor([[8, 1, 2, 3, 9]]), 9)
-    found = explain(hidden, scored, build(), request="r", tokens=["<s>", "a", "b", "c", "</s>"], names=["cat", "kitty"])
+    ids = torch.tensor([[8, 1, 2, 3, 9]])
+    found = explain(
+        hidden,
+        ids,
+        content_mask(ids, 9),
+        build(),
+        request="r",
+        tokens=["<s>", "a", "b", "c", "</s>"],
+        names=["cat", "kitty"],
+    )
 
     assert (found.request, found.score, found.threshold, found.bias) == ("r", 7.0, 3.0, -1.0)
     assert (found.position, found.token, found.name) == (1, "a", "kitty")
     assert found.contributions == ((7, 8.0, True),)
-    assert found.positions == (Place(1, "a", 7.0), Place(4, "</s>", 5.0))
+    assert found.positions == (Place(1, "a", 7.0, spelt=False), Place(4, "</s>", 5.0, spelt=False))
     assert found.flagged
 
 
 def test_explain_lists_what_speaks_against():
     """At b alone the first name wins; with the second's weights alone both features speak, the larger first."""
     hidden, scored = torch.tensor([[[0.0, 0.0], [2.0, 2.0], [0.0, 0.0]]]), torch.tensor([[False, True, False]])
-    first = explain(hidden, scored, build(), request="r", tokens="sbe")
+    ids = torch.tensor([[8, 5, 9]])
+    first = explain(hidden, ids, scored, build(), request="r", tokens="sbe")
     only = build(weights=torch.tensor([[2.0, -3.0]]), bias=torch.tensor([-1.0]))
-    second = explain(hidden, scored, only, request="r", tokens="sbe", names=["kitty"])
+    second = explain(hidden, ids, scored, only, request="r", tokens="sbe", names=["kitty"])
 
     assert (first.score, first.name, first.contributions) == (2.5, "", ((7, 2.0, True),))
     assert second.contributions == ((4, -6.0, False), (7, 4.0, True))
     assert second.score == -3.0
     assert not second.flagged
     assert second.lines() == [
-        "best at position 1 'b', by the name 'kitty'; threshold reached at none",
+        "best at position 1 'b', by the name 'kitty'; flagged at none",
         "-3.00 = -1.00 bias -6.00 latent 4 (context) +4.00 latent 7",
     ]
+
+
+def test_explain_marks_a_name_that_is_spelt_out():
+    """A name flags its position though the score stays below the threshold, and the score shown is the score."""
+    hidden, ids = torch.zeros(1, 3, 2), torch.tensor([[8, 5, 9]])
+    listed = build(spellings=torch.tensor([[-2, 5]]), word_ends=torch.arange(10) == 8)
+    found = explain(hidden, ids, content_mask(ids, 9), listed, request="r", tokens="sbe")
+
+    assert found.positions == (Place(1, "b", 0.5, spelt=True),)
+    assert (found.flagged, found.score, found.threshold) == (True, 0.5, 3.0)
+    assert found.lines()[0] == "best at position 1 'b'; flagged at 1 'b' (a name, 0.50)"
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from components.guidance import (
     cache_trajectories,
     guidance_loss,
     load_adapters,
+    null_space_projection,
     relative_drift,
     target_modules,
     train_guidance,
@@ -24,7 +25,7 @@ from components.guidance import (
 GOLDEN = Path(__file__).parents[2] / "golden" / "guidance.json"
 PARAMS = GuidanceParams(
     parameters="xattn", rank=4, trajectories=4, solver_steps=3, guidance_scale=3.0, steps=10, batch=4, lr=0.01,
-    uncond_weight=1.0, retain_weight=1.0, seed=0,
+    uncond_weight=1.0, retain_weight=1.0, null_space=False, seed=0,
 )  # fmt: skip
 
 
@@ -204,3 +205,27 @@ def test_target_modules_unknown_is_one_sentence(tiny_pipe):
     """A selection without modules names those that exist."""
     with pytest.raises(UserError, match=r"guidance.parameters='xattn-q' selects no module .* xattn-kv, xattn, attn"):
         target_modules(tiny_pipe.unet, "xattn-q")
+
+
+def test_null_space_holds_the_unconditional_output(tiny_pipe, caches):
+    """Trained in the null space, the adapter changes what a prompt draws and not what the empty prompt draws; free, it does."""
+    erase, _, target, _, empty = caches
+    x, time = erase.latents, erase.timesteps
+    before = tiny_pipe.unet(x, time, empty.expand(len(x), -1, -1)).sample
+    spoken = tiny_pipe.unet(x, time, target[erase.prompt]).sample
+    moved = {}
+    for held in (True, False):
+        params = PARAMS.model_copy(update={"parameters": "xattn-kv", "null_space": held, "uncond_weight": 0.0, "lr": 0.02})
+        parameters = attach(tiny_pipe.unet, "default", parameters="xattn-kv", rank=4, seed=0)
+        project = null_space_projection(tiny_pipe.unet, "default", empty) if held else None
+        assert len(list(train_guidance(tiny_pipe.unet, parameters, *caches, params, project=project))) == PARAMS.steps
+        with torch.no_grad():
+            moved[held] = (
+                relative_drift(tiny_pipe.unet(x, time, empty.expand(len(x), -1, -1)).sample, before).max().item(),
+                relative_drift(tiny_pipe.unet(x, time, target[erase.prompt]).sample, spoken).max().item(),
+            )
+        tiny_pipe.unet.delete_adapters("default")
+
+    assert moved[True][0] < 1e-5
+    assert moved[False][0] > 100 * moved[True][0]
+    assert moved[True][1] > 100 * moved[True][0]
