@@ -46,7 +46,7 @@ class OpenmojiParams(Section):
     teacher_english: int = Field(gt=0)
     """English phrases with a teacher embedding."""
     unet_steps: int = Field(gt=0)
-    """Optimiser steps of the U-Net, 24 images each."""
+    """Optimiser steps of the U-Net, 48 images each."""
     judge_steps: int = Field(gt=0)
     """Optimiser steps of the judge, 64 images each."""
     seed: int = Field(ge=0)

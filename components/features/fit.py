@@ -6,7 +6,7 @@ P prompts, L token positions, T tokens, D = d_in, F = d_sae, S selected features
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -123,6 +123,9 @@ class Codes(Protocol):
         ...
 
 
+C = TypeVar("C", bound=Codes)
+
+
 class HiddenCodes:
     """Codes that are computed anew from the residual stream whenever they are asked for."""
 
@@ -168,7 +171,7 @@ class Fitted(NamedTuple):
     """(N,)"""
 
 
-def fit_scores[C: Codes](
+def fit_scores(
     named: C,  # tokens of the target's names
     labels: torch.Tensor,  # (T,) which name each of them is
     kept: Sequence[C],  # groups of tokens to retain that every fit sees

@@ -215,7 +215,9 @@ def test_null_space_holds_the_unconditional_output(tiny_pipe, caches):
     spoken = tiny_pipe.unet(x, time, target[erase.prompt]).sample
     moved = {}
     for held in (True, False):
-        params = PARAMS.model_copy(update={"parameters": "xattn-kv", "null_space": held, "uncond_weight": 0.0, "lr": 0.02})
+        params = PARAMS.model_copy(
+            update={"parameters": "xattn-kv", "null_space": held, "uncond_weight": 0.0, "lr": 0.02}
+        )
         parameters = attach(tiny_pipe.unet, "default", parameters="xattn-kv", rank=4, seed=0)
         project = null_space_projection(tiny_pipe.unet, "default", empty) if held else None
         assert len(list(train_guidance(tiny_pipe.unet, parameters, *caches, params, project=project))) == PARAMS.steps

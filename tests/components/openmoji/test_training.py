@@ -1,12 +1,19 @@
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from components.common.errors import ArtifactError
+from components.diffusion import encode, load_pipeline
+from components.openmoji import stage
 from components.openmoji.dataset import scenes
-from components.openmoji.unet import build_scheduler, draw_timesteps, train_unet
-from components.openmoji.vae import vae_loss
+from components.openmoji.judge import Judge
+from components.openmoji.unet import build_scheduler, build_unet, draw_timesteps, train_unet
+from components.openmoji.vae import build_vae, vae_loss
+
+BASE = Path(__file__).parents[3] / "assets" / "openmoji"
 
 LISTED = scenes(singles=1, pairs=40, seed=0)
 SINGLES = len(LISTED) - 40
@@ -59,3 +66,24 @@ def test_vae_loss_by_hand():
 
     assert vae_loss(white, black, torch.tensor(5.0), 0.1).item() == pytest.approx(1 + 2 + 0.5)
     assert vae_loss(edge, black, torch.tensor(0.0), 0.1).item() == pytest.approx(0.5 + 2 * 0.5 + 0.5 * 1)
+
+
+def test_restore_goes_on_from_the_weights_that_ship(tmp_path, monkeypatch):
+    """Without training state every part is read from the packed base, which then draws as the pipeline does; with neither it is refused."""
+    monkeypatch.setattr(stage, "WORK", tmp_path)
+    pipe = load_pipeline(BASE)
+    tokenizer, encoder = stage.open_text()
+    x, states = torch.randn(1, 4, 16, 16), encode(pipe.text_encoder, pipe.tokenizer, ["a cat"])
+    unet = stage.restore(build_unet(), "unet", "ema")
+
+    assert torch.equal(encode(encoder, tokenizer, ["a cat"]), states)
+    assert torch.equal(unet(x, 500, states).sample, pipe.unet(x, 500, states).sample)
+    assert stage.restore(build_vae(), "vae", "vae").config.latent_channels == 4
+    assert torch.equal(stage.open_judge().rest.weight, Judge.load(BASE / "judge").net.rest.weight)
+    params = stage.load_params()
+    bare = params.model_copy(update={"base": params.base.model_copy(update={"path": tmp_path})})
+    monkeypatch.setattr(stage, "load_params", lambda: bare)
+    with pytest.raises(
+        ArtifactError, match=r"vae.safetensors is missing; train it: python -m components.openmoji.stage vae"
+    ):
+        stage.restore(build_vae(), "vae", "vae")
