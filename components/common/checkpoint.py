@@ -56,5 +56,9 @@ def load_checkpoint(
             _, index, field = key.split("/")
             state.setdefault(int(index), {})[field] = value
     optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
+    for parameter, moments in optimizer.state.items():  # a fused optimiser walks through memory: layouts must agree
+        for field, value in moments.items():
+            if value.shape == parameter.shape:
+                moments[field] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     extra = {k.removeprefix("extra/"): v for k, v in tensors.items() if k.startswith("extra/")}
     return int(tensors[STEP]), extra

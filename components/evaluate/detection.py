@@ -203,8 +203,8 @@ def hard_prompts(request: Request, *, per_role: int, seed: int) -> dict[str, lis
         return fill(str(rng.choice(forms.styled)), (name,), str(rng.choice(world.STYLE_NAMES)))
 
     def typo(name: str) -> str:
-        while " " in (wrong := misspell(name, rng)) and " " not in name:
-            pass  # spacing is a role of its own
+        while (wrong := misspell(name, rng)) == name or wrong.count(" ") != name.count(" "):
+            pass  # two equal letters swapped are no error, and spacing is a role of its own
         return wrong
 
     drawn = [str(rng.choice(names)) for _ in range(per_role)]

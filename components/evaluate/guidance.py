@@ -203,7 +203,7 @@ def measure_adapters(
         )
         out[f"styles_kept{suffix}"] = proportion([a == b for a, b in zip(said.style(), kept["style"], strict=True)])
     out["ssim_unrelated"] = mean_interval(
-        [structural_similarity(a, b, channel_axis=2) for a, b in zip(before, after, strict=True)]
+        np.array([structural_similarity(a, b, channel_axis=2) for a, b in zip(before, after, strict=True)])
     )
     return out | {"uncond_drift": measure_drift(studio, list(adapters), kept, params)}
 

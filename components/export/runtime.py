@@ -67,7 +67,8 @@ class OnnxTextEncoder(PreTrainedModel):
         if found != wanted:
             raise ArtifactError(f"{graph} takes (length, requests) {found}, not {wanted} as {REPORT} says", RESTORE)
         length, width = found[0], shapes[OUTPUTS[0]][-1]
-        super().__init__(CLIPTextConfig(hidden_size=width, max_position_embeddings=length, use_attention_mask=False))
+        shape: Any = {"hidden_size": width, "max_position_embeddings": length, "use_attention_mask": False}
+        super().__init__(CLIPTextConfig(**shape))
         self.session, self.requests = session, tuple(report["requests"])
         self.detection: Detection | None = None
         self.calls = 0

@@ -93,6 +93,7 @@ def fit_score(
     else:
         middle = np.average(activations, axis=0, weights=counts)
         spread = np.sqrt(np.average((activations - middle) ** 2, axis=0, weights=counts)) + 1e-6
+        spread = spread.astype(activations.dtype)
     scaled = activations / spread
     weights, bias = [], []
     for name in range(labels.max() + 1):

@@ -123,8 +123,8 @@ def explain(
             if float(amounts[s]) != 0
         ),
         positions=tuple(
-            Place(j, tokens[j], float(found[j]), bool(named[0, j]))
-            for j in (scores >= item.threshold).nonzero()[:, 0].tolist()
+            Place(int(j), tokens[int(j)], float(found[j]), bool(named[0, j]))
+            for j in (scores >= item.threshold).nonzero()[:, 0]
         ),
     )
 

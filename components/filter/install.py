@@ -72,10 +72,12 @@ def install(pipe: StableDiffusionPipeline, encoder: FilteringEncoder) -> Callabl
                 )
         finally:
             pipe.text_encoder, encoder.detection = encoder, seen
+        assert negative is not None  # classifier-free guidance asks for it
         return states, negative.to(states)
 
     def undo() -> None:
         pipe.text_encoder, pipe.encode_prompt = before, previous
 
-    pipe.text_encoder, pipe.encode_prompt = encoder, encode_prompt
+    untyped: Any = pipe  # its methods are no attributes to be set, as a type checker sees it
+    untyped.text_encoder, untyped.encode_prompt = encoder, encode_prompt
     return undo

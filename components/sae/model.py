@@ -115,7 +115,7 @@ class SparsePass(torch.autograd.Function):
         decoded = weighted_rows(bounds(active.tokens, len(x)), active.latents, w_dec, active.values) + b_dec
         ctx.save_for_backward(centred, w_enc, w_dec, *active)
         ctx.mark_non_differentiable(*active)
-        return decoded, *active
+        return decoded, active.tokens, active.latents, active.values
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401 - torch's context
@@ -193,7 +193,8 @@ class SparseAutoencoder(nn.Module):
         self, x: torch.Tensor, activation: str
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """The training pass with `topk` or `batchtopk`: (reconstruction, and `Active`'s fields)."""
-        return SparsePass.apply(x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.k, activation)  # type: ignore[return-value]
+        done: Any = SparsePass.apply(x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.k, activation)
+        return done
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """(..., F) to (..., D)."""

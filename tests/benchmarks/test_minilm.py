@@ -64,7 +64,7 @@ def test_tokens_do_not_depend_on_the_batch(reader):
     assert not together.scored[:, 0].any()
 
 
-def test_last_token_of_a_name_is_found(reader, shared):
+def test_last_token_of_a_name_is_found(shared):
     """Each selection prompt holds its concept's name, which the tokenizer may have cut into pieces."""
     for name, rows in shared.named.items():
         prompts = minilm.concept_prompts(name, "select", 4)

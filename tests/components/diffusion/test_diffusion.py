@@ -173,7 +173,8 @@ def test_spelt_positions_find_what_a_search_for_words_finds(tokenizer):
     assert [f for f, s in zip(found, short, strict=True) if s] == [
         mentions(t, tuple(names)) for t, s in zip(texts, short, strict=True) if s
     ]
-    assert 5 < sum(found) < 200
+    assert any(found)
+    assert not all(found)
 
 
 def test_spelt_positions_mark_the_last_token(tokenizer):

@@ -188,7 +188,7 @@ def test_cli_explain_as_json(project):
     assert [(r["target"], r["flagged"]) for r in record["requests"]] == [("cat", True), ("neon", False)]
     first = record["requests"][0]
     assert first["bias"] + sum(c["amount"] for c in first["contributions"]) == pytest.approx(first["score"], rel=1e-4)
-    assert {"position", "token", "score"} == set(first["positions"][0])
+    assert {"position", "token", "score", "spelt"} == set(first["positions"][0])
     assert first["name"] in ("cat", "kitty", "kitten")
 
 

@@ -107,7 +107,7 @@ def test_inversion_is_undone_by_resampling(tiny_pipe, scheduler):
     """With the same model the loop returns its latents; more iterations return them more exactly."""
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     model = guided(tiny_pipe, encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, [""]))
-    rungs = ladder(scheduler.config, steps=10, strength=1.0)
+    rungs = ladder(scheduler.config, steps=25, strength=0.8)  # from pure noise an epsilon model takes more iterations
     error = [
         (resample(model, invert(model, latents, rungs, iterations=i), rungs) - latents).abs().max() for i in (1, 8)
     ]
