@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+import components
 from components.common.errors import UserError
 from components.diffusion import tokenize
 from components.export import ExportedFilter, export_graph, measure_parity, open_session
@@ -62,3 +65,11 @@ def test_export_absent_provider_is_refused(exported):
     """Asking for hardware that is not there is an error, not a silent fallback."""
     with pytest.raises(UserError, match="onnxruntime has no TensorrtMadeUpProvider here; use one of"):
         open_session(exported[1], ["TensorrtMadeUpProvider"])
+
+
+def test_export_names_no_folder(exported):
+    """The graph's bytes hold no path of the checkout that made it, so two checkouts write the same."""
+    _, path, _ = exported
+
+    assert str(Path(components.__file__).parent).encode() not in path.read_bytes()
+    assert b"stack_trace" not in path.read_bytes()
