@@ -38,7 +38,7 @@ from components.diffusion.sampling import start_noise
 from components.evaluate import Metric, Picture, Studio, erased, proportion, rate_of
 from components.evaluate.stage import pick_retain, pick_targets
 from components.guidance import attach, cache_trajectories, train_guidance
-from components.guidance.stage import NAME, pick
+from components.guidance.prepare import NAME, pick
 from components.openmoji import world
 from components.openmoji.judge import Judge
 from components.requests import Request, load_requests

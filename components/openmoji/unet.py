@@ -126,8 +126,9 @@ def train_unet(
     every: int = 100,
 ) -> Iterator[Step]:
     """Trains `unet` in place and keeps its moving average in `ema`; yields each step, resumes from `checkpoint`."""
-    accelerator = Accelerator(mixed_precision=precision or ("bf16" if multiplies_in_bf16() else "no"))
+    accelerator = Accelerator()  # it keeps one precision for the whole process, and other parts train in another
     device = accelerator.device
+    half = precision == "bf16" or (precision is None and multiplies_in_bf16())
     if device.type == "cpu":  # torch's fused attention has a slow backward pass there: 72 images/s against 104
         unet.set_attn_processor(AttnProcessor())
     movable: Any = unet  # diffusers wraps `to` in a way that no type checker follows
@@ -158,7 +159,8 @@ def train_unet(
         alpha = alphas[timesteps].view(-1, 1, 1, 1).to(device)
         noisy = alpha.sqrt() * z + (1 - alpha).sqrt() * noise
         velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * z
-        predicted = model(noisy.to(memory_format=torch.channels_last), timesteps.to(device), states).sample
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+            predicted = model(noisy.to(memory_format=torch.channels_last), timesteps.to(device), states).sample
         loss = (predicted.float() - velocity).square().mean()
         factor = min(1.0, (step + 1) / 200, (steps - step) / cooldown)
         for group in optimizer.param_groups:
