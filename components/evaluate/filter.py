@@ -75,7 +75,7 @@ def report_filter(
         readings = {role: read(reader, texts) for role, texts in prompts[request_id].items()}
         rows = where(table, (table["request"] == request_id) & (table["split"] == "calibrate") & ~table["carries"])
         own = join([calibration, read(reader, rows["prompt"].tolist())])
-        carrying[request_id] = read(reader, [t for role in NAMED for t in prompts[request_id].get(role, [])])
+        carrying[request_id] = join([readings[role] for role in NAMED if role in readings])
         for name in DETECTORS:
             scores[name][request_id] = score_request(
                 name, detector, wanted[request_id], reader, own, readings, ordinary, params.features.fpr
