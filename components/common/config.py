@@ -152,6 +152,12 @@ class GuidanceParams(Section):
     """λ: weight of the drift of the unconditional score."""
     retain_weight: float = Field(ge=0)
     """Weight of the drift on prompts to retain, neighbours first."""
+    anchor_share: float = Field(ge=0, le=1)
+    """Part of the cached trajectories about the target that draw the anchor instead; none without an anchor."""
+    precision: Literal["no", "bf16"]
+    """Of the U-Net's passes in training: float32, or bfloat16 where it can; the adapter is float32 either way."""
+    gradient_checkpointing: bool
+    """Compute activations twice rather than keep them: a large U-Net then fits."""
     null_space: bool
     """Keep the adapter blind to the empty prompt, so that the unconditional score cannot move; with xattn-kv alone."""
     seed: int = Field(ge=0)

@@ -12,13 +12,14 @@ from components.diffusion.encode import (
 )
 from components.diffusion.hooks import read_hookpoint, resolve_hookpoint, rewrite_hookpoint
 from components.diffusion.load import check_folder, folder_digests, load_pipeline, load_text
-from components.diffusion.sampling import Trajectory, sample, trajectories
+from components.diffusion.sampling import Trajectory, decode_latents, sample, trajectories
 
 __all__ = [
     "Encoded",
     "Trajectory",
     "check_folder",
     "content_mask",
+    "decode_latents",
     "encode",
     "find_tokens",
     "folder_digests",

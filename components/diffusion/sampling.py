@@ -61,6 +61,13 @@ def trajectories(
 
 
 @torch.no_grad()
+def decode_latents(pipe: StableDiffusionPipeline, latents: torch.Tensor) -> np.ndarray:
+    """Scaled latents (B, Z, h, w) to images (B, H, W, 3) uint8."""
+    decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
+    return ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+@torch.no_grad()
 def sample(
     pipe: StableDiffusionPipeline,
     cond: torch.Tensor,  # (B, L, D)
@@ -77,6 +84,5 @@ def sample(
         part = slice(start, start + batch)
         noise = start_noise(pipe, seeds[part])
         *_, last = trajectories(pipe, cond[part], uncond, noise, steps=steps, guidance_scale=guidance_scale)
-        decoded = pipe.vae.decode(last.latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
-        images.append(((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+        images.append(decode_latents(pipe, last.latents))
     return np.concatenate(images) if images else np.zeros((0, 64, 64, 3), np.uint8)

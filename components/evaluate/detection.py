@@ -3,7 +3,7 @@
     P prompts, T tokens (scored positions), D = d_in, F = d_sae, S features, N names of the target
 
     logistic      max over positions of the calibrated logistic over own and context features
-    score or name the same, and any known name that stands in the prompt to the letter (what ships)
+    score or name the same, and any known name that stands in the prompt to the letter, or one slip away from it (what ships)
     feature sum   max over positions of Σ contrast_s · z_s over the request's own features
     distance      ItD (arXiv 2503.09446): mean of (y - h)² with the own features times -8 and y the whole reconstruction;
                   over scored positions of the full-length prompt, so that it does not depend on the batch
@@ -30,7 +30,8 @@ from components.common.seeding import stream_seed
 from components.diffusion import tokenize
 from components.evaluate.metrics import Metric, mean_interval, proportion
 from components.features import RequestFilter, auroc, conformal_threshold, position_scores
-from components.features.fit import Reader, Tokens, fit_request
+from components.features.fit import Reader, Tokens, fit_request, without
+from components.features.spelling import known_words, misspellings
 from components.openmoji import world
 from components.openmoji.captions import english, fill, frame, mentions, misspell, templates
 from components.requests import Request
@@ -64,6 +65,12 @@ class Reading(NamedTuple):
     """(T, D) x̂ - h, the SAE's error at each token."""
     pooled: torch.Tensor
     """(P, D) the encoder's final EOS state, less that of the empty prompt."""
+
+    def take(self, keep: list[bool]) -> Reading:
+        """The reading of some of the prompts."""
+        rows = torch.tensor(keep)
+        texts = [text for text, k in zip(self.texts, keep, strict=True) if k]
+        return Reading(texts, without(self.tokens, (~rows).tolist()), self.error[rows[self.tokens.prompt]], self.pooled[rows])
 
     def maxima(self, values: torch.Tensor) -> np.ndarray:
         """The largest value (T,) of each prompt, (P,)."""
@@ -104,6 +111,8 @@ class Detector(NamedTuple):
     """(S,) of the own features, 0 for context."""
     names: tuple[str, ...]
     """Names that selection saw."""
+    slips: tuple[str, ...]
+    """Misspelt forms of them that the filter looks for."""
     directions: torch.Tensor
     """(N, D) pooled states of the names, less that of the empty prompt."""
 
@@ -112,7 +121,8 @@ def make_detector(reader: Reader, item: RequestFilter, contrast: list[float], na
     """A detector for one fitted filter."""
     padded = torch.zeros(len(item.features))
     padded[: len(contrast)] = torch.tensor(contrast)
-    return Detector(item, padded, tuple(names), pooled(reader, names) - pooled(reader, [""]))
+    slips = tuple(misspellings(names, known_words()))
+    return Detector(item, padded, tuple(names), slips, pooled(reader, names) - pooled(reader, [""]))
 
 
 def own_codes(reading: Reading, reader: Reader, item: RequestFilter) -> torch.Tensor:
@@ -127,8 +137,9 @@ def by_logistic(reading: Reading, reader: Reader, detector: Detector) -> np.ndar
 
 
 def by_score_or_name(reading: Reading, reader: Reader, detector: Detector) -> np.ndarray:
-    """Our score, and above all scores a prompt that holds a known name, (P,)."""
-    return np.where(by_words(reading, reader, detector) > 0, np.inf, by_logistic(reading, reader, detector))
+    """Our score, and above all scores a prompt that holds a known name, well spelt or not, (P,)."""
+    slip = by_words(reading, reader, detector._replace(names=detector.slips))
+    return np.where(by_words(reading, reader, detector) + slip > 0, np.inf, by_logistic(reading, reader, detector))
 
 
 def by_feature_sum(reading: Reading, reader: Reader, detector: Detector) -> np.ndarray:

@@ -28,7 +28,7 @@ from components.evaluate.metrics import Metric, erased, proportion
 from components.evaluate.report import grid
 from components.features import POSITION_CLASSES, RequestFilter
 from components.features.fit import GAIN
-from components.filter import codes, edit, spelt
+from components.filter import codes, evidence, spelt, step
 from components.openmoji.judge import Judge
 from components.requests import Request
 from components.sae import SparseAutoencoder
@@ -52,9 +52,12 @@ def edits_of(item: RequestFilter, sae: SparseAutoencoder, eos: int) -> dict[str,
         mask = torch.tensor([float(c in classes) for c in POSITION_CLASSES])
         steps = item.directions if gain is None else torch.zeros_like(item.directions)
         changed = item._replace(classes=mask, directions=steps, gain=torch.tensor(gain or 0.0))
-        return lambda hidden, ids: edit(
-            hidden, codes(hidden, changed), spelt(ids, changed), content_mask(ids, eos), changed
-        )
+
+        def change(hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+            code = codes(hidden, changed)
+            return hidden + step(code, evidence(code, spelt(ids, changed), changed), content_mask(ids, eos), changed)
+
+        return change
 
     def reconstruct(hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:  # noqa: ARG001 - it ignores positions
         code = sae.encode(hidden)

@@ -142,8 +142,8 @@ def measure_together(
         values >= scores[r].threshold for r in chosen for role, values in scores[r].positive.items() if role in NAMED
     ]
     positive = join([carrying[r] for r in chosen])
-    quiet = read(reader, [t for t in calibration.texts if not mentions(t, names)])
-    ordinary = read(reader, [t for t, f in zip(benign.texts, free, strict=True) if f])
+    quiet = calibration.take([not mentions(t, names) for t in calibration.texts])
+    ordinary = benign.take(free.tolist())
     itd = shared_distance(
         {r: detectors[r] for r in chosen}, reader, (positive, quiet), positive, ordinary, params.features.fpr
     )

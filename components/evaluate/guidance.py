@@ -1,7 +1,8 @@
 """The report on the adapters alone: `expunge guidance report` writes `reports/guidance/`.
 
 Beside the requests that ship it trains adapters for more kinds of target, a character and a whole category, and for as many
-further concepts as are to act together; it takes the unconditional term away once, to show what it is for.
+further concepts as are to act together; it takes the unconditional term away once, to show what it is for, and trains one
+adapter jointly on as many requests as the fewest that act together, in as many steps as theirs took in all.
 
 UA, IRA, CRA   as in metrics.py, of the adapters alone; the filter is never installed here
 neighbours     share of images of neighbours in which the neighbour is found
@@ -31,10 +32,11 @@ from components.diffusion import load_pipeline
 from components.evaluate.detection import world_requests
 from components.evaluate.images import Picture, Studio
 from components.evaluate.metrics import Metric, mean_interval, proportion, rate_of
+from components.evaluate.purification import measure_purification
 from components.evaluate.report import grid, png
 from components.evaluate.stage import anchored_in, erased_of, measure_drift, pick_retain, pick_targets
 from components.guidance import train_guidance, write_adapter
-from components.guidance.prepare import NAME, prepare, start_adapter
+from components.guidance.prepare import NAME, join, prepare, start_adapter
 from components.openmoji.judge import Judge
 from components.requests import Request
 
@@ -47,6 +49,9 @@ MORE = {
 }  # fmt: skip
 """A character and a category, the two kinds that the requests which ship do not show."""
 WITHOUT = "without the unconditional term"
+JOINTLY = "trained jointly"
+PURIFIED = 16
+"""Held-out renders of each target that are purified."""
 
 
 class Trained(NamedTuple):
@@ -57,15 +62,18 @@ class Trained(NamedTuple):
 
 
 def train_one(
-    params: Params, request_id: str, request: Request, table: pd.DataFrame, folder: Path, settings: GuidanceParams
+    params: Params, requests: Mapping[str, Request], table: pd.DataFrame, folder: Path, settings: GuidanceParams
 ) -> Trained:
-    """Trains one adapter as the stage does, into `folder`."""
+    """Trains one adapter as the stage does, into `folder`; for several requests one on all of them, with their steps added up."""
     begun = time.perf_counter()
     pipe = load_pipeline(params.base.path)
-    lesson = prepare(pipe, request_id, request, table, settings)
-    parameters, project = start_adapter(pipe, request_id, lesson, settings)
+    lessons = [prepare(pipe, i, r, where(table, table["request"] == i), settings) for i, r in requests.items()]
+    lesson = join(lessons)
+    settings = settings.model_copy(update={"steps": settings.steps * len(lessons)})
+    parameters, project = start_adapter(pipe, "+".join(requests), lesson, settings)
     steps = train_guidance(pipe.unet, parameters, *lesson, settings, project=project)
-    for _ in tqdm(steps, total=settings.steps, desc=f"guidance {request.target}", unit="step", mininterval=5):
+    title = ", ".join(r.target for r in requests.values())
+    for _ in tqdm(steps, total=settings.steps, desc=f"guidance {title}", unit="step", mininterval=5):
         pass
     inputs = {"base": digest(params.base.path / "unet")}
     write_adapter(folder, pipe.unet, NAME, params=settings.model_dump(), inputs=inputs, facts={})
@@ -90,14 +98,17 @@ def report_guidance(
     judge = Judge.load(params.base.judge)
     with tempfile.TemporaryDirectory() as room:
         trained = {
-            name: train_one(params, name, r, where(table, table["request"] == name), Path(room) / name, params.guidance)
+            name: train_one(params, {name: r}, table, Path(room) / name, params.guidance)
             for name, r in everyone.items()
         }
         first = next(iter(everyone))
         free = params.guidance.model_copy(update={"uncond_weight": 0.0, "null_space": False})
-        rows = where(table, table["request"] == first)
-        bare = train_one(params, first, everyone[first], rows, Path(room) / "bare", free)
-        folders = {name: item.folder for name, item in trained.items()} | {WITHOUT: bare.folder}
+        others = {WITHOUT: train_one(params, {first: everyone[first]}, table, Path(room) / "bare", free)}
+        few = min((n for n in together if n > 1), default=0)
+        if few:
+            members = dict(list(everyone.items())[:few])
+            others[JOINTLY] = train_one(params, members, table, Path(room) / "joint", params.guidance)
+        folders = {name: item.folder for name, item in (trained | others).items()}
         studio = Studio(load_pipeline(params.base.path), {}, params.base.hookpoint, folders, params.evaluate)
         measured = where(table, table["split"] == "evaluate")
         kept = pick_retain(measured, dict(everyone), retain, params.evaluate.seed)
@@ -108,18 +119,25 @@ def report_guidance(
             found = measure_adapters(
                 [name], {about: everyone[about]}, measured, kept, studio, judge, params, seeds, prompts, pictures
             )
-            alone[name] = found | {"seconds": mean_interval([{**trained, WITHOUT: bare}[name].seconds])}
+            alone[name] = found | {"seconds": mean_interval([(trained | others)[name].seconds])}
+        purified: dict[str, dict[str, Metric]] = {}
+        for name in single:
+            done = measure_purification(studio, judge, name, everyone[name], params, count=PURIFIED)
+            purified[name], pictures[f"purified {name}"] = done
+        groups = {str(n): (list(everyone)[:n], n) for n in sorted(set(together))}
+        groups |= {f"{few}, {JOINTLY}": ([JOINTLY], few)} if few else {}
         joint = {
-            str(count): measure_adapters(
-                list(everyone)[:count], dict(list(everyone.items())[:count]), measured, kept, studio, judge, params,
+            name: measure_adapters(
+                adapters, dict(list(everyone.items())[:count]), measured, kept, studio, judge, params,
                 1, max(4, prompts // 2), pictures,
             )
-            for count in sorted(set(together))
+            for name, (adapters, count) in groups.items()
         }  # fmt: skip
     record = {
         "requests": {name: {"target": r.target, "kind": r.kind, "anchor": r.anchor} for name, r in everyone.items()},
         "alone": {name: _plain(found) for name, found in alone.items()},
         "together": {name: _plain(found) for name, found in joint.items()},
+        "purification": {name: _plain(found) for name, found in purified.items()},
         "seeds": seeds,
         "base": digest(params.base.path / SIDECAR),
         "judge": digest(params.base.judge / SIDECAR),

@@ -30,6 +30,7 @@ from components.features.scores import (
     roc,
     select_features,
 )
+from components.features.spelling import known_words, misspellings
 from components.openmoji.captions import mentions
 from components.requests import Request
 from components.sae import SparseAutoencoder, jump_codes
@@ -289,7 +290,9 @@ def fit_request(
         directions=directions,
         gain=torch.tensor(gain),
         classes=torch.tensor([float(name in settings.positions) for name in POSITION_CLASSES]),
-        spellings=spelling_patterns(reader.tokenizer, names_for(request, "evaluate")),
+        spellings=spelling_patterns(
+            reader.tokenizer, listed := names_for(request, "evaluate"), misspellings(listed, known_words())
+        ),
         word_ends=reader.word_ends,
     )
     curve = roc(positives, negatives)

@@ -1,6 +1,6 @@
 """The text-encoder edit itself, shared by evaluation, export and serving."""
 
-from components.filter.edit import codes, edit, evidence, score, spelt
+from components.filter.edit import codes, evidence, spelt, step
 from components.filter.encoder import Detection, FilteredTextEncoder
 from components.filter.explain import Contribution, Place, Reason, explain, explain_prompt
 from components.filter.install import FilteringEncoder, install
@@ -13,11 +13,10 @@ __all__ = [
     "Place",
     "Reason",
     "codes",
-    "edit",
     "evidence",
     "explain",
     "explain_prompt",
     "install",
-    "score",
     "spelt",
+    "step",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from components.diffusion import spelt_positions
-from components.features import RequestFilter, position_classes, position_scores, prompt_scores
+from components.features import RequestFilter, position_classes, position_scores
 from components.sae import jump_codes
 
 
@@ -31,20 +31,23 @@ def evidence(code: torch.Tensor, named: torch.Tensor, item: RequestFilter) -> to
     return torch.where(named, scores.clamp(min=item.threshold), scores)
 
 
-def score(code: torch.Tensor, named: torch.Tensor, scored: torch.Tensor, item: RequestFilter) -> torch.Tensor:
-    """The request's score (B,) from codes (B, L, S)."""
-    return prompt_scores(evidence(code, named, item), scored)
-
-
-def edit(
-    hidden: torch.Tensor, code: torch.Tensor, named: torch.Tensor, scored: torch.Tensor, item: RequestFilter
+def step(
+    code: torch.Tensor,  # (B, L, S)
+    scores: torch.Tensor,  # (B, L) as `evidence` has them
+    scored: torch.Tensor,  # (B, L) bool
+    item: RequestFilter,
+    *,
+    gains: bool = True,  # False where it is known that `item.gain` is 0, which saves the product
 ) -> torch.Tensor:
-    """The residual stream (B, L, D) with the target replaced, for prompts that are flagged.
+    """What replacing the target adds to the residual stream of a prompt that is flagged, (B, L, D).
 
     Every position from the target on, of a class that is edited, takes its class's step towards the anchor; or, where the
-    request has none, its own features are turned down by `gain` and the SAE's error is kept: h + gain · z W_dec.
+    request has none, its own features are turned down by `gain` and the SAE's error is kept: gain · z W_dec.
     """
-    classes = position_classes(evidence(code, named, item) >= item.threshold, scored)  # (B, L)
+    classes = position_classes(scores >= item.threshold, scored)  # (B, L)
     steps = torch.cat([item.directions * item.classes[:, None], torch.zeros_like(item.directions[:1])])
+    towards = steps[classes]
+    if not gains:
+        return towards
     acting = torch.cat([item.classes, torch.zeros_like(item.classes[:1])])[classes][..., None]  # (B, L, 1): -1 is none
-    return hidden + steps[classes] + item.gain * acting * ((code * item.own) @ item.w_dec)
+    return towards + item.gain * acting * ((code * item.own) @ item.w_dec)

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from components.diffusion import content_mask, rewrite_hookpoint
-from components.features import RequestFilter
-from components.filter.edit import codes, edit, score, spelt
+from components.features import RequestFilter, prompt_scores
+from components.filter.edit import codes, evidence, spelt, step
 
 
 class Detection(NamedTuple):
@@ -36,6 +36,7 @@ class FilteredTextEncoder(nn.Module):
         super().__init__()
         self.stock, self.filters, self.hookpoint = stock, dict(filters), hookpoint
         self.requests = tuple(filters)
+        self._gains = {name: bool(item.gain) for name, item in filters.items()}
         self.config: Any = stock.config
         self.eos_token_id = int(self.config.eos_token_id)
         self.detection: Detection | None = None
@@ -51,22 +52,22 @@ class FilteredTextEncoder(nn.Module):
         """The stock encoder's, as diffusers asks for it."""
         return next(self.stock.parameters()).device
 
-    def detect(self, hidden: torch.Tensor, input_ids: torch.Tensor, scored: torch.Tensor) -> Detection:
-        """Scores and decisions for a residual stream (B, L, D), its tokens and its scored positions (B, L)."""
-        scores = [score(codes(hidden, item), spelt(input_ids, item), scored, item) for item in self.filters.values()]
-        if not scores:
-            empty = hidden.new_zeros(len(hidden), 0)
-            return Detection(empty, empty.bool())
-        limits = torch.stack([item.threshold for item in self.filters.values()])
-        stacked = torch.stack(scores, 1)  # (B, R)
-        return Detection(stacked, stacked >= limits)
-
     def rewrite(self, hidden: torch.Tensor, input_ids: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
-        """The residual stream after every flagged request has been replaced; other rows are returned as they are."""
-        self.detection = self.detect(hidden, input_ids, scored)
+        """The residual stream (B, L, D) with every flagged request replaced; rows that none flags are returned as they are.
+
+        All requests look at the stream as it came, so that neither detection nor edit depends on their order.
+        """
+        if not self.filters:
+            empty = hidden.new_zeros(len(hidden), 0)
+            self.detection = Detection(empty, empty.bool())
+            return hidden
+        code = [codes(hidden, item) for item in self.filters.values()]
+        seen = [evidence(z, spelt(input_ids, i), i) for z, i in zip(code, self.filters.values(), strict=True)]
+        scores = torch.stack([prompt_scores(each, scored) for each in seen], 1)  # (B, R)
+        self.detection = Detection(scores, scores >= torch.stack([item.threshold for item in self.filters.values()]))
         out = hidden
-        for column, item in enumerate(self.filters.values()):
-            new = edit(out, codes(hidden, item), spelt(input_ids, item), scored, item)
+        for column, (name, item) in enumerate(self.filters.items()):
+            new = out + step(code[column], seen[column], scored, item, gains=self._gains[name])
             out = torch.where(self.detection.flagged[:, column, None, None], new, out)
         return out
 

@@ -1,6 +1,6 @@
 """The All-but-One objective, derived from the paper's abstract (arXiv 2312.12807); the paper's own equations differ perhaps.
 
-    B samples, Z latent channels, h = w latent side
+    B samples, C of them more with the empty prompt alone, Z latent channels, h = w latent side
 
     g(x_t, c) = out(x_t, c) - out(x_t, ∅)
     L = |g_θ(x_t, target) - g*(x_t, anchor)|² + λ |out_θ(x_t, ∅) - out*(x_t, ∅)|² + μ |out_θ(x_t, r) - out*(x_t, r)|²
@@ -34,17 +34,17 @@ def classifier_guidance(out_cond: torch.Tensor, out_uncond: torch.Tensor) -> tor
 
 def guidance_loss(
     out_target: torch.Tensor,  # (B, Z, h, w) of the trained model, prompt = target
-    out_uncond: torch.Tensor,  # (B, Z, h, w) of the trained model, empty prompt; carries gradient
+    out_uncond: torch.Tensor,  # (B + C, Z, h, w) of the trained model, empty prompt; carries gradient
     g_anchor: torch.Tensor,  # (B, Z, h, w) of the frozen model; zeros without an anchor
-    frozen_uncond: torch.Tensor,  # (B, Z, h, w)
+    frozen_uncond: torch.Tensor,  # (B + C, Z, h, w)
     out_retain: torch.Tensor,  # (B', Z, h, w)
     frozen_retain: torch.Tensor,  # (B', Z, h, w)
     *,
     uncond_weight: float,
     retain_weight: float,
 ) -> GuidanceLoss:
-    """The module's loss; every term is a mean over elements."""
-    surgical = F.mse_loss(classifier_guidance(out_target, out_uncond), g_anchor)
+    """The module's loss; every term is a mean over elements. The first B of `out_uncond` are at the states of `out_target`."""
+    surgical = F.mse_loss(classifier_guidance(out_target, out_uncond[: len(out_target)]), g_anchor)
     uncond = F.mse_loss(out_uncond, frozen_uncond)
     retain = F.mse_loss(out_retain, frozen_retain)
     return GuidanceLoss(surgical + uncond_weight * uncond + retain_weight * retain, surgical, uncond, retain)

@@ -5,7 +5,7 @@ P prompts about the target, R prompts to retain, L token positions, D hidden
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -57,12 +57,30 @@ def prepare(
 
     uncond, target, retain = states([""]), states(spoken), states(kept)
     wanted = states(pairs["counterpart"].tolist()) if request.anchor else None
-    # half of the states are what the target's prompt draws, half what the anchor's does, so that both ways are covered
-    half = len(spoken) // 2
-    drawn = target if wanted is None else torch.cat([target[:half], wanted[half:]])
+    # some states are what the target's prompt draws, some what the anchor's does, so that both ways are covered
+    own = len(spoken) - round(settings.anchor_share * len(spoken))
+    drawn = target if wanted is None else torch.cat([target[:own], wanted[own:]])
     erase = cache_trajectories(pipe, drawn, wanted, uncond, settings, scope="erase")
     keep = cache_trajectories(pipe, retain, retain, uncond, settings, scope="retain")
     return Lesson(erase, keep, target, retain, uncond)
+
+
+def join(lessons: Sequence[Lesson]) -> Lesson:
+    """Several requests' lessons as one, for one adapter that learns all of them."""
+
+    def shift(caches: list[Cache], sizes: list[int]) -> Cache:
+        """The caches end to end, each counting its prompts from where the one before ended."""
+        starts = np.cumsum([0, *sizes[:-1]]).tolist()
+        moved = [cache._replace(prompt=cache.prompt + start) for cache, start in zip(caches, starts, strict=True)]
+        return Cache(*(torch.cat(column) for column in zip(*moved, strict=True)))
+
+    return Lesson(
+        shift([each.erase for each in lessons], [len(each.target) for each in lessons]),
+        shift([each.keep for each in lessons], [len(each.retain) for each in lessons]),
+        torch.cat([each.target for each in lessons]),
+        torch.cat([each.retain for each in lessons]),
+        lessons[0].uncond,
+    )
 
 
 def start_adapter(

@@ -26,7 +26,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from components.common.errors import UserError
-from components.diffusion import encode
+from components.diffusion import decode_latents, encode
 from components.guidance.adapters import use_adapters
 from components.openmoji.captions import with_article
 from components.requests import Request
@@ -170,13 +170,6 @@ def encode_image(pipe: StableDiffusionPipeline, images: np.ndarray) -> torch.Ten
     """Images (B, H, W, 3) uint8 to the means of their scaled latents, (B, Z, h, w)."""
     x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return pipe.vae.encode(x, return_dict=False)[0].mean * pipe.vae.config.scaling_factor
-
-
-@torch.no_grad()
-def decode_latents(pipe: StableDiffusionPipeline, latents: torch.Tensor) -> np.ndarray:
-    """Scaled latents (B, Z, h, w) to images (B, H, W, 3) uint8."""
-    decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
-    return ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def psnr(image: np.ndarray, reference: np.ndarray) -> float:

@@ -3,18 +3,21 @@
     N cached states, B samples a step, Z latent channels, h = w latent side, L token positions, D hidden
 
 x_t come from sampling the frozen model once, with target, anchor and retain prompts; the frozen outputs that the loss
-needs are computed once with them, so that a step runs the trained model alone, in one batch.
+needs are computed once with them, so that a step runs the trained model alone, in one batch. The empty prompt is held
+both where the target is drawn and where anything else is: held at the former alone, it drifts at the latter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from tqdm import tqdm
 
 from components.common.checkpoint import load_checkpoint, save_checkpoint
@@ -50,6 +53,26 @@ class GuidanceStep(NamedTuple):
     retain: float
 
 
+def precision_of(params: GuidanceParams, device: torch.device) -> torch.autocast:
+    """The precision of the U-Net's passes, frozen and trained alike: were they different, a fresh adapter would have a loss."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=params.precision == "bf16")
+
+
+@contextmanager
+def in_training_form(unet: UNet2DConditionModel, params: GuidanceParams) -> Iterator[None]:
+    """Within the block the U-Net trades time for memory as `params` says, and on a CPU attends in a form whose gradient is fast."""
+    before = dict(unet.attn_processors)
+    if unet.device.type == "cpu":
+        unet.set_attn_processor(AttnProcessor())
+    if params.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        unet.disable_gradient_checkpointing()
+        unet.set_attn_processor(before)
+
+
 def cache_trajectories(
     pipe: StableDiffusionPipeline,
     drawn: torch.Tensor,  # (P, L, D): what the trajectories draw
@@ -70,9 +93,9 @@ def cache_trajectories(
         )
         for state in list(states)[:-1]:
             time = torch.full((len(rows),), state.timestep)
-            with torch.no_grad():
-                free = pipe.unet(state.latents, time, uncond.expand(len(rows), -1, -1)).sample
-                cond = free if wanted is None else pipe.unet(state.latents, time, wanted[rows]).sample
+            with torch.no_grad(), in_training_form(pipe.unet, params), precision_of(params, state.latents.device):
+                free = pipe.unet(state.latents, time, uncond.expand(len(rows), -1, -1)).sample.float()
+                cond = free if wanted is None else pipe.unet(state.latents, time, wanted[rows]).sample.float()
             parts.append(Cache(state.latents, time, rows, free, cond))
     return Cache(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
@@ -99,33 +122,39 @@ def train_guidance(
     optimizer = torch.optim.AdamW(parameters, lr=params.lr, weight_decay=0.0)
     holder = torch.nn.ParameterList(parameters)
     start = load_checkpoint(checkpoint, {"adapter": holder}, optimizer)[0] if checkpoint else 0
-    unet, optimizer = accelerator.prepare(unet, optimizer)
+    model, optimizer = accelerator.prepare(unet, optimizer)
     b = params.batch
-    for step in range(start, params.steps):
-        rng = generator(params.seed + accelerator.process_index, "guidance", step)
-        e = torch.randint(len(erase.latents), (b,), generator=rng)
-        k = torch.randint(len(keep.latents), (b,), generator=rng)
-        x = torch.cat([erase.latents[e], erase.latents[e], keep.latents[k]])  # (3B, Z, h, w)
-        time = torch.cat([erase.timesteps[e], erase.timesteps[e], keep.timesteps[k]])
-        states = torch.cat([target[erase.prompt[e]], uncond.expand(b, -1, -1), retain[keep.prompt[k]]])
-        out_target, out_uncond, out_retain = unet(x, time, states).sample.chunk(3)
-        loss = guidance_loss(
-            out_target,
-            out_uncond,
-            erase.cond[e] - erase.uncond[e],
-            erase.uncond[e],
-            out_retain,
-            keep.cond[k],
-            uncond_weight=params.uncond_weight,
-            retain_weight=params.retain_weight,
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = params.lr * min(1.0, (step + 1) / 10, (params.steps - step) / (0.3 * params.steps))
-        optimizer.zero_grad()
-        accelerator.backward(loss.total)
-        accelerator.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        project()
-        if checkpoint is not None and (step + 1) % every == 0 and accelerator.is_main_process:
-            save_checkpoint(checkpoint, {"adapter": holder}, optimizer, step + 1)
-        yield GuidanceStep(step + 1, *(term.item() for term in loss))
+    with in_training_form(unet, params):
+        for step in range(start, params.steps):
+            rng = generator(params.seed + accelerator.process_index, "guidance", step)
+            e = torch.randint(len(erase.latents), (b,), generator=rng)
+            k = torch.randint(len(keep.latents), (b,), generator=rng)
+            f = torch.randint(len(keep.latents), (b // 2,), generator=rng)  # held with the empty prompt
+            x = torch.cat([erase.latents[e], erase.latents[e], keep.latents[f], keep.latents[k]])  # (3B + B/2, Z, h, w)
+            time = torch.cat([erase.timesteps[e], erase.timesteps[e], keep.timesteps[f], keep.timesteps[k]])
+            empty = uncond.expand(b + len(f), -1, -1)
+            states = torch.cat([target[erase.prompt[e]], empty, retain[keep.prompt[k]]])
+            x, time, states = (tensor.to(accelerator.device) for tensor in (x, time, states))
+            with precision_of(params, accelerator.device):
+                out = model(x, time, states).sample.float().cpu()  # the caches stay where they are
+            out_target, out_uncond, out_retain = out.split([b, len(empty), b])
+            loss = guidance_loss(
+                out_target,
+                out_uncond,
+                erase.cond[e] - erase.uncond[e],
+                torch.cat([erase.uncond[e], keep.uncond[f]]),
+                out_retain,
+                keep.cond[k],
+                uncond_weight=params.uncond_weight,
+                retain_weight=params.retain_weight,
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = params.lr * min(1.0, (step + 1) / 10, (params.steps - step) / (0.3 * params.steps))
+            optimizer.zero_grad()
+            accelerator.backward(loss.total)
+            accelerator.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            project()
+            if checkpoint is not None and (step + 1) % every == 0 and accelerator.is_main_process:
+                save_checkpoint(checkpoint, {"adapter": holder}, optimizer, step + 1)
+            yield GuidanceStep(step + 1, *(term.item() for term in loss))

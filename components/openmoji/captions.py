@@ -176,6 +176,11 @@ def nouns() -> tuple[str, ...]:
     return _words()["n"]
 
 
+def dictionary() -> frozenset[str]:
+    """All words of the word list."""
+    return frozenset(word for part in _words().values() for word in part)
+
+
 def in_context(noun: str, count: int, *, split: Split, seed: int) -> Iterator[str]:
     """`count` ordinary English phrases of `split` about `noun`: the grammar's other slots are drawn afresh."""
     rng = np.random.default_rng([seed, SPLITS.index(split)])
@@ -204,4 +209,10 @@ def vocabulary(split: Split) -> set[str]:
 
 def mentions(text: str, names: tuple[str, ...]) -> bool:
     """Whether `text` holds one of `names` as whole words, singular or plural, in any case."""
-    return any(re.search(rf"\b{re.escape(n)}(s|es)?\b", text, re.IGNORECASE) for n in names)
+    return bool(names) and _named(tuple(names)).search(text) is not None
+
+
+@lru_cache(maxsize=1024)
+def _named(names: tuple[str, ...]) -> re.Pattern[str]:
+    """What finds one of `names` as whole words."""
+    return re.compile(rf"\b(?:{'|'.join(map(re.escape, names))})(?:s|es)?\b", re.IGNORECASE)

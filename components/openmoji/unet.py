@@ -114,7 +114,7 @@ def train_unet(
     singles: int,  # the first scenes, of one concept each; the rest are pairs
     steps: int,
     batch: int = 48,
-    pair_share: float = 0.4,  # part of each batch that shows two concepts
+    pair_share: float = 0.75,  # part of each batch that shows two concepts: one is learnt long before two are
     unconditional: float = 0.1,  # probability of the empty prompt (classifier-free guidance)
     lr: float = 1e-3,
     cooldown: int = 1500,  # last steps, over which the learning rate falls to zero

@@ -184,4 +184,6 @@ def test_spelt_positions_mark_the_last_token(tokenizer):
     end = find_tokens(ids, tokenizer("big cat", add_special_tokens=False).input_ids)
 
     assert torch.equal(spelt_positions(ids, patterns, word_ends(tokenizer)), end)
+    assert not spelt_positions(ids, spelling_patterns(tokenizer, ["dog"]), word_ends(tokenizer)).any()
+    assert torch.equal(spelt_positions(ids, spelling_patterns(tokenizer, [], ["big cat"]), word_ends(tokenizer)), end)
     assert not spelt_positions(ids, spelling_patterns(tokenizer, []), word_ends(tokenizer)).any()

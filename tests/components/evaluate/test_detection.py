@@ -126,7 +126,7 @@ def test_a_name_outranks_every_score(sae):
 
     scored = torch.tensor([[False, True], [False, True]])
     reading = reading_of(torch.randn(2, 2, 6), scored, sae)._replace(texts=["a house", "two Cats"])
-    detector = Detector(item, torch.ones(1), ("cat",), torch.zeros(1, 4))
+    detector = Detector(item, torch.ones(1), ("cat",), ("caat",), torch.zeros(1, 4))
 
     assert by_score_or_name(reading, Stand(), detector)[1] == np.inf
     assert np.isfinite(by_score_or_name(reading, Stand(), detector)[0])

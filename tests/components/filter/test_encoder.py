@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from components.diffusion import encode, read_hookpoint, spelling_patterns, tokenize, word_ends
-from components.features import RequestFilter
-from components.filter import FilteredTextEncoder, codes, score
+from components.features import RequestFilter, prompt_scores
+from components.filter import FilteredTextEncoder, codes, evidence
 from components.openmoji.captions import english
 from components.sae import SparseAutoencoder
 
@@ -80,11 +80,29 @@ def test_filter_never_scores_or_edits_bos(filtered, item, tiny_encoder, tokenize
     loud[:, 0] += 1000 * item.w_enc[:, 0]
 
     named = torch.zeros_like(encoded.scored)
-    quiet, shouted = (score(codes(h, item), named, encoded.scored, item) for h in (hidden, loud))
+    quiet, shouted = (
+        prompt_scores(evidence(codes(h, item), named, item), encoded.scored) for h in (hidden, loud)
+    )
     assert torch.equal(quiet, shouted)
     encode(filtered, tokenizer, ["a cat"])
     rewritten = filtered.rewrite(hidden, encoded.input_ids, encoded.scored)
     assert torch.equal(rewritten[:, 0], hidden[:, 0])
+
+
+def test_filter_does_not_depend_on_the_order_of_requests(tiny_encoder, tokenizer, item):
+    """Two requests that both flag a prompt are detected and edited alike, whichever comes first, and their steps add up."""
+    other = item._replace(directions=item.directions.flip(1), threshold=0.5 * item.threshold)
+    encoded = tokenize(tokenizer, ["a cat", "a dog"])
+    hidden = read_hookpoint(tiny_encoder, HOOKPOINT, encoded.input_ids)
+    out, alone = {}, {}
+    for names in ("ab", "ba", "a", "b"):
+        encoder = FilteredTextEncoder(tiny_encoder, {n: {"a": item, "b": other}[n] for n in names}, HOOKPOINT)
+        out[names] = encoder.rewrite(hidden, encoded.input_ids, encoded.scored)
+        alone[names] = encoder.detection.flagged[0].all()
+
+    assert all(alone.values())
+    torch.testing.assert_close(out["ab"], out["ba"])
+    torch.testing.assert_close(out["ab"][0], (out["a"] + out["b"] - hidden)[0])
 
 
 def test_filter_leaves_the_empty_prompt_alone(filtered, tiny_encoder, tokenizer):

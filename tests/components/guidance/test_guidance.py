@@ -10,6 +10,7 @@ from components.common.config import GuidanceParams
 from components.common.errors import ArtifactError, UserError
 from components.diffusion import encode
 from components.guidance import (
+    Lesson,
     attach,
     cache_trajectories,
     guidance_loss,
@@ -22,10 +23,13 @@ from components.guidance import (
     write_adapter,
 )
 
+from components.guidance.prepare import join
+
 GOLDEN = Path(__file__).parents[2] / "golden" / "guidance.json"
 PARAMS = GuidanceParams(
     parameters="xattn", rank=4, trajectories=4, solver_steps=3, guidance_scale=3.0, steps=10, batch=4, lr=0.01,
-    uncond_weight=1.0, retain_weight=1.0, null_space=False, seed=0,
+    uncond_weight=1.0, retain_weight=1.0, anchor_share=0.5, precision="no", gradient_checkpointing=False, null_space=False,
+    seed=0,
 )  # fmt: skip
 
 
@@ -130,6 +134,34 @@ def test_train_killed_and_resumed_ends_in_the_same_bytes(tiny_pipe, caches, stat
     assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_fresh_adapter_has_no_drift_to_pay_for(tiny_pipe, precision):
+    """At the first step what is held is where it was, in either precision: caches and training share one, and one attention."""
+    params = PARAMS.model_copy(update={"precision": precision, "steps": 1})
+    spoken = encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, ["a cat", "neon cat"])
+    empty = encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, [""])
+    cache = cache_trajectories(tiny_pipe, spoken, spoken, empty, params, scope="both")
+    (step,) = run(tiny_pipe, (cache, cache, spoken, spoken, empty), params)[1]
+
+    assert step.uncond < 1e-6
+    assert step.retain < 1e-6
+    assert cache.cond.dtype == torch.float32
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(tiny_pipe, caches, state):
+    """Activations that are computed twice give the adapter that activations kept give, and the U-Net is left as it was."""
+    found = []
+    for twice in (False, True):
+        fresh_unet(tiny_pipe, state)
+        processors = dict(tiny_pipe.unet.attn_processors)
+        found.append(run(tiny_pipe, caches, PARAMS.model_copy(update={"gradient_checkpointing": twice}))[0])
+        assert not tiny_pipe.unet.is_gradient_checkpointing
+        assert tiny_pipe.unet.attn_processors == processors
+
+    for kept, computed in zip(*found, strict=True):
+        torch.testing.assert_close(kept, computed)
+
+
 def test_train_golden_losses(tiny_pipe, caches):
     """Ten steps give the losses on file: a refactoring must not move them."""
     found = [step.loss for step in run(tiny_pipe, caches)[1]]
@@ -151,6 +183,19 @@ def test_without_the_unconditional_weight_the_drift_grows(tiny_pipe, caches, sta
         drift[weight] = relative_drift(out, erase.uncond).mean().item()
 
     assert drift[0.0] > 2 * drift[1.0]
+
+
+def test_joined_lessons_keep_their_prompts(caches):
+    """Two lessons end to end: every state of the second still belongs to the prompt that it was drawn for."""
+    erase, keep, target, retain, empty = caches
+    one, two = Lesson(*caches), Lesson(erase, keep, target + 1, retain + 1, empty)
+    both = join([one, two])
+    middle = len(erase.latents)
+
+    assert len(both.erase.latents) == 2 * middle
+    assert torch.equal(both.target[both.erase.prompt[:middle]], target[erase.prompt])
+    assert torch.equal(both.target[both.erase.prompt[middle:]], target[erase.prompt] + 1)
+    assert torch.equal(both.retain[both.keep.prompt[len(keep.latents) :]], retain[keep.prompt] + 1)
 
 
 def test_adapter_round_trip(tiny_pipe, caches, state, tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from components.common.artifacts import digest
 from components.common.errors import ArtifactError, UserError
-from components.diffusion import encode, load_pipeline
+from components.diffusion import decode_latents, encode, load_pipeline
 from components.guidance import (
     attach,
     check_adapters,
@@ -24,7 +24,7 @@ from components.guidance import (
     read_photo,
     write_adapter,
 )
-from components.guidance.purify import coefficients, decode_latents, encode_image, guided, invert, resample
+from components.guidance.purify import coefficients, encode_image, guided, invert, resample
 from components.openmoji.dataset import HELD_OUT_SEEDS
 from components.openmoji.render import render
 from components.openmoji.unet import build_scheduler

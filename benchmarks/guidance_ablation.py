@@ -1,0 +1,141 @@
+"""What each choice of the guidance stage is worth: one adapter for each variant of params.yaml, trained and looked at.
+
+    python -m benchmarks.guidance_ablation --request r-d20b6f34
+
+Every variant changes one thing. All of them train on the same prompts and are judged on the same held-out ones, from the
+same seeds: UA and anchor rate against the largest drift of the unconditional output in any timestep bucket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.report import RESULTS, environment, publish, table
+from components.collect.concepts import build_prompts
+from components.collect.stage import where
+from components.common.config import GuidanceParams, Params, load_params
+from components.common.errors import UserError
+from components.diffusion import load_pipeline
+from components.evaluate.guidance import measure_adapters, train_one
+from components.evaluate.images import Studio
+from components.evaluate.stage import pick_retain
+from components.openmoji.judge import Judge
+from components.requests import Request, load_requests
+
+PACKAGES = ("expunge", "torch", "diffusers", "peft")
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "as in params.yaml": {},
+    "λ = 0": {"uncond_weight": 0.0},
+    "λ = 1": {"uncond_weight": 1.0},
+    "λ = 20": {"uncond_weight": 20.0},
+    "λ = 100": {"uncond_weight": 100.0},
+    "keys and values": {"parameters": "xattn-kv"},
+    "keys and values, null space": {"parameters": "xattn-kv", "null_space": True},
+    "keys and values, null space, 3 × rate": {"parameters": "xattn-kv", "null_space": True, "lr": 3e-3},
+    "all of attention": {"parameters": "attn"},
+    "rank 2": {"rank": 2},
+    "rank 32": {"rank": 32},
+    "no retain term": {"retain_weight": 0.0},
+    "x_t of the target alone": {"anchor_share": 0.0},
+    "x_t of the anchor alone": {"anchor_share": 1.0},
+    "half the steps": {"steps": 0.5},
+    "twice the steps": {"steps": 2.0},
+    "a third of the rate": {"lr": 3e-4},
+    "three times the rate": {"lr": 3e-3},
+    "float32": {"precision": "no"},
+}
+"""What each variant changes; `steps` is a factor."""
+
+
+def settings_of(params: GuidanceParams, changes: Mapping[str, Any]) -> GuidanceParams:
+    """The stage's parameters with a variant's changes, checked like those of params.yaml."""
+    steps = round(params.steps * changes.get("steps", 1.0))
+    return GuidanceParams.model_validate({**params.model_dump(), **changes, "steps": steps})
+
+
+def ablate(
+    params: Params, request_id: str, request: Request, names: list[str], *, prompts: int, seeds: int, retain: int
+) -> dict[str, dict[str, Any]]:
+    """Trains and measures the named variants; by name."""
+    concepts = params.concepts
+    everyone = {request_id: request}
+    rows = build_prompts(everyone, per_name=concepts.per_name, retain=400, mixed=concepts.mixed, seed=concepts.seed)
+    held = where(rows, rows["split"] == "evaluate")
+    kept = pick_retain(held, everyone, retain, params.evaluate.seed)
+    judge = Judge.load(params.base.judge)
+    with tempfile.TemporaryDirectory() as room:
+        trained = {
+            name: train_one(params, everyone, rows, Path(room) / str(i), settings_of(params.guidance, VARIANTS[name]))
+            for i, name in enumerate(names)
+        }
+        labels = {f"v{i}": item.folder for i, item in enumerate(trained.values())}  # PEFT's names hold no dots
+        studio = Studio(load_pipeline(params.base.path), {}, params.base.hookpoint, labels, params.evaluate)
+        found: dict[str, dict[str, Any]] = {}
+        for label, (name, item) in zip(labels, trained.items(), strict=True):
+            measured = measure_adapters([label], everyone, held, kept, studio, judge, params, seeds, prompts, {})
+            found[name] = {k: v if k == "uncond_drift" else v.record() for k, v in measured.items()}
+            found[name] |= {"seconds": item.seconds, "changes": dict(VARIANTS[name])}
+    return found
+
+
+def largest_drift(found: Mapping[str, Any]) -> float:
+    """The worst timestep bucket."""
+    return max(bucket["value"] for bucket in found["uncond_drift"].values())
+
+
+def plot(found: Mapping[str, Mapping[str, Any]]) -> plt.Figure:
+    """UA against drift, a point a variant."""
+    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
+    for name, item in found.items():
+        drift, ua = max(largest_drift(item), 1e-5), item["ua"]
+        error = np.abs([[ua["value"] - ua["low"]], [ua["high"] - ua["value"]]])
+        axis.errorbar(drift, ua["value"], yerr=error, fmt="o", markersize=4, linewidth=0.6)
+        axis.annotate(name, (drift, ua["value"]), fontsize=7, rotation=25, xytext=(3, 3), textcoords="offset points")
+    axis.axvline(0.01, color="black", linewidth=0.8, linestyle=":")
+    axis.set(xscale="log", ylim=(-0.05, 1.3), xlabel="largest drift of the unconditional output", ylabel="UA")
+    return figure
+
+
+COLUMNS = ("ua", "anchor_rate", "neighbours", "concepts_kept", "styles_kept", "ssim_unrelated")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--request", help="an id of requests.yaml; by default the last")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--retain", type=int, default=24)
+    options = parser.parse_args()
+    params, requests = load_params(), load_requests()
+    request_id = options.request or list(requests)[-1]
+    if request_id not in requests:
+        raise SystemExit(str(UserError(f"request {request_id!r} is unknown", f"use one of: {', '.join(requests)}")))
+    found = ablate(
+        params, request_id, requests[request_id], options.variants,
+        prompts=options.prompts, seeds=options.seeds, retain=options.retain,
+    )  # fmt: skip
+    rows = [
+        [name, *(f"{item[c]['value']:.3f}" for c in COLUMNS), f"{100 * largest_drift(item):.2f} %", f"{item['seconds']:.0f}"]
+        for name, item in found.items()
+    ]
+    target = requests[request_id].target
+    record = {"environment": environment(PACKAGES), "request": requests[request_id].model_dump(mode="json"),
+              "options": vars(options), "params": params.guidance.model_dump(mode="json"), "variants": found}  # fmt: skip
+    name = f"guidance_ablation-{target.replace(' ', '-')}"
+    publish(name, record, table(("variant", *COLUMNS, "drift", "seconds"), rows))
+    plot(found).savefig(RESULTS / f"{name}.png", dpi=80)
+    tqdm.write(str(RESULTS / f"{name}.png"))
+
+
+if __name__ == "__main__":
+    main()

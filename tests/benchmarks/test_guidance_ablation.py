@@ -1,0 +1,26 @@
+import matplotlib.pyplot as plt
+import pytest
+
+from benchmarks.guidance_ablation import VARIANTS, largest_drift, plot, settings_of
+from components.common.config import load_params
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_every_variant_changes_what_it_says_and_nothing_else(name):
+    """Each variant is valid, and differs from params.yaml in the keys that it names."""
+    base = load_params().guidance
+    found = settings_of(base, VARIANTS[name]).model_dump()
+    changed = {key for key, value in base.model_dump().items() if found[key] != value}
+
+    assert changed <= set(VARIANTS[name])
+    assert found["steps"] == round(base.steps * VARIANTS[name].get("steps", 1))
+
+
+def test_plot_has_a_point_a_variant():
+    """The drift that is plotted is the worst bucket."""
+    record = {"ua": {"value": 0.9, "low": 0.8, "high": 1.0}, "uncond_drift": {"0-200": {"value": 0.01}, "200-400": {"value": 0.03}}}
+    figure = plot({"a": record, "b": record})
+
+    assert largest_drift(record) == 0.03
+    assert [t.get_text() for t in figure.axes[0].texts] == ["a", "b"]
+    plt.close(figure)

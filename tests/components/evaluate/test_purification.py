@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+
+from components.collect.concepts import known_targets
+from components.common.config import EvaluateParams, load_params
+from components.evaluate.images import Studio
+from components.evaluate.purification import held_out, measure_purification, prompt_of
+from components.openmoji.dataset import HELD_OUT_SEEDS
+from components.openmoji.judge import Judge
+from components.requests import Request, load_requests
+
+WEAPON = Request(target="weapon", kind="category", anchor="umbrella", neighbours=("key",))
+
+
+@pytest.mark.parametrize("request_", [*load_requests().values(), WEAPON], ids=lambda r: r.target)
+def test_held_out_scenes_show_the_target(request_):
+    """Sixteen scenes from seeds that no training used, every one with the target, and a prompt that names what is in it."""
+    scenes = held_out(request_, 16)
+    targets = known_targets(request_)
+
+    assert len(set(scenes)) == 16
+    assert all(s.seed >= HELD_OUT_SEEDS for s in scenes)
+    assert all((s.style if request_.kind == "style" else s.concepts[0]) in targets for s in scenes)
+    assert all(s.concepts[0] in prompt_of(s) for s in scenes)
+    assert all(s.style in prompt_of(s) or s.style == "sticker" for s in scenes)
+
+
+def test_purification_with_the_base_itself_is_the_loop_and_the_base(monkeypatch):
+    """Without an adapter the erased column is the base's own, and the loop returns the autoencoder's image at 25 dB or more."""
+    from components.diffusion import load_pipeline
+    from components.evaluate import purification
+
+    params = load_params()
+    settings: EvaluateParams = params.evaluate
+    studio = Studio(load_pipeline(params.base.path), {}, params.base.hookpoint, {}, settings)
+    whole = purification.purify
+    monkeypatch.setattr(purification, "purify", lambda *a, **k: whole(*a[:2], [], **k))
+    cat = next(r for r in load_requests().values() if r.target == "cat")
+    found = measure_purification(studio, Judge.load(params.base.judge), "r", cat, params, count=2)
+    rows = np.split(np.asarray(found.picture), 4)
+
+    assert found.metrics["gone"] == found.metrics["gone_base"]
+    assert np.array_equal(rows[2], rows[3])
+    assert found.metrics["loop"].value >= 25

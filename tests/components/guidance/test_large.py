@@ -1,0 +1,50 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+GIB = 2**30
+LIMIT = 24
+
+ONE_STEP = """
+import json, resource, time
+import torch
+from diffusers import UNet2DConditionModel
+from components.common.config import load_params
+from components.guidance import Cache, attach, train_guidance
+
+settings = load_params().guidance.model_copy(update={"batch": 1, "steps": 1, "gradient_checkpointing": True})
+torch.manual_seed(0)
+unet = UNet2DConditionModel(  # runwayml/stable-diffusion-v1-5's unet/config.json
+    sample_size=64, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8,
+    layers_per_block=2,
+).eval().requires_grad_(False)
+weights = sum(p.numel() for p in unet.parameters())
+parameters = attach(unet, "default", parameters=settings.parameters, rank=settings.rank, seed=0)
+state = torch.randn(1, 4, 64, 64)
+cache = Cache(state, torch.tensor([500]), torch.tensor([0]), torch.zeros_like(state), torch.ones_like(state))
+spoken = torch.randn(1, 77, 768)
+begun = time.perf_counter()
+(step,) = train_guidance(unet, parameters, cache, cache, spoken, spoken, torch.randn(1, 77, 768), settings)
+print(json.dumps({
+    "weights": weights, "loss": step.loss, "seconds": time.perf_counter() - begun,
+    "moved": sum(float(p.detach().abs().sum()) for n, p in unet.named_parameters() if "lora_B" in n),
+    "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+}))
+"""
+
+
+@pytest.mark.slow
+def test_stable_diffusion_takes_a_step_within_24_gib():
+    """The U-Net of Stable Diffusion 1.5, random weights, takes a whole step of ours on this host within 24 GiB."""
+    done = subprocess.run([sys.executable, "-c", ONE_STEP], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(found)
+
+    assert 855e6 < found["weights"] < 865e6
+    assert found["loss"] > 0
+    assert found["moved"] > 0
+    assert found["peak"] < LIMIT * GIB
