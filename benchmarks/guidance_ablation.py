@@ -35,6 +35,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "as in params.yaml": {},
     "λ = 0": {"uncond_weight": 0.0},
     "λ = 1": {"uncond_weight": 1.0},
+    "λ = 5": {"uncond_weight": 5.0},
     "λ = 20": {"uncond_weight": 20.0},
     "λ = 100": {"uncond_weight": 100.0},
     "keys and values": {"parameters": "xattn-kv"},
@@ -44,6 +45,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "rank 2": {"rank": 2},
     "rank 32": {"rank": 32},
     "no retain term": {"retain_weight": 0.0},
+    "retain weight 1": {"retain_weight": 1.0},
+    "retain weight 10": {"retain_weight": 10.0},
     "x_t of the target alone": {"anchor_share": 0.0},
     "x_t of the anchor alone": {"anchor_share": 1.0},
     "half the steps": {"steps": 0.5},
@@ -92,15 +95,16 @@ def largest_drift(found: Mapping[str, Any]) -> float:
 
 
 def plot(found: Mapping[str, Mapping[str, Any]]) -> plt.Figure:
-    """UA against drift, a point a variant."""
-    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
-    for name, item in found.items():
-        drift, ua = max(largest_drift(item), 1e-5), item["ua"]
-        error = np.abs([[ua["value"] - ua["low"]], [ua["high"] - ua["value"]]])
-        axis.errorbar(drift, ua["value"], yerr=error, fmt="o", markersize=4, linewidth=0.6)
-        axis.annotate(name, (drift, ua["value"]), fontsize=7, rotation=25, xytext=(3, 3), textcoords="offset points")
+    """Likeness of unrelated images against drift, a point a variant; the legend says what each still erases."""
+    figure, axis = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    for index, (name, item) in enumerate(found.items()):
+        drift, ssim = max(largest_drift(item), 1e-5), item["ssim_unrelated"]
+        error = np.abs([[ssim["value"] - ssim["low"]], [ssim["high"] - ssim["value"]]])
+        label, marker = f"{name} (UA {item['ua']['value']:.2f})", "os^Dv"[index // 10 % 5]
+        axis.errorbar(drift, ssim["value"], yerr=error, fmt=marker, markersize=5, linewidth=0.6, label=label)
     axis.axvline(0.01, color="black", linewidth=0.8, linestyle=":")
-    axis.set(xscale="log", ylim=(-0.05, 1.3), xlabel="largest drift of the unconditional output", ylabel="UA")
+    axis.set(xscale="log", xlabel="largest drift of the unconditional output", ylabel="SSIM of unrelated images")
+    figure.legend(loc="outside right upper", fontsize=8)
     return figure
 
 
@@ -125,7 +129,12 @@ def main() -> None:
         prompts=options.prompts, seeds=options.seeds, retain=options.retain,
     )  # fmt: skip
     rows = [
-        [name, *(f"{item[c]['value']:.3f}" for c in COLUMNS), f"{100 * largest_drift(item):.2f} %", f"{item['seconds']:.0f}"]
+        [
+            name,
+            *(f"{item[column]['value']:.3f}" for column in COLUMNS),
+            f"{100 * largest_drift(item):.2f} %",
+            f"{item['seconds']:.0f}",
+        ]
         for name, item in found.items()
     ]
     target = requests[request_id].target

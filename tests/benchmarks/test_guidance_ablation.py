@@ -17,10 +17,14 @@ def test_every_variant_changes_what_it_says_and_nothing_else(name):
 
 
 def test_plot_has_a_point_a_variant():
-    """The drift that is plotted is the worst bucket."""
-    record = {"ua": {"value": 0.9, "low": 0.8, "high": 1.0}, "uncond_drift": {"0-200": {"value": 0.01}, "200-400": {"value": 0.03}}}
+    """The drift that is plotted is the worst bucket, and the legend says what each variant erases."""
+    record = {
+        "ua": {"value": 0.9},
+        "ssim_unrelated": {"value": 0.9, "low": 0.8, "high": 1.0},
+        "uncond_drift": {"0-200": {"value": 0.01}, "200-400": {"value": 0.03}},
+    }
     figure = plot({"a": record, "b": record})
 
     assert largest_drift(record) == 0.03
-    assert [t.get_text() for t in figure.axes[0].texts] == ["a", "b"]
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["a (UA 0.90)", "b (UA 0.90)"]
     plt.close(figure)
