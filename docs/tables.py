@@ -89,11 +89,26 @@ def adapters_table() -> str:
     rows = [f"| adapters | {' | '.join(keys)} | largest drift | seconds |", f"|{'---|' * (len(keys) + 3)}"]
     names = {k: f"{r['target']} → {r['anchor'] or 'nothing'}" for k, r in record["requests"].items()}
     listed = {names.get(k, k): v for k, v in record["alone"].items()}
-    listed |= {f"{k} together": v for k, v in record["together"].items()}
+    listed |= {f"{k} together" if k.isdigit() else k: v for k, v in record["together"].items()}
     for name, found in listed.items():
         drift = max(m["value"] for m in found["uncond_drift"].values())
         seconds = f"{found['seconds']['value']:.0f}" if "seconds" in found else ""
         rows.append(f"| {name} | {' | '.join(_cell(found[k]) for k in keys)} | {100 * drift:.2f} % | {seconds} |")
+    return "\n".join(rows)
+
+
+def purification_table() -> str:
+    """What purification does to held-out renders of each target."""
+    record = json.loads((ROOT / "reports/guidance/metrics.json").read_text())
+    keys = ("gone_base", "gone", "anchored", "kept", "loop")
+    rows = [f"| target | {' | '.join(keys)} |", f"|{'---|' * (len(keys) + 1)}"]
+    for name, found in record["purification"].items():
+        rows.append(f"| {record['requests'][name]['target']} | {' | '.join(_cell(found[k]) for k in keys)} |")
+    rows += [
+        "",
+        "`gone_base`: by resampling with the base alone. `kept`: the style of the image, or for a style its concept. `loop`: PSNR of up and"
+        " down with the base to what the autoencoder alone returns, decibels.",
+    ]
     return "\n".join(rows)
 
 
