@@ -106,8 +106,10 @@ def purification_table() -> str:
         rows.append(f"| {record['requests'][name]['target']} | {' | '.join(_cell(found[k]) for k in keys)} |")
     rows += [
         "",
-        "`gone_base`: by resampling with the base alone. `kept`: the style of the image, or for a style its concept. `loop`: PSNR of up and"
-        " down with the base to what the autoencoder alone returns, decibels.",
+        (
+            "`gone_base`: by resampling with the base alone. `kept`: the style of the image, or for a style its concept. `loop`: PSNR of up and"
+            " down with the base to what the autoencoder alone returns, decibels."
+        ),
     ]
     return "\n".join(rows)
 

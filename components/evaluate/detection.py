@@ -70,7 +70,9 @@ class Reading(NamedTuple):
         """The reading of some of the prompts."""
         rows = torch.tensor(keep)
         texts = [text for text, k in zip(self.texts, keep, strict=True) if k]
-        return Reading(texts, without(self.tokens, (~rows).tolist()), self.error[rows[self.tokens.prompt]], self.pooled[rows])
+        return Reading(
+            texts, without(self.tokens, (~rows).tolist()), self.error[rows[self.tokens.prompt]], self.pooled[rows]
+        )
 
     def maxima(self, values: torch.Tensor) -> np.ndarray:
         """The largest value (T,) of each prompt, (P,)."""

@@ -24,6 +24,7 @@ from components.openmoji.dataset import HELD_OUT_SEEDS, Scene, draw
 from components.openmoji.judge import Judge
 from components.requests import Request
 
+
 class Purification(NamedTuple):
     """What became of a request's images."""
 

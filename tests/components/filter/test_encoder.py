@@ -80,9 +80,7 @@ def test_filter_never_scores_or_edits_bos(filtered, item, tiny_encoder, tokenize
     loud[:, 0] += 1000 * item.w_enc[:, 0]
 
     named = torch.zeros_like(encoded.scored)
-    quiet, shouted = (
-        prompt_scores(evidence(codes(h, item), named, item), encoded.scored) for h in (hidden, loud)
-    )
+    quiet, shouted = (prompt_scores(evidence(codes(h, item), named, item), encoded.scored) for h in (hidden, loud))
     assert torch.equal(quiet, shouted)
     encode(filtered, tokenizer, ["a cat"])
     rewritten = filtered.rewrite(hidden, encoded.input_ids, encoded.scored)

@@ -22,7 +22,6 @@ from components.guidance import (
     use_adapters,
     write_adapter,
 )
-
 from components.guidance.prepare import join
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "guidance.json"
