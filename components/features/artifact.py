@@ -48,7 +48,7 @@ class RequestFilter(NamedTuple):
     classes: torch.Tensor = torch.ones(4)
     """(K,) 1 for the position classes that are edited, 0 for the others."""
     spellings: torch.Tensor = torch.zeros(0, 1, dtype=torch.int64)
-    """(M, W) token patterns of the request's names; where one stands, nothing more has to be shown."""
+    """(M, W) token patterns of the request's names and of their slips; where one stands, nothing more has to be shown."""
     word_ends: torch.Tensor = torch.zeros(1, dtype=torch.bool)
     """(V,) tokens that end a word; one tensor, on disk and in memory, for all requests."""
 
