@@ -3,7 +3,7 @@
     python -m benchmarks.guidance_ablation --request r-d20b6f34
 
 Every variant changes one thing. All of them train on the same prompts and are judged on the same held-out ones, from the
-same seeds: UA and anchor rate against the largest drift of the unconditional output in any timestep bucket.
+same seeds; the plot shows likeness of unrelated images against the largest drift of the unconditional output in any timestep bucket.
 """
 
 from __future__ import annotations
