@@ -37,7 +37,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.report import RESULTS, environment, publish, quartiles, spread, table
 from components.collect.corpus import build_corpus
-from components.common.config import FeaturesParams, SaeParams
+from components.common.config import BenignParams, FeaturesParams, SaeParams
 from components.common.errors import UserError
 from components.common.seeding import stream_seed
 from components.diffusion import read_hookpoint
@@ -50,7 +50,8 @@ from components.features import (
     prompt_scores,
     write_filters,
 )
-from components.features.fit import Codes, Fitted, Reader, Tokens, fit_scores
+from components.features.fit import Fitted, fit_scores
+from components.features.reading import Codes, Reader, Tokens
 from components.openmoji import world
 from components.openmoji.captions import Split, fill, half_framed, in_context, mentions, nouns, templates
 from components.sae import ActivationStore, SparseAutoencoder, evaluate_sae, train_sae
@@ -604,7 +605,7 @@ def train(
 def draw_corpus(sizes: Sizes) -> dict[str, list[str]]:
     """Ordinary English by split: train and held_out for the SAE, calibrate and evaluate as benign prompts."""
     drawn = build_corpus(
-        captions=0, english_phrases=sizes.corpus, benign=sizes.benign, held_out=0.05, seed=0, extra=[]
+        captions=0, english_phrases=sizes.corpus, benign=BenignParams(calibrate=sizes.benign, evaluate=sizes.benign), held_out=0.05, seed=0, extra=[]
     )  # fmt: skip
     return {str(split): group["prompt"].tolist() for split, group in drawn.groupby("split")}
 

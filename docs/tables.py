@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -27,9 +28,9 @@ def base_table() -> str:
 
 
 def evaluation_table() -> str:
-    """The four variants: UA, IRA, CRA, anchor rate and SSIM for every request and all together."""
+    """Every variant: UA, IRA, CRA, anchor rate, CLIP score and SSIM for every request and all together."""
     record = json.loads((ROOT / "reports/evaluate/metrics.json").read_text())
-    names = ("ua", "ira", "cra", "anchor_rate", "ssim_unrelated")
+    names = ("ua", "ira", "cra", "anchor_rate", "clip_unrelated", "ssim_unrelated")
     rows = [f"| request | variant | {' | '.join(names)} |", f"|{'---|' * (len(names) + 2)}"]
     for scope, variants in record["requests"].items():
         for variant, found in variants.items():
@@ -89,9 +90,9 @@ def adapters_table() -> str:
     rows = [f"| adapters | {' | '.join(keys)} | largest drift | seconds |", f"|{'---|' * (len(keys) + 3)}"]
     names = {k: f"{r['target']} → {r['anchor'] or 'nothing'}" for k, r in record["requests"].items()}
     listed = {names.get(k, k): v for k, v in record["alone"].items()}
-    listed |= {f"{k} together" if k.isdigit() else k: v for k, v in record["together"].items()}
+    listed |= {re.sub(r"^(\d+)", r"\1 together", k): v for k, v in record["together"].items()}
     for name, found in listed.items():
-        drift = max(m["value"] for m in found["uncond_drift"].values())
+        drift = max((m["value"] for m in found["uncond_drift"].values()), default=0.0)
         seconds = f"{found['seconds']['value']:.0f}" if "seconds" in found else ""
         rows.append(f"| {name} | {' | '.join(_cell(found[k]) for k in keys)} | {100 * drift:.2f} % | {seconds} |")
     return "\n".join(rows)

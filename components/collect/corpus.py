@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from components.common.config import BenignParams
 from components.common.errors import UserError
 from components.openmoji import world
 from components.openmoji.captions import caption, english, half_framed
@@ -58,7 +59,7 @@ def world_captions(count: int, *, seed: int) -> Iterator[str]:
 
 
 def build_corpus(
-    *, captions: int, english_phrases: int, benign: int, held_out: float, seed: int, extra: list[str]
+    *, captions: int, english_phrases: int, benign: BenignParams, held_out: float, seed: int, extra: list[str]
 ) -> pd.DataFrame:
     """A table (prompt, split, source), each prompt once.
 
@@ -68,8 +69,8 @@ def build_corpus(
     rows = [(half_framed(p, rng), "sae", "captions") for p in world_captions(captions, seed=seed)]
     rows += [(half_framed(p, rng), "sae", "english") for p in english(english_phrases, split="train", seed=seed)]
     rows += [(p, "sae", "sources") for p in extra]
-    for split in ("calibrate", "evaluate"):
-        rows += [(p, split, "english") for p in english(benign, split=split, seed=seed)]
+    rows += [(p, "calibrate", "english") for p in english(benign.calibrate, split="calibrate", seed=seed)]
+    rows += [(p, "evaluate", "english") for p in english(benign.evaluate, split="evaluate", seed=seed)]
     table = pd.DataFrame(rows, columns=["prompt", "split", "source"])
     unique = table.drop_duplicates("prompt", keep="first").reset_index(drop=True)
     rng = np.random.default_rng(seed)

@@ -26,6 +26,8 @@ class BaseParams(Section):
     """Folder of a diffusers StableDiffusionPipeline."""
     judge: Path
     """Folder of the judge artifact."""
+    clip: Path
+    """Folder of the image tower and projections that the text encoder was trained with, for CLIP scores."""
     hookpoint: str
     """Module of the text encoder whose output (its residual stream) the SAE reads, such as encoder.layers.2."""
 
@@ -52,6 +54,15 @@ class OpenmojiParams(Section):
     seed: int = Field(ge=0)
 
 
+class BenignParams(Section):
+    """Ordinary English phrases before deduplication; thresholds rest on those of the calibration."""
+
+    calibrate: int = Field(gt=0)
+    """To set every request's threshold."""
+    evaluate: int = Field(gt=0)
+    """To measure it, in another grammar."""
+
+
 class CorpusParams(Section):
     """What the SAE is trained on; no request enters here."""
 
@@ -59,8 +70,8 @@ class CorpusParams(Section):
     """Captions of the OpenMoji world to draw before deduplication."""
     english: int = Field(gt=0)
     """Ordinary English phrases to draw before deduplication."""
-    benign: int = Field(gt=0)
-    """Ordinary English phrases for each of calibration and evaluation of false positives."""
+    benign: BenignParams
+    """Ordinary English phrases in which false positives are counted."""
     sources: tuple[str, ...] = ()
     """More prompts: CSV, Parquet or JSONL files with a `prompt` column, or hf:NAME for a Hugging Face dataset."""
     held_out: float = Field(gt=0, lt=0.5)
@@ -188,7 +199,7 @@ class GateParams(Section):
 
     metric: str
     """A key of metrics.json below a request and a variant, such as ua."""
-    variant: Literal["base", "filter", "guidance", "both"]
+    variant: Literal["base", "filter", "guidance", "both", "gated"]
     """Which model the metric is taken of."""
     direction: Literal["at_least", "at_most"]
     """On which side of the threshold a candidate passes."""
@@ -201,7 +212,7 @@ class GateParams(Section):
 
 
 class EvaluateParams(Section):
-    """Measuring the four variants."""
+    """Measuring the variants."""
 
     size: str
     """Which of `sizes` to draw."""

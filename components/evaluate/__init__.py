@@ -1,4 +1,4 @@
-"""Measuring the four variants, gates that fail closed, and the report."""
+"""Measuring the base and every way to erase, gates that fail closed, and the report."""
 
 from components.evaluate.gates import Gate, Verdict, judge_gates
 from components.evaluate.images import Picture, Studio

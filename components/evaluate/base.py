@@ -25,6 +25,7 @@ from components.evaluate.metrics import Metric, calibration_error, mean_interval
 from components.evaluate.report import grid, png
 from components.openmoji import world
 from components.openmoji.captions import fill, templates
+from components.openmoji.clip import ClipScore
 from components.openmoji.dataset import HELD_OUT_SEEDS, Scene, draw
 from components.openmoji.judge import PRESENT, Judge, augment, ruin
 from components.openmoji.vae import to_model
@@ -70,7 +71,7 @@ def pair_captions(count: int, seed: int) -> Iterator[tuple[str, Scene]]:
 
 
 def report_base(params: Params, *, seeds: int, pairs: int, steps: int, out: Path = BASE_REPORT) -> dict[str, Any]:
-    """Measures, writes `metrics.json`, grids and a confusion list into `out`, and returns the metrics."""
+    """Measures, writes `metrics.json` and grids into `out`, and returns the metrics."""
     judge, pipe = Judge.load(params.base.judge), load_pipeline(params.base.path)
     metrics: dict[str, Metric] = measure_judge(judge, copies=max(1, seeds))
     drawn: dict[str, tuple[list[Scene], np.ndarray]] = {}
@@ -93,6 +94,14 @@ def report_base(params: Params, *, seeds: int, pairs: int, steps: int, out: Path
         "base_pair": proportion(both),
         "seconds_per_image": mean_interval([time_image(pipe, params, seed) for seed in range(5)]),
     }
+    clip = ClipScore.load(params.base.clip, pipe.text_encoder, pipe.tokenizer)
+    scenes = drawn["plain"][0][: len(world.CONCEPTS) * len(world.STYLES)]
+    texts = [text for text, _ in captions(0, alias=False)]
+    renders = np.stack([draw(s._replace(seed=HELD_OUT_SEEDS + i)) for i, s in enumerate(scenes)])
+    metrics |= {
+        "clip_score": mean_interval(clip(drawn["plain"][1][: len(scenes)], texts)),
+        "clip_score_renders": mean_interval(clip(renders, texts)),
+    }
     record = {
         **{name: metric.record() for name, metric in metrics.items()},
         "base_sha256": digest(params.base.path / SIDECAR),
@@ -102,6 +111,7 @@ def report_base(params: Params, *, seeds: int, pairs: int, steps: int, out: Path
         "guidance_scale": params.evaluate.guidance_scale,
         "by_style": _by(hits["plain"], [s.style for s in drawn["plain"][0]]),
         "by_concept": _by(hits["plain"], wanted["plain"]),
+        "pairs_by_style": _by(both, [s.style for s in drawn["pairs"][0]]),
     }
     with new_folder(out) as folder:
         (folder / "metrics.json").write_text(canonical(record), encoding="utf-8")

@@ -6,6 +6,7 @@ replace        the mean step to the anchor, at all positions from the target on,
 zero           the own features switched off, the SAE's error kept
 flip           the own features times -8, the error kept
 reconstruct    ItD as published: features times -8, every position but BOS replaced by its whole reconstruction
+anchor's own   no edit: the same prompt, written about the anchor; the best that a replacement can reach
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ class Prompts(NamedTuple):
     texts: list[str]
     concepts: list[frozenset[str]]
     style: list[str]
+    twins: list[str]
+    """The same prompts about the anchor, empty without one."""
+
+
+OWN = "the anchor's own prompt"
 
 
 def edits_of(item: RequestFilter, sae: SparseAutoencoder, eos: int) -> dict[str, Edit]:
@@ -86,7 +92,8 @@ def pick(table: pd.DataFrame, request_id: str, roles: tuple[str, ...], count: in
         table, (table["request"] == request_id) & (table["split"] == "evaluate") & table["role"].isin(list(roles))
     )
     rows = rows.sample(min(count, len(rows)), random_state=stream_seed(0, request_id, *roles) % 2**32)
-    return Prompts(rows["prompt"].tolist(), [frozenset(c.split("|")) for c in rows["concepts"]], rows["style"].tolist())
+    shown = [frozenset(c.split("|")) for c in rows["concepts"]]
+    return Prompts(rows["prompt"].tolist(), shown, rows["style"].tolist(), rows["counterpart"].tolist())
 
 
 def compare_edits(
@@ -114,10 +121,14 @@ def compare_edits(
         mixed = pick(table, request_id, ("mixed",), count)
         targets = frozenset(known_targets(request))
         rows, out[request_id] = [], {}
-        for name, change in tqdm(
-            edits_of(item, sae, pipe.tokenizer.eos_token_id).items(), desc=f"edits of {request.target}", unit="edit"
-        ):
-            images = [draw_edited(pipe, hookpoint, group.texts, change, settings) for group in (single, mixed)]
+        edits = edits_of(item, sae, pipe.tokenizer.eos_token_id)
+        if request.anchor:
+            edits[OWN] = edits["none"]
+        for name, change in tqdm(edits.items(), desc=f"edits of {request.target}", unit="edit"):
+            images = [
+                draw_edited(pipe, hookpoint, group.twins if name == OWN else group.texts, change, settings)
+                for group in (single, mixed)
+            ]
             rows.append(np.concatenate([images[0][:8], images[1][:4]]))
             alone, beside = judge(images[0]), judge(images[1])
             style = request.kind == "style"

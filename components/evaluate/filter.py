@@ -22,24 +22,22 @@ from components.common.paths import CORPUS, FILTER, FILTER_REPORT, SAE
 from components.diffusion import load_pipeline, load_text
 from components.evaluate.detection import (
     DETECTORS,
-    NAMED,
     Detector,
     Reading,
     Scores,
-    benign_prompts,
-    evaluate_prompts,
     fit_all,
     read,
     score_request,
     shared_distance,
     summarise,
-    world_requests,
 )
 from components.evaluate.editing import compare_edits
 from components.evaluate.metrics import Metric, proportion
+from components.evaluate.prompts import NAMED, benign_prompts, evaluate_prompts, world_requests
 from components.evaluate.report import png
 from components.features import read_filters
-from components.features.fit import Reader, shared_tokens
+from components.features.fit import shared_tokens
+from components.features.reading import Reader
 from components.openmoji.captions import mentions
 from components.openmoji.judge import Judge
 from components.requests import Request

@@ -4,8 +4,9 @@ Beside the requests that ship it trains adapters for more kinds of target, a cha
 further concepts as are to act together; it takes the unconditional term away once, to show what it is for, and trains one
 adapter jointly on as many requests as the fewest that act together, in as many steps as theirs took in all.
 
-UA, IRA, CRA   as in metrics.py, of the adapters alone; the filter is never installed here
+UA, IRA, CRA   as in metrics.py, of the adapters alone; no prompt is ever edited here
 neighbours     share of images of neighbours in which the neighbour is found
+gated          each adapter acts on the prompts alone that its request's filter flags; otherwise all act on all, summed
 """
 
 from __future__ import annotations
@@ -23,22 +24,27 @@ from skimage.metrics import structural_similarity
 from tqdm import tqdm
 
 from components.collect.concepts import build_prompts
-from components.collect.stage import where
+from components.collect.stage import read_table, where
 from components.common.artifacts import SIDECAR, canonical, digest, new_folder
 from components.common.config import GuidanceParams, Params
-from components.common.paths import GUIDANCE_REPORT
+from components.common.paths import CORPUS, GUIDANCE_REPORT, SAE
 from components.common.seeding import stream_seed
-from components.diffusion import load_pipeline
-from components.evaluate.detection import world_requests
+from components.diffusion import load_pipeline, load_text
+from components.evaluate.detection import fit_all
 from components.evaluate.images import Picture, Studio
 from components.evaluate.metrics import Metric, mean_interval, proportion, rate_of
+from components.evaluate.prompts import world_requests
 from components.evaluate.purification import measure_purification
 from components.evaluate.report import grid, png
 from components.evaluate.stage import anchored_in, erased_of, measure_drift, pick_retain, pick_targets
+from components.features import RequestFilter
+from components.features.fit import shared_tokens
+from components.features.reading import Reader
 from components.guidance import train_guidance, write_adapter
 from components.guidance.prepare import NAME, join, prepare, start_adapter
 from components.openmoji.judge import Judge
 from components.requests import Request
+from components.sae import read_sae
 
 MORE = {
     "x-ghost": Request(
@@ -50,8 +56,18 @@ MORE = {
 """A character and a category, the two kinds that the requests which ship do not show."""
 WITHOUT = "without the unconditional term"
 JOINTLY = "trained jointly"
+GATED = "gated"
 PURIFIED = 16
 """Held-out renders of each target that are purified."""
+
+
+class Group(NamedTuple):
+    """Adapters that act at once."""
+
+    adapters: list[str]
+    count: int
+    """Of requests, the first ones, that they are measured on."""
+    gated: bool = False
 
 
 class Trained(NamedTuple):
@@ -104,12 +120,12 @@ def report_guidance(
         first = next(iter(everyone))
         free = params.guidance.model_copy(update={"uncond_weight": 0.0, "null_space": False})
         others = {WITHOUT: train_one(params, {first: everyone[first]}, table, Path(room) / "bare", free)}
-        few = min((n for n in together if n > 1), default=0)
-        if few:
+        if few := fewest(together):
             members = dict(list(everyone.items())[:few])
             others[JOINTLY] = train_one(params, members, table, Path(room) / "joint", params.guidance)
         folders = {name: item.folder for name, item in (trained | others).items()}
-        studio = Studio(load_pipeline(params.base.path), {}, params.base.hookpoint, folders, params.evaluate)
+        filters = fit_filters(params, everyone)
+        studio = Studio(load_pipeline(params.base.path), filters, params.base.hookpoint, folders, params.evaluate)
         measured = where(table, table["split"] == "evaluate")
         kept = pick_retain(measured, dict(everyone), retain, params.evaluate.seed)
         pictures: dict[str, np.ndarray] = {}
@@ -124,14 +140,12 @@ def report_guidance(
         for name in single:
             done = measure_purification(studio, judge, name, everyone[name], params, count=PURIFIED)
             purified[name], pictures[f"purified {name}"] = done
-        groups = {str(n): (list(everyone)[:n], n) for n in sorted(set(together))}
-        groups |= {f"{few}, {JOINTLY}": ([JOINTLY], few)} if few else {}
         joint = {
             name: measure_adapters(
-                adapters, dict(list(everyone.items())[:count]), measured, kept, studio, judge, params,
-                1, max(4, prompts // 2), pictures,
+                group.adapters, dict(list(everyone.items())[: group.count]), measured, kept, studio, judge, params,
+                1, max(4, prompts // 2), pictures, gated=group.gated,
             )
-            for name, (adapters, count) in groups.items()
+            for name, group in groups_of(list(everyone), together).items()
         }  # fmt: skip
     record = {
         "requests": {name: {"target": r.target, "kind": r.kind, "anchor": r.anchor} for name, r in everyone.items()},
@@ -146,10 +160,33 @@ def report_guidance(
     with new_folder(out) as folder:
         (folder / "metrics.json").write_text(canonical(record), encoding="utf-8")
         plot_drift(record["alone"]).savefig(folder / "drift.png", dpi=80)
+        plot_together(record["together"]).savefig(folder / "together.png", dpi=80)
         for name, picture in pictures.items():
             (folder / f"{name.replace(' ', '-')}.png").write_bytes(png(picture))
     plt.close("all")
     return record
+
+
+def fewest(together: Sequence[int]) -> int:
+    """The smallest number of several adapters that act at once, 0 for none."""
+    return min((n for n in together if n > 1), default=0)
+
+
+def groups_of(names: Sequence[str], together: Sequence[int]) -> dict[str, Group]:
+    """What acts at once: the first adapters of `names` summed, the same ones gated, and one adapter trained jointly on the fewest."""
+    out: dict[str, Group] = {}
+    for n in sorted(set(together)):
+        out |= {str(n): Group(list(names[:n]), n), f"{n}, {GATED}": Group(list(names[:n]), n, gated=True)}
+    if few := fewest(together):
+        out[f"{few}, {JOINTLY}"] = Group([JOINTLY], few)
+    return out
+
+
+def fit_filters(params: Params, requests: Mapping[str, Request]) -> dict[str, RequestFilter]:
+    """The filters of all requests, fitted on the shipped SAE as the stage fits them."""
+    reader = Reader(*load_text(params.base.path), params.base.hookpoint, read_sae(SAE)[0])
+    _, detectors = fit_all(requests, params, reader, shared_tokens(read_table(CORPUS), reader))
+    return {name: detector.item for name, detector in detectors.items()}
 
 
 def _plain(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,6 +204,8 @@ def measure_adapters(
     seeds: int,
     prompts: int,
     pictures: dict[str, np.ndarray],
+    *,
+    gated: bool = False,
 ) -> dict[str, Any]:
     """The named adapters together, on what `requests` erase and on what they must keep, beside the base's own numbers."""
     seed = params.evaluate.seed
@@ -190,13 +229,13 @@ def measure_adapters(
         ]
         style = request.kind == "style"
         for variant, acting in (("base", []), ("adapters", list(adapters))):
-            images = studio.draw(wanted, adapters=acting)
+            images = studio.draw(wanted, adapters=acting, gated=gated)
             strips.append(images[::seeds][:12])
             said = judge(images)
             gone[variant] += list(erased_of(said, request))
             if variant == "adapters" and request.anchor:
                 drawn += list(anchored_in(said, request))
-            answer = judge(studio.draw(around, adapters=acting))
+            answer = judge(studio.draw(around, adapters=acting, gated=gated))
             if style:
                 near[variant] += [
                     a == b for a, b in zip(answer.style(), np.repeat(beside["style"], seeds), strict=True)
@@ -204,9 +243,10 @@ def measure_adapters(
             else:
                 shown = [frozenset(c.split("|")) for c in np.repeat(beside["concepts"], seeds)]
                 near[variant] += list(rate_of(answer.present(), shown))
-    pictures["+".join(adapters[:3]) + (f"-and-{len(adapters) - 3}" if len(adapters) > 3 else "")] = grid(strips[:8])
+    title = "+".join(adapters[:3]) + (f"-and-{len(adapters) - 3}" if len(adapters) > 3 else "")
+    pictures[f"{title} {GATED}" if gated else title] = grid(strips[:8])
     unrelated = [Picture(p, stream_seed(seed, "retain", i) % 2**31) for i, p in enumerate(kept["prompt"])]
-    before, after = studio.draw(unrelated), studio.draw(unrelated, adapters=list(adapters))
+    before, after = studio.draw(unrelated), studio.draw(unrelated, adapters=list(adapters), gated=gated)
     out: dict[str, Any] = {
         "ua_base": proportion(gone["base"]),
         "ua": proportion(gone["adapters"]),
@@ -223,7 +263,7 @@ def measure_adapters(
     out["ssim_unrelated"] = mean_interval(
         np.array([structural_similarity(a, b, channel_axis=2) for a, b in zip(before, after, strict=True)])
     )
-    return out | {"uncond_drift": measure_drift(studio, list(adapters), kept, params)}
+    return out | {"uncond_drift": {} if gated else measure_drift(studio, list(adapters), kept, params)}  # never touched
 
 
 def plot_drift(alone: Mapping[str, Mapping[str, Any]]) -> plt.Figure:
@@ -235,4 +275,22 @@ def plot_drift(alone: Mapping[str, Mapping[str, Any]]) -> plt.Figure:
     axis.axhline(0.01, color="black", linewidth=0.8, linestyle=":")
     axis.set(xlabel="timestep", ylabel="relative drift", yscale="log")
     axis.legend(fontsize=7)
+    return figure
+
+
+def plot_together(together: Mapping[str, Mapping[str, Any]]) -> plt.Figure:
+    """What is erased and what is kept as more adapters act at once: summed, gated, and one trained jointly; the base dotted."""
+    panels = {"ua": "target gone", "neighbours": "neighbours found", "concepts_kept": "unrelated concepts found"}
+    figure, axes = plt.subplots(1, len(panels), figsize=(10, 3), layout="constrained", sharey=True)
+    ways = {key.partition(", ")[2] or "summed" for key in together}
+    for axis, (metric, title) in zip(axes, panels.items(), strict=True):
+        for way in sorted(ways):
+            found = {int(k.split(",")[0]): v for k, v in together.items() if (k.partition(", ")[2] or "summed") == way}
+            values = [found[n][metric] for n in sorted(found)]
+            errors = np.array([[m["value"] - m["low"], m["high"] - m["value"]] for m in values]).T
+            axis.errorbar(sorted(found), [m["value"] for m in values], np.abs(errors), marker="o", capsize=2, label=way)
+            base = [found[n][f"{metric}_base"]["value"] for n in sorted(found)]
+            axis.plot(sorted(found), base, color="black", linewidth=0.8, linestyle=":")
+        axis.set(title=title, xlabel="requests", ylim=(0, 1.05))
+    axes[0].legend(fontsize=7)
     return figure

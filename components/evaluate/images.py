@@ -1,13 +1,15 @@
 """Draws the images that an evaluation needs, each of them once.
 
 An image is determined by what the U-Net sees: hidden states, adapters and seed. A prompt that no filter flags has the
-stock encoder's very hidden states, so with the same adapters its image is the one that was drawn without the filter.
+stock encoder's very hidden states, so with the same adapters its image is the one that was drawn without the filter; and
+where adapters are gated by detection, it is the base's.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +22,7 @@ from components.common.config import EvaluateParams
 from components.diffusion import encode, sample
 from components.features import RequestFilter
 from components.filter import FilteredTextEncoder
-from components.guidance import load_adapters, use_adapters
+from components.guidance import gate_adapters, load_adapters, use_adapters
 
 
 class Picture(NamedTuple):
@@ -61,25 +63,36 @@ class Studio:
         """For each prompt the requests, among those named, whose filter flags it."""
         active = {name: self.filters[name] for name in filters if name in self.filters}
         encoder = FilteredTextEncoder(self.pipe.text_encoder, active, self.hookpoint)
-        encode(encoder, self.pipe.tokenizer, prompts)
+        encode(encoder, self.pipe.tokenizer, prompts, batch=len(prompts))  # detection is that of the last batch
         assert encoder.detection is not None  # set by the forward above
         return [[n for n, hit in zip(active, row, strict=True) if hit] for row in encoder.detection.flagged.tolist()]
 
     def draw(
-        self, pictures: Sequence[Picture], *, filters: Sequence[str] = (), adapters: Sequence[str] = ()
+        self,
+        pictures: Sequence[Picture],
+        *,
+        filters: Sequence[str] = (),
+        adapters: Sequence[str] = (),
+        gated: bool = False,
     ) -> np.ndarray:
-        """The pictures as (B, H, W, 3) uint8, with the filters and adapters of the named requests acting."""
-        acting = [name for name in adapters if name in self.adapters]
-        states = self.states([p.prompt for p in pictures], filters)
-        keys = [self._key(state, acting, p.seed) for state, p in zip(states, pictures, strict=True)]
-        missing = [i for i, key in enumerate(keys) if key not in self._drawn]
-        missing = [i for j, i in enumerate(missing) if keys[i] not in {keys[m] for m in missing[:j]}]
+        """The pictures as (B, H, W, 3) uint8, with the filters and adapters of the named requests acting.
+
+        `gated` lets each adapter act on the prompts alone that its request's filter flags, and never on the empty prompt;
+        one whose request has no filter acts on all of them.
+        """
+        prompts = [p.prompt for p in pictures]
+        states, acting = self.states(prompts, filters), self.acting(prompts, adapters, gated=gated)
+        keys = [
+            self._key(state, names, p.seed, gated=gated)
+            for state, names, p in zip(states, acting, pictures, strict=True)
+        ]
+        missing = list({key: i for i, key in reversed(list(enumerate(keys))) if key not in self._drawn}.values())[::-1]
         size = self.params.batch
-        with use_adapters(self.pipe, acting):
-            for start in tqdm(
-                range(0, len(missing), size), desc="images", unit="batch", disable=not missing, mininterval=5
-            ):
-                rows = missing[start : start + size]
+        for start in tqdm(
+            range(0, len(missing), size), desc="images", unit="batch", disable=not missing, mininterval=5
+        ):
+            rows = missing[start : start + size]
+            with self._apply([acting[i] for i in rows], gated=gated):
                 images = sample(
                     self.pipe,
                     states[rows],
@@ -89,9 +102,29 @@ class Studio:
                     guidance_scale=self.params.guidance_scale,
                     batch=size,
                 )
-                self._drawn |= {keys[i]: image for i, image in zip(rows, images, strict=True)}
+            self._drawn |= {keys[i]: image for i, image in zip(rows, images, strict=True)}
         return np.stack([self._drawn[key] for key in keys])
 
+    def acting(self, prompts: Sequence[str], adapters: Sequence[str], *, gated: bool) -> list[tuple[str, ...]]:
+        """For each prompt which of the named adapters act on it."""
+        loaded = [name for name in adapters if name in self.adapters]
+        if not gated:
+            return [tuple(loaded)] * len(prompts)
+        return [
+            tuple(name for name in loaded if name in hits or name not in self.filters)
+            for hits in self.flagged(prompts, loaded)
+        ]
+
+    def _apply(self, acting: Sequence[tuple[str, ...]], *, gated: bool) -> AbstractContextManager[None]:
+        """Lets the adapters act on a batch of prompts, and, unless gated, on the empty prompts beside them."""
+        if not gated:
+            return use_adapters(self.pipe, acting[0])
+        names = dict.fromkeys(name for each in acting for name in each)
+        nowhere = [False] * len(acting)
+        return gate_adapters(self.pipe, {n: torch.tensor(nowhere + [n in each for each in acting]) for n in names})
+
     @staticmethod
-    def _key(state: torch.Tensor, acting: Sequence[str], seed: int) -> str:
-        return hashlib.sha256(state.numpy().tobytes() + repr((sorted(acting), seed)).encode()).hexdigest()
+    def _key(state: torch.Tensor, acting: Sequence[str], seed: int, *, gated: bool) -> str:
+        """Equal for equal images; with no adapter acting it does not matter what would gate them."""
+        facts = (sorted(acting), seed, gated and bool(acting))
+        return hashlib.sha256(state.numpy().tobytes() + repr(facts).encode()).hexdigest()

@@ -70,7 +70,7 @@ def write_report(
     roc: Path,
 ) -> None:
     """Writes `report.html` and the grids as PNG into `folder`."""
-    plots = [("UA, IRA and CRA of the four variants, with 95 % intervals", _encoded(_figure_png(plot_metrics(record))))]
+    plots = [("UA, IRA and CRA of every variant, with 95 % intervals", _encoded(_figure_png(plot_metrics(record))))]
     plots.append(("Unconditional drift by timestep", _encoded(_figure_png(plot_drift(record)))))
     if roc.is_file():
         plots.append(("ROC of the filter on calibration prompts", _encoded(roc.read_bytes())))
@@ -95,15 +95,15 @@ def plot_metrics(record: Mapping[str, Any]) -> plt.Figure:
     """Bars with intervals: one panel a request, one group a metric, one bar a variant."""
     scopes = record["requests"]
     figure, axes = plt.subplots(1, len(scopes), figsize=(4 * len(scopes), 3.2), layout="constrained", squeeze=False)
-    names = ("ua", "ira", "cra", "anchor_rate")
+    names, width = ("ua", "ira", "cra", "anchor_rate"), 0.16
     for axis, (scope, variants) in zip(axes[0], scopes.items(), strict=True):
-        for offset, variant in enumerate(("base", "filter", "guidance", "both")):
+        for offset, variant in enumerate(variants):
             found = [variants[variant][n] for n in names]
             values = [m["value"] or 0.0 for m in found]
             errors = [[v - (m["low"] or v), (m["high"] or v) - v] for v, m in zip(values, found, strict=True)]
-            at = np.arange(len(names)) + 0.2 * offset
-            axis.bar(at, values, 0.2, yerr=np.abs(np.array(errors)).T, label=variant, capsize=2)
-        axis.set(title=scope, xticks=np.arange(len(names)) + 0.3, xticklabels=names, ylim=(0, 1.05))
+            at = np.arange(len(names)) + width * offset
+            axis.bar(at, values, width, yerr=np.abs(np.array(errors)).T, label=variant, capsize=2)
+        axis.set(title=scope, xticks=np.arange(len(names)) + 2 * width, xticklabels=names, ylim=(0, 1.05))
     axes[0][0].legend(fontsize=7)
     return figure
 

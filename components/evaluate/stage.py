@@ -1,4 +1,9 @@
-"""Stage `evaluate`: same-seed images of base, filter, guidance and both, their metrics, a verdict and a page.
+"""Stage `evaluate`: same-seed images of the base and of every way to erase, their metrics, a verdict and a page.
+
+    filter   prompts edited where a filter flags them, no adapter
+    guidance the adapters summed, no filter
+    both     filters, and the adapters summed
+    gated    filters, and each adapter on the prompts alone that its request's filter flags
 
 It succeeds whatever it finds; refusing a candidate is the promotion's act, and the evidence must be kept.
 """
@@ -29,10 +34,11 @@ from components.features import auroc, read_filters
 from components.filter import FilteredTextEncoder
 from components.guidance import relative_drift, use_adapters
 from components.openmoji.captions import mentions
+from components.openmoji.clip import ClipScore
 from components.openmoji.judge import Judge, Judgement
 from components.requests import Request, load_requests
 
-VARIANTS = ("base", "filter", "guidance", "both")
+VARIANTS = ("base", "filter", "guidance", "both", "gated")
 JOINT = "joint"
 BUCKETS = 5
 """Timestep buckets of the unconditional drift."""
@@ -46,6 +52,7 @@ def evaluate() -> None:
     filters, hookpoint = read_filters(FILTER)
     adapters = {i: GUIDANCE / i for i, r in requests.items() if "guidance" in r.channels}
     studio = Studio(load_pipeline(params.base.path), filters, hookpoint, adapters, settings)
+    clip = ClipScore.load(params.base.clip, studio.pipe.text_encoder, studio.pipe.tokenizer)
     table = read_concepts(requests).query("split == 'evaluate'")
     targets = {i: pick_targets(table, i, size.templates, settings.seed) for i in requests}
     retain = pick_retain(table, requests, size.retain, settings.seed)
@@ -54,7 +61,7 @@ def evaluate() -> None:
     scopes = {i: [i] for i in requests} | {JOINT: list(requests)}
     for scope, members in scopes.items():
         log.info("evaluate %s", scope)
-        metrics[scope] = measure_scope(scope, members, requests, targets, retain, studio, judge, params, pages)
+        metrics[scope] = measure_scope(scope, members, requests, targets, retain, studio, judge, clip, params, pages)
     for scope, members in scopes.items():
         if any(m in filters for m in members):
             metrics[scope]["filter"] |= measure_filter(members, requests, studio, table)
@@ -96,19 +103,22 @@ def measure_scope(
     retain: pd.DataFrame,
     studio: Studio,
     judge: Judge,
+    clip: ClipScore,
     params: Params,
     pages: list[tuple[str, np.ndarray, list[str]]],
 ) -> dict[str, Any]:
-    """UA, IRA, CRA, anchor rate and SSIM of the four variants, and the drift of the adapters."""
+    """UA, IRA, CRA, anchor rate, CLIP score and SSIM of the variants, and the drift of the adapters."""
     settings, size = params.evaluate, params.evaluate.sizes[params.evaluate.size]
     kept = [Picture(p, stream_seed(settings.seed, "retain", i) % 2**31) for i, p in enumerate(retain["prompt"])]
     base_kept = studio.draw(kept)
     out: dict[str, Any] = {}
+    unrelated: dict[str, np.ndarray] = {}
     strips: dict[str, list[np.ndarray]] = {m: [] for m in members}
     for variant in VARIANTS:
-        acting = {
-            "filters": members if variant in ("filter", "both") else [],
-            "adapters": members if variant in ("guidance", "both") else [],
+        acting: dict[str, Any] = {
+            "filters": members if variant in ("filter", "both", "gated") else [],
+            "adapters": members if variant in ("guidance", "both", "gated") else [],
+            "gated": variant == "gated",
         }
         gone: list[bool] = []
         anchored: list[bool] = []
@@ -138,11 +148,12 @@ def measure_scope(
             "ira": proportion(styles if is_style else concepts),
             "cra": proportion(concepts if is_style else styles),
             "anchor_rate": proportion(anchored),
+            "clip_unrelated": mean_interval(clip(kept_images, retain["prompt"].tolist())),
             "ssim_unrelated": mean_interval(ssim),
         }
         out[variant] = {name: metric.record() for name, metric in found.items()}
-        if variant == "both":
-            pages.append((f"{scope}: unrelated prompts", grid([base_kept[:12], kept_images[:12]]), ["base", "both"]))
+        unrelated[variant] = kept_images[:12]
+    pages.append((f"{scope}: unrelated prompts", grid(list(unrelated.values())), list(VARIANTS)))
     for member in members:
         name = f"{scope}: {requests[member].target} → {requests[member].anchor or 'nothing'}"
         rows = [images[:: size.seeds][:12] for images in strips[member]]

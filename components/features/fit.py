@@ -6,20 +6,19 @@ P prompts, L token positions, T tokens, D = d_in, F = d_sae, S selected features
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
-from transformers import CLIPTokenizer
 
 from components.collect.concepts import names_for
 from components.collect.stage import where
 from components.common.config import FeaturesParams
-from components.diffusion import find_tokens, read_hookpoint, spelling_patterns, tokenize, word_ends
+from components.diffusion import read_hookpoint, spelling_patterns, tokenize
 from components.features.artifact import RequestFilter
 from components.features.directions import POSITION_CLASSES, position_classes, replacement_directions
+from components.features.reading import Codes, HiddenCodes, Reader, Tokens, without
 from components.features.scores import (
     auroc,
     conformal_threshold,
@@ -33,7 +32,6 @@ from components.features.scores import (
 from components.features.spelling import known_words, misspellings
 from components.openmoji.captions import mentions
 from components.requests import Request
-from components.sae import SparseAutoencoder, jump_codes
 
 GAIN = {"replace": 0.0, "zero": -1.0, "flip": -9.0}
 """What each edit adds to the stream for every unit of an own feature's code; flip is ItD's multiplier of -8."""
@@ -45,116 +43,7 @@ SHARE = 7
 """One in so many background tokens is in every fit; the others are searched for those that score highest."""
 
 
-class Tokens(NamedTuple):
-    """The scored positions of some prompts, flattened."""
-
-    hidden: torch.Tensor
-    """(T, D) residual stream."""
-    ids: torch.Tensor
-    """(P, L) tokens of the prompts."""
-    scored: torch.Tensor
-    """(P, L) bool: which positions the T tokens are, in order."""
-
-    @property
-    def prompt(self) -> torch.Tensor:
-        """(T,) the prompt that each token belongs to."""
-        return self.scored.nonzero()[:, 0]
-
-
-class Reader:
-    """Reads prompts into the residual stream and its SAE codes."""
-
-    def __init__(self, tokenizer: CLIPTokenizer, encoder: nn.Module, hookpoint: str, sae: SparseAutoencoder) -> None:
-        self.tokenizer, self.encoder, self.hookpoint, self.sae = tokenizer, encoder, hookpoint, sae
-        self.word_ends = word_ends(tokenizer)
-
-    def tokens(self, prompts: list[str], *, batch: int = 256) -> Tokens:
-        """The scored positions of `prompts`."""
-        encoded = tokenize(self.tokenizer, prompts)
-        parts = [
-            read_hookpoint(self.encoder, self.hookpoint, encoded.input_ids[i : i + batch])[
-                encoded.scored[i : i + batch]
-            ]
-            for i in range(0, len(prompts), batch)
-        ]
-        return Tokens(torch.cat(parts), encoded.input_ids, encoded.scored)
-
-    def codes(self, hidden: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
-        """Codes (..., F) by threshold alone, so that each latent decides for itself (with TopK the threshold is 0)."""
-        keep = slice(None) if features is None else features
-        sae = self.sae
-        return jump_codes(hidden, sae.W_enc[:, keep], sae.b_enc[keep], sae.b_dec, sae.threshold[keep])
-
-    def firing(self, hidden: torch.Tensor, *, batch: int = 4096) -> torch.Tensor:
-        """How often each latent fires at these tokens (T, D): (F,)."""
-        counts = [(self.codes(hidden[i : i + batch]) > 0).sum(0) for i in range(0, len(hidden), batch)]
-        return torch.stack(counts).sum(0) / len(hidden)
-
-    def last_tokens(self, ids: torch.Tensor, spoken: list[str]) -> torch.Tensor:
-        """(P, L) bool: where the name as each prompt spells it ends; ids are (P, L)."""
-        patterns = {name: self.tokenizer(name, add_special_tokens=False).input_ids for name in set(spoken)}
-        return torch.cat([find_tokens(row[None], patterns[name]) for row, name in zip(ids, spoken, strict=True)])
-
-
-class Codes(Protocol):
-    """SAE codes of some tokens, T of them, however they are kept."""
-
-    def __len__(self) -> int:
-        """T."""
-        ...
-
-    def firing(self) -> torch.Tensor:
-        """How often each latent fires at these tokens, (F,)."""
-        ...
-
-    def columns(self, features: torch.Tensor) -> torch.Tensor:
-        """The codes of some features, (T, S)."""
-        ...
-
-    def scores(self, features: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """Each token's score, (T,)."""
-        ...
-
-    def take(self, rows: torch.Tensor) -> Self:
-        """Some of the tokens."""
-        ...
-
-    def join(self, others: Sequence[Self]) -> Self:
-        """These tokens and then those of `others`."""
-        ...
-
-
 C = TypeVar("C", bound=Codes)
-
-
-class HiddenCodes:
-    """Codes that are computed anew from the residual stream whenever they are asked for."""
-
-    def __init__(self, reader: Reader, hidden: torch.Tensor) -> None:
-        self.reader, self.hidden = reader, hidden
-
-    def __len__(self) -> int:
-        return len(self.hidden)
-
-    def firing(self) -> torch.Tensor:
-        """How often each latent fires at these tokens, (F,)."""
-        return self.reader.firing(self.hidden)
-
-    def columns(self, features: torch.Tensor) -> torch.Tensor:
-        """The codes of some features, (T, S)."""
-        return self.reader.codes(self.hidden, features)
-
-    def scores(self, features: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """Each token's score, (T,)."""
-        return position_scores(self.columns(features), weights, bias)
-
-    def take(self, rows: torch.Tensor) -> HiddenCodes:
-        """Some of the tokens."""
-        return HiddenCodes(self.reader, self.hidden[rows])
-
-    def join(self, others: Sequence[HiddenCodes]) -> HiddenCodes:
-        """These tokens and then those of `others`."""
-        return HiddenCodes(self.reader, torch.cat([self.hidden, *(other.hidden for other in others)]))
 
 
 class Fitted(NamedTuple):
@@ -315,12 +204,6 @@ def fit_request(
         },
     }
     return item, facts
-
-
-def without(tokens: Tokens, drop: list[bool]) -> Tokens:
-    """The tokens of the prompts that are not dropped."""
-    keep = ~torch.tensor(drop)
-    return Tokens(tokens.hidden[keep[tokens.prompt]], tokens.ids[keep], tokens.scored[keep])
 
 
 def fit_directions(chosen: pd.DataFrame, reader: Reader) -> torch.Tensor:

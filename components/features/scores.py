@@ -121,7 +121,7 @@ def conformal_threshold(negatives: np.ndarray, fpr: float) -> float:
     if allowed < 0:
         raise UserError(
             f"{len(negatives)} benign calibration prompts cannot support a false-positive budget of {fpr}",
-            f"raise corpus.benign until there are {int(np.ceil(1 / fpr))}",
+            f"raise corpus.benign.calibrate until there are {int(np.ceil(1 / fpr))}",
         )
     ranked = np.sort(negatives)[::-1]
     return float(np.nextafter(np.float32(ranked[allowed]), np.float32(np.inf)))
@@ -130,8 +130,7 @@ def conformal_threshold(negatives: np.ndarray, fpr: float) -> float:
 def roc(positives: np.ndarray, negatives: np.ndarray) -> Roc:
     """True- and false-positive rate when a score at or above each observed value is flagged."""
     thresholds = np.unique(np.concatenate([positives, negatives]))[::-1]
-    tpr = (positives[None] >= thresholds[:, None]).mean(1)
-    fpr = (negatives[None] >= thresholds[:, None]).mean(1)
+    tpr, fpr = (1 - np.searchsorted(np.sort(each), thresholds) / len(each) for each in (positives, negatives))
     return Roc(thresholds, tpr, fpr)
 
 

@@ -16,7 +16,8 @@ from components.common.paths import CONCEPTS, CORPUS, FILTER, SAE
 from components.common.stage import log, run_stage
 from components.diffusion import load_text
 from components.features.artifact import RequestFilter, write_filters
-from components.features.fit import Reader, fit_request, shared_tokens
+from components.features.fit import fit_request, shared_tokens
+from components.features.reading import Reader
 from components.requests import load_requests
 from components.sae import read_sae
 

@@ -9,6 +9,7 @@ from components.guidance.adapters import (
     use_adapters,
     write_adapter,
 )
+from components.guidance.gating import gate_adapters, gate_by_detection
 from components.guidance.losses import GuidanceLoss, classifier_guidance, guidance_loss, relative_drift
 from components.guidance.picture import read_geometry, read_photo
 from components.guidance.prepare import Lesson, prepare
@@ -25,6 +26,8 @@ __all__ = [
     "check_adapters",
     "classifier_guidance",
     "default_prompt",
+    "gate_adapters",
+    "gate_by_detection",
     "guidance_loss",
     "ladder",
     "load_adapters",

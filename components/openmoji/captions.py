@@ -154,7 +154,9 @@ _ENGLISH: dict[Split, tuple[str, ...]] = {
     "train": ("a photo of the {j} {n}", "the {n} wants to {v}", "{j} {n} near the {m}", "a {n} for the {m}",
               "my {j} {n} will {v} tomorrow", "{n} and {m} under a {j} sky", "how to {v} a {j} {n}", "{j} {m}, {n}"),
     "select": ("a view of the {j} {n} with {m}", "they {v} the {n} every day", "portrait of a {j} {n}"),
-    "calibrate": ("{j} {n} on a table, highly detailed", "we {v} beside the {m} and the {n}", "concept of {j} {n}"),
+    "calibrate": ("{j} {n} on a table, highly detailed", "we {v} beside the {m} and the {n}", "concept of {j} {n}",
+                  "wide angle view of a {j} {n}, {m} in front", "please {v} our {n}", "a {m} made of {n}", "{n}",
+                  "why does the {j} {n} {v}", "render of some {j} {m} by a {n}", "the {n} of our {j} {m}"),
     "evaluate": ("cinematic shot of a {j} {n}, {m} in the background", "nobody can {v} this {n}", "the {j} {m} of {n}"),
 }  # fmt: skip
 

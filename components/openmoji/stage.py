@@ -25,7 +25,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from components.common.artifacts import new_folder
+from components.common.artifacts import WEIGHTS, new_folder
 from components.common.config import OpenmojiParams, load_params
 from components.common.errors import ArtifactError, UserError
 from components.common.stage import log, run_stage
@@ -33,7 +33,7 @@ from components.openmoji import world
 from components.openmoji.captions import caption, english, frame, nouns
 from components.openmoji.dataset import HELD_OUT_SEEDS, Scene, draw, keyed, render_all, scenes
 from components.openmoji.judge import JudgeNet, calibrate, train_judge
-from components.openmoji.pack import pack_base, preview
+from components.openmoji.pack import pack_base, pack_clip, preview
 from components.openmoji.text import (
     ClipHeads,
     build_text_encoder,
@@ -49,11 +49,10 @@ WORK = Path("data/openmoji")
 SHIPPED = {
     ("vae", "vae"): "vae/diffusion_pytorch_model.safetensors",
     ("text", "encoder"): "text_encoder/model.safetensors",
-    ("text", "heads"): "clip/model.safetensors",
     ("unet", "ema"): "unet/diffusion_pytorch_model.safetensors",
     ("judge", "judge"): "judge/model.safetensors",
 }
-"""Where a module of a part lies in the packed base, in float16."""
+"""Where a module of a part lies in the packed base, in float16; CLIP's heads lie beside it."""
 M = TypeVar("M", bound=nn.Module)
 PARTS = ("render", "vae", "text", "unet", "judge", "pack")
 
@@ -65,7 +64,8 @@ def checkpoint(name: str) -> Path:
 
 def restore(module: M, part: str, name: str) -> M:
     """Loads one module out of a part's checkpoint, or from the weights that ship; `ArtifactError` if there are neither."""
-    path, shipped = checkpoint(part), load_params().base.path / SHIPPED[part, name]
+    base, path = load_params().base, checkpoint(part)
+    shipped = base.clip / WEIGHTS if (part, name) == ("text", "heads") else base.path / SHIPPED[part, name]
     prefix = f"module/{name}/"
     if path.is_file():
         with safe_open(path, "pt") as file:
@@ -122,11 +122,11 @@ def openmoji(*parts: str) -> None:
             tokenizer=tokenizer,
             encoder=encoder,
             unet=restore(build_unet(), "unet", "ema"),
-            heads=restore(ClipHeads(), "text", "heads"),
             judge=open_judge(),
             params=settings.model_dump(),
         )
-        log.info("packed %s", params.base.path)
+        pack_clip(params.base.clip, restore(ClipHeads(), "text", "heads"))
+        log.info("packed %s and %s", params.base.path, params.base.clip)
 
 
 def open_judge() -> JudgeNet:

@@ -115,6 +115,7 @@ def train_unet(
     steps: int,
     batch: int = 48,
     pair_share: float = 0.75,  # part of each batch that shows two concepts: one is learnt long before two are
+    thin_lines: tuple[str, ...] = ("line art", "neon", "blueprint"),  # styles drawn twice as often among the pairs
     unconditional: float = 0.1,  # probability of the empty prompt (classifier-free guidance)
     lr: float = 1e-3,
     cooldown: int = 1500,  # last steps, over which the learning rate falls to zero
@@ -145,10 +146,12 @@ def train_unet(
     start, _ = load_checkpoint(checkpoint, {"unet": unet, "ema": ema}, optimizer)
     model, optimizer = accelerator.prepare(unet, optimizer)
     encoder.eval().requires_grad_(False)
+    twos = np.arange(singles, len(listed))
+    twos = np.concatenate([twos, [row for row in twos if listed[row].style in thin_lines]])
     for step in range(start, steps):
         rng, choose = generator(seed, "unet", step), np.random.default_rng(stream_seed(seed, "unet", step))
         pairs = choose.random(batch) < pair_share
-        rows = np.where(pairs, choose.integers(singles, len(listed), batch), choose.integers(0, singles, batch))
+        rows = np.where(pairs, choose.choice(twos, batch), choose.integers(0, singles, batch))
         texts = ["" if choose.random() < unconditional else spoken(listed[r], choose) for r in rows]
         ids = tokenizer(texts, padding="max_length", truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
         with torch.no_grad():

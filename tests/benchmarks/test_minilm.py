@@ -6,8 +6,9 @@ import torch
 
 from benchmarks import minilm
 from components.collect.corpus import build_corpus
+from components.common.config import BenignParams
 from components.features import fit_score, position_scores
-from components.features.fit import HiddenCodes
+from components.features.reading import HiddenCodes
 from components.openmoji.captions import mentions
 from components.sae import SparseAutoencoder
 
@@ -147,9 +148,11 @@ def test_corpus_holds_no_caption_of_the_world():
 
     assert set(drawn) == {"train", "held_out", "calibrate", "evaluate"}
     assert sum(map(len, drawn.values())) == len(set().union(*drawn.values()))
-    assert set(build_corpus(captions=0, english_phrases=9, benign=9, held_out=0.2, seed=0, extra=[])["source"]) == {
-        "english"
-    }
+    assert set(
+        build_corpus(
+            captions=0, english_phrases=9, benign=BenignParams(calibrate=9, evaluate=9), held_out=0.2, seed=0, extra=[]
+        )["source"]
+    ) == {"english"}
 
 
 @pytest.mark.slow

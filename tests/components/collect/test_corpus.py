@@ -2,6 +2,7 @@ import pandas as pd
 import pytest
 
 from components.collect import build_corpus, read_source
+from components.common.config import BenignParams
 from components.common.errors import UserError
 from components.openmoji import world
 from components.openmoji.captions import mentions
@@ -9,7 +10,14 @@ from components.openmoji.captions import mentions
 
 @pytest.fixture(scope="module")
 def corpus():
-    return build_corpus(captions=400, english_phrases=400, benign=200, held_out=0.1, seed=0, extra=["a cat", "a cat"])
+    return build_corpus(
+        captions=400,
+        english_phrases=400,
+        benign=BenignParams(calibrate=200, evaluate=100),
+        held_out=0.1,
+        seed=0,
+        extra=["a cat", "a cat"],
+    )
 
 
 def test_corpus_holds_each_prompt_once(corpus):
@@ -28,7 +36,14 @@ def test_corpus_never_holds_a_reserved_name(corpus):
 
 def test_corpus_same_seed_same_table(corpus):
     """The table is a function of its arguments."""
-    again = build_corpus(captions=400, english_phrases=400, benign=200, held_out=0.1, seed=0, extra=["a cat", "a cat"])
+    again = build_corpus(
+        captions=400,
+        english_phrases=400,
+        benign=BenignParams(calibrate=200, evaluate=100),
+        held_out=0.1,
+        seed=0,
+        extra=["a cat", "a cat"],
+    )
 
     assert again.equals(corpus)
 

@@ -3,21 +3,18 @@ import pytest
 import torch
 
 from components.evaluate.detection import (
-    DESCRIPTIONS,
     FLIP,
     Detector,
     Reading,
     Scores,
-    benign_prompts,
     by_score_or_name,
-    hard_prompts,
     reconstruction_distance,
     summarise,
-    world_requests,
 )
 from components.evaluate.editing import edits_of
+from components.evaluate.prompts import DESCRIPTIONS, benign_prompts, hard_prompts, world_requests
 from components.features import RequestFilter
-from components.features.fit import Tokens
+from components.features.reading import Tokens
 from components.openmoji.captions import mentions
 from components.requests import Request, load_requests
 from components.sae import SparseAutoencoder

@@ -14,9 +14,11 @@ from typing import Annotated, Any
 
 import typer
 
+from components.cli.images import images
+from components.cli.options import DryRun, guided_requests
 from components.common.config import load_params
 from components.common.errors import ArtifactError, ExpungeError, UserError
-from components.common.paths import EVALUATE, FILTER, GUIDANCE
+from components.common.paths import EVALUATE, GUIDANCE
 from components.requests import Request, add_request, load_requests, remove_request
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -30,7 +32,7 @@ adapters = typer.Typer(no_args_is_help=True, help="The U-Net adapters.")
 app.add_typer(adapters, name="guidance")
 export = typer.Typer(no_args_is_help=True, help="The erased model in forms that other programs open.")
 app.add_typer(export, name="export")
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, change nothing.")]
+app.add_typer(images)
 
 
 def main() -> None:
@@ -47,20 +49,6 @@ def dvc(*arguments: str) -> int:
     programs = Path(sys.executable).parent
     path = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"
     return subprocess.run([programs / "dvc", *arguments], check=False, env=os.environ | {"PATH": path}).returncode
-
-
-def guided_requests(named: list[str] | None) -> dict[str, Request]:
-    """The named requests, or all, that the guidance channel erases; `UserError` for one that is unknown or has no adapter."""
-    requests = load_requests()
-    able = {i: r for i, r in requests.items() if "guidance" in r.channels}
-    for request_id in named or []:
-        if request_id not in requests:
-            raise UserError(f"request {request_id!r} is not in requests.yaml", f"use one of: {', '.join(requests)}")
-        if request_id not in able:
-            raise UserError(f"request {request_id} has no guidance channel", f"use one of: {', '.join(able) or 'none'}")
-    if not able:
-        raise UserError("no request in requests.yaml has the guidance channel", "add one: expunge request add")
-    return {i: r for i, r in able.items() if not named or i in named}
 
 
 @request.command("add")
@@ -188,7 +176,7 @@ def guidance_report(
 
     record = report_guidance(params, requests, seeds=seeds, prompts=prompts, retain=retain, together=counts)
     for name, found in (record["alone"] | record["together"]).items():
-        drift = max(m["value"] for m in found["uncond_drift"].values())
+        drift = max((m["value"] for m in found["uncond_drift"].values()), default=0.0)
         typer.echo(
             f"{name:<30} UA {found['ua']['value']:.3f} (n={found['ua']['n']})  anchor {found['anchor_rate']['value']:.3f}"
             f"  neighbours {found['neighbours']['value']:.3f} (base {found['neighbours_base']['value']:.3f})  drift {drift:.4f}"
@@ -254,140 +242,7 @@ def verdict() -> None:
     raise typer.Exit(0 if record["passed"] else 1)
 
 
-@app.command("generate")
-def generate(
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
-    variant: Annotated[str, typer.Option("--variant", help="base, filter, guidance or both.")] = "both",
-    use_base: Annotated[bool, typer.Option("--base", help="Same as --variant base.")] = False,  # noqa: FBT002
-    use_filter: Annotated[bool, typer.Option("--filter", help="Same as --variant filter.")] = False,  # noqa: FBT002
-    use_guidance: Annotated[bool, typer.Option("--guidance", help="Same as --variant guidance.")] = False,  # noqa: FBT002
-    use_both: Annotated[bool, typer.Option("--both", help="Same as --variant both.")] = False,  # noqa: FBT002
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the image.")] = 0,
-    output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("image.png"),
-    dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
-) -> None:
-    """Draws one image and writes it as a PNG; says which requests the filter flagged."""
-    flags = {"base": use_base, "filter": use_filter, "guidance": use_guidance, "both": use_both}
-    chosen = [name for name, on in flags.items() if on]
-    if len(chosen) > 1:
-        raise UserError(f"--{chosen[0]} and --{chosen[1]} exclude each other", "give one of them")
-    wanted = chosen[0] if chosen else variant
-    if wanted not in flags:
-        raise UserError(f"--variant {wanted!r} is unknown", f"use one of: {', '.join(flags)}")
-    if output.suffix.lower() != ".png" or not output.parent.is_dir():
-        raise UserError(f"--output {output} cannot be written", "name a .png file in a folder that exists")
-    params, requests = load_params(), load_requests()
-    from components.diffusion import check_folder  # noqa: PLC0415 - slow to import
-
-    check_folder(params.base.path)
-    if dry_run:
-        typer.echo(f"would draw {prompt!r} with {wanted}, seed {seed}, into {output}")
-        return
-    from components.diffusion import load_pipeline  # noqa: PLC0415
-    from components.evaluate import Picture, Studio  # noqa: PLC0415
-    from components.evaluate.report import png  # noqa: PLC0415
-    from components.features import read_filters  # noqa: PLC0415
-
-    filters, hookpoint = read_filters(FILTER) if wanted in ("filter", "both") else ({}, params.base.hookpoint)
-    guided = [i for i, r in requests.items() if "guidance" in r.channels] if wanted in ("guidance", "both") else []
-    studio = Studio(
-        load_pipeline(params.base.path), filters, hookpoint, {i: GUIDANCE / i for i in guided}, params.evaluate
-    )
-    image = studio.draw([Picture(prompt, seed)], filters=list(filters), adapters=guided)[0]
-    output.write_bytes(png(image))
-    flagged = studio.flagged([prompt], list(filters))[0]
-    typer.echo(f"{output}: {wanted}, flagged by {', '.join(flagged) or 'no request'}")
-
-
-@app.command("explain")
-def explain(
-    prompt: Annotated[str, typer.Argument(help="What would be drawn.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,  # noqa: FBT002
-) -> None:
-    """Says of every request whether its filter flags a prompt, and why."""
-    params, requests = load_params(), load_requests()
-    from components.diffusion import load_text  # noqa: PLC0415 - slow to import
-    from components.features import read_filters, read_names  # noqa: PLC0415
-    from components.filter import explain_prompt  # noqa: PLC0415
-
-    filters, hookpoint = read_filters(FILTER)
-    reasons = explain_prompt(prompt, *load_text(params.base.path), filters, hookpoint, read_names(FILTER))
-    targets = {request_id: item.target for request_id, item in requests.items()}
-    if as_json:
-        listed = [r.record() | {"target": targets.get(i), "flagged": r.flagged} for i, r in reasons.items()]
-        typer.echo(json.dumps({"prompt": prompt, "requests": listed}, indent=2, ensure_ascii=False))
-        return
-    for request_id, reason in reasons.items():
-        mark = "FLAGGED" if reason.flagged else "passes"
-        against = f"score {reason.score:.2f} against a threshold of {reason.threshold:.2f}"
-        typer.echo(f"{request_id}  {targets.get(request_id, 'withdrawn'):<12} {mark:<8} {against}")
-        for line in reason.lines() if reason.flagged else ():
-            typer.echo(f"    {line}")
-
-
-@app.command("purify")
-def purify_image(
-    image: Annotated[Path, typer.Argument(help="The image to purify, such as a PNG or a JPEG.")],
-    named: Annotated[
-        list[str] | None, typer.Option("--request", help="A request to erase; default all; repeatable.")
-    ] = None,
-    prompt: Annotated[str, typer.Option(help='What the image shows; default the targets, such as "a cat".')] = "",
-    strength: Annotated[
-        float, typer.Option(min=0, max=1, help="How far up to noise: 0 not at all, 1 all the way.")
-    ] = 0.8,
-    steps: Annotated[int, typer.Option(min=1, help="DDIM steps of the whole way.")] = 20,
-    output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("purified.png"),
-    dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
-) -> None:
-    """Redraws a real image with the erased model; writes it, and a before-after beside the original."""
-    beside = output.with_name(f"{output.stem}-before-after.png")
-    if output.suffix.lower() != ".png" or not output.parent.is_dir() or output.is_dir():
-        raise UserError(f"--output {output} cannot be written", "name a .png file in a folder that exists")
-    if image.resolve() in (output.resolve(), beside.resolve()):
-        raise UserError(f"--output {output} would overwrite {image}", "name another file")
-    params, requests = load_params(), guided_requests(named)
-    adapters = {request_id: GUIDANCE / request_id for request_id in requests}
-    from components.diffusion import check_folder, load_pipeline  # noqa: PLC0415 - slow to import
-    from components.guidance import check_adapters, load_adapters, psnr, read_geometry, read_photo  # noqa: PLC0415
-    from components.guidance.purify import default_prompt, ladder, purify  # noqa: PLC0415
-
-    check_folder(params.base.path)
-    side, scheduler = read_geometry(params.base.path)
-    photo = read_photo(image, side)
-    ladder(scheduler, steps=steps, strength=strength)
-    check_adapters(adapters, params.base.path / "unet")
-    wanted = prompt or default_prompt(requests.values())
-    if photo.size != (side, side):
-        typer.echo(f"{image} is {photo.size[0]}×{photo.size[1]}; it is resized to {side}×{side}, the model's size")
-    if dry_run:
-        typer.echo(f"would purify {image} of {', '.join(adapters)} as {wanted!r} into {output} and {beside}")
-        return
-    import numpy as np  # noqa: PLC0415
-
-    from components.evaluate.report import grid, png  # noqa: PLC0415
-
-    pipe = load_pipeline(params.base.path)
-    load_adapters(pipe, adapters)
-    scale = params.evaluate.guidance_scale
-    done = purify(
-        pipe, photo.pixels, list(adapters), prompt=wanted, guidance_scale=scale, steps=steps, strength=strength
-    )
-    try:
-        output.write_bytes(png(done.image))
-        beside.write_bytes(png(grid([np.stack([photo.pixels, done.reconstruction, done.image])])))
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be written ({error.strerror})", "name another file") from error
-    typer.echo(
-        f"{output}: without {', '.join(adapters)}, as {wanted!r}; the base alone returns the image at "
-        f"{psnr(done.reconstruction, photo.pixels):.1f} dB, its autoencoder at {psnr(done.autoencoder, photo.pixels):.1f} dB"
-    )
-
-
 @app.command("params")
 def params_command() -> None:
     """Prints params.yaml as it was understood, after checking it."""
     typer.echo(load_params().model_dump_json(indent=2))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""So that `python -m components.cli` is `expunge`."""
+
+from components.cli.main import main
+
+main()

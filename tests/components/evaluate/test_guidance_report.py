@@ -1,0 +1,39 @@
+import matplotlib.pyplot as plt
+import numpy as np
+
+from components.evaluate.guidance import GATED, JOINTLY, Group, groups_of, plot_together
+from components.evaluate.metrics import proportion
+
+
+def test_groups_are_measured_on_what_they_erase():
+    """Summed and gated groups are the same first adapters; the joint one stands for the fewest that act together."""
+    found = groups_of(["a", "b", "c"], [3, 1, 2])
+
+    assert found == {
+        "1": Group(["a"], 1),
+        f"1, {GATED}": Group(["a"], 1, gated=True),
+        "2": Group(["a", "b"], 2),
+        f"2, {GATED}": Group(["a", "b"], 2, gated=True),
+        "3": Group(["a", "b", "c"], 3),
+        f"3, {GATED}": Group(["a", "b", "c"], 3, gated=True),
+        f"2, {JOINTLY}": Group([JOINTLY], 2),
+    }
+
+
+def test_groups_of_one_have_no_joint_training():
+    """One adapter trained on one request is no joint training."""
+    assert list(groups_of(["a"], [1])) == ["1", f"1, {GATED}"]
+
+
+def test_plot_has_a_line_for_every_way():
+    """Each way of acting together is drawn through all its counts, in every panel."""
+    rate = proportion(np.array([True, False])).record()
+    keys = ("ua", "neighbours", "concepts_kept")
+    found = {name: dict.fromkeys([*keys, *(f"{k}_base" for k in keys)], rate) for name in groups_of(["a", "b"], [1, 2])}
+    figure = plot_together(found)
+    legend = figure.axes[0].get_legend()
+    plt.close(figure)
+
+    assert legend is not None
+    assert sorted(t.get_text() for t in legend.get_texts()) == sorted(["summed", GATED, JOINTLY])
+    assert [len(c[0].get_xdata()) for c in figure.axes[0].containers] == [2, 2, 1]
