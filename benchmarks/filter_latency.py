@@ -31,6 +31,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.report import RESULTS, environment, publish, quartiles, spread, table
 from components.common.seeding import generator
+from components.diffusion.encode import ANY, WORD_END
 from components.export import INPUTS, export_graph, open_session
 from components.features import POSITION_CLASSES, RequestFilter
 from components.filter import FilteredTextEncoder
@@ -39,6 +40,8 @@ NAME = "filter_latency"
 PACKAGES = ("expunge", "onnxruntime-gpu", "onnx", "onnxscript", "torch", "transformers", "numpy")
 OWN, CONTEXT, NAMES = 64, 96, 3
 """Of one request, as params.yaml has them: |F| = 160 features, and a row of weights for each name."""
+SPELLINGS, WORDS = 120, 8
+"""Of one request, about as many as the shipped ones have: token patterns and their width."""
 K = 64
 OPSET = 18
 GOAL = 1.05
@@ -107,9 +110,10 @@ def build_encoder(shape: Shape) -> CLIPTextModel:
         return CLIPTextModel(config).eval().requires_grad_(False)
 
 
-def build_filters(width: int, count: int) -> dict[str, RequestFilter]:
-    """Filters that replace, with random features cut out of one autoencoder."""
+def build_filters(width: int, vocabulary: int, count: int) -> dict[str, RequestFilter]:
+    """Filters that replace, with random features cut out of one autoencoder, and random names spelt in many ways."""
     b_dec, size = torch.zeros(width), OWN + CONTEXT
+    ends = torch.rand(vocabulary, generator=generator(0, "word ends")) < 0.5
     filters = {}
     for index in range(count):
         rng = generator(index, "filter")
@@ -127,8 +131,18 @@ def build_filters(width: int, count: int) -> dict[str, RequestFilter]:
             directions=torch.randn(len(POSITION_CLASSES), width, generator=rng),
             gain=torch.tensor(0.0),
             classes=torch.ones(len(POSITION_CLASSES)),
+            spellings=random_patterns(vocabulary, rng),
+            word_ends=ends,
         )
     return filters
+
+
+def random_patterns(vocabulary: int, rng: torch.Generator) -> torch.Tensor:
+    """(M, W) as `spelling_patterns` has them: anything, the end of a word, then two to W - 1 random tokens."""
+    patterns = torch.randint(vocabulary, (SPELLINGS, WORDS), generator=rng)
+    before = torch.randint(WORDS - 2, (SPELLINGS, 1), generator=rng)
+    place = torch.arange(WORDS)
+    return patterns.masked_fill(place < before, ANY).masked_fill(place == before, WORD_END)
 
 
 def prompts(shape: Shape, batch: int) -> np.ndarray:
@@ -244,7 +258,7 @@ def run(
             graphs[name] = Path(work) / f"filter-{count}" / "graph.onnx"
             graphs[name].parent.mkdir()
             if count:
-                filtered = FilteredTextEncoder(encoder, build_filters(shape.width, count), hookpoint)
+                filtered = FilteredTextEncoder(encoder, build_filters(shape.width, shape.vocabulary, count), hookpoint)
                 export_graph(filtered, example, graphs[name], opset=OPSET)
             else:
                 export_module(StockStates(encoder).eval(), example, graphs[name], (INPUTS[0], "last_hidden_state"))

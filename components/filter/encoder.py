@@ -55,21 +55,23 @@ class FilteredTextEncoder(nn.Module):
     def rewrite(self, hidden: torch.Tensor, input_ids: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
         """The residual stream (B, L, D) with every flagged request replaced; rows that none flags are returned as they are.
 
-        All requests look at the stream as it came, so that neither detection nor edit depends on their order.
+        All requests look at the stream as it came, so that neither detection nor edit depends on their order. They compute
+        in float32, whatever the encoder computes in.
         """
         if not self.filters:
             empty = hidden.new_zeros(len(hidden), 0)
             self.detection = Detection(empty, empty.bool())
             return hidden
-        code = [codes(hidden, item) for item in self.filters.values()]
+        stream = hidden.float()
+        code = [codes(stream, item) for item in self.filters.values()]
         seen = [evidence(z, spelt(input_ids, i), i) for z, i in zip(code, self.filters.values(), strict=True)]
         scores = torch.stack([prompt_scores(each, scored) for each in seen], 1)  # (B, R)
         self.detection = Detection(scores, scores >= torch.stack([item.threshold for item in self.filters.values()]))
-        out = hidden
+        out = stream
         for column, (name, item) in enumerate(self.filters.items()):
             new = out + step(code[column], seen[column], scored, item, gains=self._gains[name])
             out = torch.where(self.detection.flagged[:, column, None, None], new, out)
-        return out
+        return out.to(hidden.dtype)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:  # noqa: ANN401
         """As the stock encoder's forward."""

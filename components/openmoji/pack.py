@@ -93,7 +93,9 @@ def pack_base(
     with new_folder(folder) as partial:
         pipe.to(dtype=torch.float16)
         pipe.save_pretrained(partial, safe_serialization=True)
-        compact_json(partial / "tokenizer" / "tokenizer.json")
+        rewrite_json(partial / "tokenizer" / "tokenizer.json", indent=None)
+        # transformers opens weights in the type named here, diffusers in float32: both must be one
+        rewrite_json(partial / "text_encoder" / "config.json", dtype="float32")
         (partial / "judge").mkdir()
         fill_heads(partial / "judge", judge, JUDGE_FORMAT)
         files = sorted(p for p in partial.rglob("*") if p.is_file() and p.parts[-2] != "judge")
@@ -116,10 +118,11 @@ def pack_base(
         (partial / "README.md").write_text(card, encoding="utf-8")
 
 
-def compact_json(path: Path) -> None:
-    """The same JSON without white space: half the size."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+def rewrite_json(path: Path, *, indent: int | None = 2, **changed: object) -> None:
+    """Writes a JSON object anew with some keys changed; without `indent` it takes half the space."""
+    content = json.loads(path.read_text(encoding="utf-8")) | changed
+    separators = (",", ":") if indent is None else None
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=indent, separators=separators), encoding="utf-8")
 
 
 @torch.no_grad()

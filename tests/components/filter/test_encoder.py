@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -56,6 +58,19 @@ def test_filter_leaves_unflagged_prompts_bit_identical(filtered, tiny_encoder, t
     assert int(quiet.sum()) > 500
     assert (before - after)[quiet].abs().max() == 0
     assert (before.shape, before.dtype) == (after.shape, after.dtype)
+
+
+def test_filter_in_a_half_precision_encoder(item, tiny_encoder, tokenizer):
+    """In a float16 encoder the filter decides as in a float32 one, and hands on float16; unflagged rows keep their bits."""
+    half = copy.deepcopy(tiny_encoder).half()
+    filtered = FilteredTextEncoder(half, {"r": item}, HOOKPOINT)
+    ids = tokenize(tokenizer, ["a cat", "a dog", "a car"]).input_ids
+    edited, stock = filtered(ids)[0], half(ids)[0]
+
+    assert filtered.detection.flagged[:, 0].tolist() == [True, False, False]
+    assert edited.dtype == torch.float16
+    assert torch.equal(edited[1:], stock[1:])
+    assert not torch.equal(edited[0], stock[0])
 
 
 def test_filter_decision_does_not_depend_on_the_batch(filtered, tokenizer):
