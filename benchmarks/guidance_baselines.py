@@ -37,7 +37,7 @@ from components.diffusion import encode, find_tokens, load_pipeline, tokenize, t
 from components.diffusion.sampling import start_noise
 from components.evaluate import Metric, Picture, Studio, erased, proportion, rate_of
 from components.evaluate.stage import pick_retain, pick_targets
-from components.guidance import attach, cache_trajectories, train_guidance
+from components.guidance import attach, cache_trajectories, start_at_contrast, train_guidance
 from components.guidance.prepare import NAME, pick
 from components.openmoji import world
 from components.openmoji.judge import Judge
@@ -99,6 +99,8 @@ def ours(pipe: StableDiffusionPipeline, task: Task) -> Iterator[object]:
     erase = cache_trajectories(pipe, drawn, task.wanted, task.uncond, settings, scope="erase")
     keep = cache_trajectories(pipe, task.retain, task.retain, task.uncond, settings, scope="retain")
     parameters = adapter(pipe, task)
+    if settings.start == "contrast":
+        start_at_contrast(pipe.unet, NAME, task.target, torch.cat([task.retain, task.uncond]))
     yield None
     yield from train_guidance(pipe.unet, parameters, erase, keep, task.target, task.retain, task.uncond, settings)
 
@@ -257,8 +259,9 @@ def collect(
     seen, count = whole.query("split != 'evaluate'"), params.guidance.trajectories
     rng = np.random.default_rng(stream_seed(params.guidance.seed, request_id))
     pairs = pick(where(seen, seen["role"].isin(("target", "alias", "mixed"))), count, rng)
-    near = pick(where(seen, seen["role"] == "neighbour"), count // 2, rng)
-    far = pick(where(seen, seen["role"].isin(("retain", "anchor"))), count - len(near), rng)
+    kept = params.guidance.retain_trajectories
+    near = pick(where(seen, seen["role"] == "neighbour"), kept // 4, rng)
+    far = pick(where(seen, seen["role"].isin(("retain", "anchor"))), kept - len(near), rng)
     lists = [pairs["prompt"].tolist(), pairs["counterpart"].tolist(), pd.concat([near, far])["prompt"].tolist()]
     states = [encode(pipe.text_encoder, pipe.tokenizer, prompts) for prompts in (*lists, [""])]
     return Task(request, params, *lists, *states), whole.query("split == 'evaluate'")

@@ -164,6 +164,9 @@ def guidance_report(
     together: Annotated[
         list[int] | None, typer.Option(min=1, help="How many adapters act at once; repeatable; default 1, 5 and 10.")
     ] = None,
+    jointly: Annotated[  # noqa: FBT002 - a command-line flag
+        bool, typer.Option(help="Train one adapter on the fewest that act together, in as many steps as theirs.")
+    ] = True,
     dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
 ) -> None:
     """Trains and measures adapters for four kinds of target, alone and together, and writes reports/guidance/."""
@@ -174,7 +177,9 @@ def guidance_report(
         return
     from components.evaluate.guidance import report_guidance  # noqa: PLC0415 - slow to import
 
-    record = report_guidance(params, requests, seeds=seeds, prompts=prompts, retain=retain, together=counts)
+    record = report_guidance(
+        params, requests, seeds=seeds, prompts=prompts, retain=retain, together=counts, jointly=jointly
+    )
     for name, found in (record["alone"] | record["together"]).items():
         drift = max((m["value"] for m in found["uncond_drift"].values()), default=0.0)
         typer.echo(

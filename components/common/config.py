@@ -147,8 +147,12 @@ class GuidanceParams(Section):
     """Which projections get a LoRA: cross-attention keys and values, all of cross-attention, all of attention."""
     rank: int = Field(gt=0)
     """Rank of the LoRA."""
+    start: Literal["contrast", "random"]
+    """What keys and values read at first: directions that tell the target from what is kept, or any."""
     trajectories: int = Field(gt=0)
-    """Cached sampling trajectories of the frozen model for each request."""
+    """Cached sampling trajectories of the frozen model, about the target or its anchor."""
+    retain_trajectories: int = Field(gt=0)
+    """The same about what is to be kept, a quarter of them about neighbours."""
     solver_steps: int = Field(gt=0)
     """Solver steps of a cached trajectory; x_t is kept at each of them."""
     guidance_scale: float = Field(ge=1)

@@ -104,9 +104,10 @@ def report_guidance(
     prompts: int,
     retain: int,
     together: Sequence[int],
+    jointly: bool,
     out: Path = GUIDANCE_REPORT,
 ) -> dict[str, Any]:
-    """Trains, measures each adapter alone and several together, and writes metrics, a plot and grids."""
+    """Trains, measures each adapter alone and several together, and writes metrics, plots and grids."""
     single = dict(requests) | MORE
     everyone = world_requests(max([len(single), *together]), single, seed=params.guidance.seed)
     concepts = params.concepts
@@ -120,7 +121,7 @@ def report_guidance(
         first = next(iter(everyone))
         free = params.guidance.model_copy(update={"uncond_weight": 0.0, "null_space": False})
         others = {WITHOUT: train_one(params, {first: everyone[first]}, table, Path(room) / "bare", free)}
-        if few := fewest(together):
+        if jointly and (few := fewest(together)):
             members = dict(list(everyone.items())[:few])
             others[JOINTLY] = train_one(params, members, table, Path(room) / "joint", params.guidance)
         folders = {name: item.folder for name, item in (trained | others).items()}
@@ -145,7 +146,7 @@ def report_guidance(
                 group.adapters, dict(list(everyone.items())[: group.count]), measured, kept, studio, judge, params,
                 1, max(4, prompts // 2), pictures, gated=group.gated,
             )
-            for name, group in groups_of(list(everyone), together).items()
+            for name, group in groups_of(list(everyone), together, jointly=jointly).items()
         }  # fmt: skip
     record = {
         "requests": {name: {"target": r.target, "kind": r.kind, "anchor": r.anchor} for name, r in everyone.items()},
@@ -172,12 +173,12 @@ def fewest(together: Sequence[int]) -> int:
     return min((n for n in together if n > 1), default=0)
 
 
-def groups_of(names: Sequence[str], together: Sequence[int]) -> dict[str, Group]:
-    """What acts at once: the first adapters of `names` summed, the same ones gated, and one adapter trained jointly on the fewest."""
+def groups_of(names: Sequence[str], together: Sequence[int], *, jointly: bool) -> dict[str, Group]:
+    """What acts at once: the first adapters of `names` summed, the same ones gated, and one trained jointly on the fewest."""
     out: dict[str, Group] = {}
     for n in sorted(set(together)):
         out |= {str(n): Group(list(names[:n]), n), f"{n}, {GATED}": Group(list(names[:n]), n, gated=True)}
-    if few := fewest(together):
+    if jointly and (few := fewest(together)):
         out[f"{few}, {JOINTLY}"] = Group([JOINTLY], few)
     return out
 

@@ -17,7 +17,7 @@ from components.collect.stage import where
 from components.common.config import GuidanceParams
 from components.common.seeding import stream_seed
 from components.diffusion import encode
-from components.guidance.adapters import attach, null_space_projection
+from components.guidance.adapters import attach, null_space_projection, start_at_contrast
 from components.guidance.train import Cache, cache_trajectories
 from components.requests import Request
 
@@ -47,8 +47,8 @@ def prepare(
     table = where(table, table["split"] != "evaluate")
     rng = np.random.default_rng(stream_seed(settings.seed, request_id))
     pairs = pick(where(table, table["role"].isin(("target", "alias", "mixed"))), settings.trajectories, rng)
-    near = pick(where(table, table["role"] == "neighbour"), settings.trajectories // 2, rng)
-    far = pick(where(table, table["role"].isin(("retain", "anchor"))), settings.trajectories - len(near), rng)
+    near = pick(where(table, table["role"] == "neighbour"), settings.retain_trajectories // 4, rng)
+    far = pick(where(table, table["role"].isin(("retain", "anchor"))), settings.retain_trajectories - len(near), rng)
     kept = pd.concat([near, far])["prompt"].tolist()
     spoken = pairs["prompt"].tolist()
 
@@ -89,6 +89,8 @@ def start_adapter(
     """(parameters of a fresh adapter named `NAME`, the projection that holds them, if `settings` asks for one)."""
     seed = stream_seed(settings.seed, request_id, "adapter") % 2**31
     parameters = attach(pipe.unet, NAME, parameters=settings.parameters, rank=settings.rank, seed=seed)
+    if settings.start == "contrast":
+        start_at_contrast(pipe.unet, NAME, lesson.target, torch.cat([lesson.retain, lesson.uncond]))
     return parameters, null_space_projection(pipe.unet, NAME, lesson.uncond) if settings.null_space else None
 
 
