@@ -40,7 +40,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "λ = 100": {"uncond_weight": 100.0},
     "keys and values": {"parameters": "xattn-kv"},
     "keys and values, null space": {"parameters": "xattn-kv", "null_space": True},
-    "keys and values, null space, 1.5 × rate": {"parameters": "xattn-kv", "null_space": True, "lr": 3e-3},
+    "keys and values, null space, 1.5 × rate": {"parameters": "xattn-kv", "null_space": True, "lr": 1.5},
     "all of attention": {"parameters": "attn"},
     "random start": {"start": "random"},
     "32 retained trajectories": {"retain_trajectories": 32},
@@ -55,17 +55,17 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "x_t of the anchor alone": {"anchor_share": 1.0},
     "half the steps": {"steps": 0.5},
     "twice the steps": {"steps": 2.0},
-    "half the rate": {"lr": 1e-3},
-    "twice the rate": {"lr": 4e-3},
+    "half the rate": {"lr": 0.5},
+    "twice the rate": {"lr": 2.0},
     "float32": {"precision": "no"},
 }
-"""What each variant changes; `steps` is a factor."""
+"""What each variant changes; `steps` and `lr` are factors."""
 
 
 def settings_of(params: GuidanceParams, changes: Mapping[str, Any]) -> GuidanceParams:
     """The stage's parameters with a variant's changes, checked like those of params.yaml."""
-    steps = round(params.steps * changes.get("steps", 1.0))
-    return GuidanceParams.model_validate({**params.model_dump(), **changes, "steps": steps})
+    scaled = {"steps": round(params.steps * changes.get("steps", 1.0)), "lr": params.lr * changes.get("lr", 1.0)}
+    return GuidanceParams.model_validate({**params.model_dump(), **changes, **scaled})
 
 
 def ablate(

@@ -45,7 +45,7 @@ from components.requests import Request, load_requests
 
 BENCHMARK = "guidance_baselines"
 PACKAGES = ("expunge", "torch", "diffusers", "transformers", "peft", "accelerate")
-BUDGETS = (10.0, 20.0, 40.0, 60.0)
+BUDGETS = (15.0, 30.0, 60.0, 150.0)
 """Seconds of preparation and training after which every contender is measured."""
 SLICE = 2.5
 """Seconds of one contender's turn."""

@@ -92,9 +92,10 @@ def adapters_table() -> str:
     listed = {names.get(k, k): v for k, v in record["alone"].items()}
     listed |= {re.sub(r"^(\d+)", r"\1 together", k): v for k, v in record["together"].items()}
     for name, found in listed.items():
-        drift = max((m["value"] for m in found["uncond_drift"].values()), default=0.0)
+        buckets = [m["value"] for m in found["uncond_drift"].values()]
+        drift = f"{100 * max(buckets):.2f} %" if buckets else "—"
         seconds = f"{found['seconds']['value']:.0f}" if "seconds" in found else ""
-        rows.append(f"| {name} | {' | '.join(_cell(found[k]) for k in keys)} | {100 * drift:.2f} % | {seconds} |")
+        rows.append(f"| {name} | {' | '.join(_cell(found[k]) for k in keys)} | {drift} | {seconds} |")
     return "\n".join(rows)
 
 

@@ -63,7 +63,7 @@ def generate(
     image = studio.draw([Picture(prompt, seed)], filters=list(filters), adapters=guided, gated=wanted == "gated")[0]
     output.write_bytes(png(image))
     flagged = studio.flagged([prompt], list(filters))[0]
-    typer.echo(f"{output}: {wanted}, flagged by {', '.join(flagged) or 'no request'}")
+    typer.echo(f"{output}: {wanted}" + (f", flagged by {', '.join(flagged) or 'no request'}" if filters else ""))
 
 
 @images.command("explain")

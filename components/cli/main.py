@@ -181,7 +181,7 @@ def guidance_report(
         params, requests, seeds=seeds, prompts=prompts, retain=retain, together=counts, jointly=jointly
     )
     for name, found in (record["alone"] | record["together"]).items():
-        drift = max((m["value"] for m in found["uncond_drift"].values()), default=0.0)
+        drift = max((m["value"] for m in found["uncond_drift"].values()), default=float("nan"))
         typer.echo(
             f"{name:<30} UA {found['ua']['value']:.3f} (n={found['ua']['n']})  anchor {found['anchor_rate']['value']:.3f}"
             f"  neighbours {found['neighbours']['value']:.3f} (base {found['neighbours_base']['value']:.3f})  drift {drift:.4f}"

@@ -55,7 +55,7 @@ def folder_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of the pipeline but the sidecar and the judge, by relative name."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     keep = [p.relative_to(folder) for p in files if p.name != SIDECAR]
-    return {p.as_posix(): digest(folder / p) for p in keep if p.parts[0] not in ("judge", "clip") and p.suffix != ".md"}
+    return {p.as_posix(): digest(folder / p) for p in keep if p.parts[0] != "judge" and p.suffix != ".md"}
 
 
 def load_pipeline(folder: Path) -> StableDiffusionPipeline:

@@ -53,7 +53,7 @@ def judge_gates(
         _judge(scope, metrics.get(scope, {}), gate)
         for scope, present in channels.items()
         for gate in gates
-        if gate.variant in ("base", "both", "gated") or gate.variant in present
+        if gate.variant in ("base", "both") or gate.variant in present
     ]
     return Verdict(bool(results) and all(r.passed for r in results), results)
 

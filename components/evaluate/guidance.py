@@ -1,11 +1,11 @@
 """The report on the adapters alone: `expunge guidance report` writes `reports/guidance/`.
 
 Beside the requests that ship it trains adapters for more kinds of target, a character and a whole category, and for as many
-further concepts as are to act together; it takes the unconditional term away once, to show what it is for, and trains one
-adapter jointly on as many requests as the fewest that act together, in as many steps as theirs took in all.
+further concepts as are to act together; it takes the unconditional term away once, to show what it is for, and trains, if
+asked, one adapter jointly on as many requests as the fewest that act together, in as many steps as theirs took in all.
 
 UA, IRA, CRA   as in metrics.py, of the adapters alone; no prompt is ever edited here
-neighbours     share of images of neighbours in which the neighbour is found
+neighbours     share of images of neighbours, those aside that another acting request erases, in which the neighbour is found
 gated          each adapter acts on the prompts alone that its request's filter flags; otherwise all act on all, summed
 """
 
@@ -23,7 +23,7 @@ import pandas as pd
 from skimage.metrics import structural_similarity
 from tqdm import tqdm
 
-from components.collect.concepts import build_prompts
+from components.collect.concepts import build_prompts, known_targets
 from components.collect.stage import read_table, where
 from components.common.artifacts import SIDECAR, canonical, digest, new_folder
 from components.common.config import GuidanceParams, Params
@@ -113,6 +113,7 @@ def report_guidance(
     concepts = params.concepts
     table = build_prompts(everyone, per_name=concepts.per_name, retain=400, mixed=concepts.mixed, seed=concepts.seed)
     judge = Judge.load(params.base.judge)
+    filters = fit_filters(params, everyone)
     with tempfile.TemporaryDirectory() as room:
         trained = {
             name: train_one(params, {name: r}, table, Path(room) / name, params.guidance)
@@ -125,7 +126,6 @@ def report_guidance(
             members = dict(list(everyone.items())[:few])
             others[JOINTLY] = train_one(params, members, table, Path(room) / "joint", params.guidance)
         folders = {name: item.folder for name, item in (trained | others).items()}
-        filters = fit_filters(params, everyone)
         studio = Studio(load_pipeline(params.base.path), filters, params.base.hookpoint, folders, params.evaluate)
         measured = where(table, table["split"] == "evaluate")
         kept = pick_retain(measured, dict(everyone), retain, params.evaluate.seed)
@@ -184,7 +184,7 @@ def groups_of(names: Sequence[str], together: Sequence[int], *, jointly: bool) -
 
 
 def fit_filters(params: Params, requests: Mapping[str, Request]) -> dict[str, RequestFilter]:
-    """The filters of all requests, fitted on the shipped SAE as the stage fits them."""
+    """The filters of all requests, fitted on the shipped SAE by the stage's rules, on smaller prompt sets."""
     reader = Reader(*load_text(params.base.path), params.base.hookpoint, read_sae(SAE)[0])
     _, detectors = fit_all(requests, params, reader, shared_tokens(read_table(CORPUS), reader))
     return {name: detector.item for name, detector in detectors.items()}
@@ -210,6 +210,10 @@ def measure_adapters(
 ) -> dict[str, Any]:
     """The named adapters together, on what `requests` erase and on what they must keep, beside the base's own numbers."""
     seed = params.evaluate.seed
+    targets = {target for request in requests.values() for target in known_targets(request)}
+    touched = table["concepts"].map(lambda shown: bool(targets & set(shown.split("|")))) | table["style"].isin(
+        list(targets)
+    )
     gone: dict[str, list[bool]] = {"base": [], "adapters": []}
     drawn: list[bool] = []
     near: dict[str, list[bool]] = {"base": [], "adapters": []}
@@ -221,7 +225,7 @@ def measure_adapters(
             for i, p in enumerate(chosen["prompt"])
             for s in range(seeds)
         ]
-        beside = where(table, (table["request"] == name) & (table["role"] == "neighbour"))
+        beside = where(table, (table["request"] == name) & (table["role"] == "neighbour") & ~touched)
         beside = beside.sample(min(prompts, len(beside)), random_state=seed)
         around = [
             Picture(p, stream_seed(seed, name, "near", i, s) % 2**31)

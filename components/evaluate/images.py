@@ -86,7 +86,7 @@ class Studio:
             self._key(state, names, p.seed, gated=gated)
             for state, names, p in zip(states, acting, pictures, strict=True)
         ]
-        missing = list({key: i for i, key in reversed(list(enumerate(keys))) if key not in self._drawn}.values())[::-1]
+        missing = [i for i, key in enumerate(keys) if key not in self._drawn and key not in keys[:i]]
         size = self.params.batch
         for start in tqdm(
             range(0, len(missing), size), desc="images", unit="batch", disable=not missing, mininterval=5

@@ -3,13 +3,14 @@
     filter   prompts edited where a filter flags them, no adapter
     guidance the adapters summed, no filter
     both     filters, and the adapters summed
-    gated    filters, and each adapter on the prompts alone that its request's filter flags
+    gated    filters, and each adapter on the prompts alone that its request's filter flags; on all where it has none
 
 It succeeds whatever it finds; refusing a candidate is the promotion's act, and the evidence must be kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -65,8 +66,7 @@ def evaluate() -> None:
     for scope, members in scopes.items():
         if any(m in filters for m in members):
             metrics[scope]["filter"] |= measure_filter(members, requests, studio, table)
-    channels: dict[str, list[str]] = {i: list(r.channels) for i, r in requests.items()}
-    channels[JOINT] = sorted({c for r in requests.values() for c in r.channels})
+    channels = {scope: variants_of([requests[m] for m in members]) for scope, members in scopes.items()}
     verdict = judge_gates(metrics, settings.gates, channels)
     record = {
         "size": settings.size,
@@ -79,6 +79,13 @@ def evaluate() -> None:
         (partial / "verdict.json").write_text(canonical(verdict.record()), encoding="utf-8")
         write_report(partial, record, verdict, requests, pages, FILTER / "roc.png")
     log.info("verdict: %s", "pass" if verdict.passed else "fail")
+
+
+def variants_of(requests: Sequence[Request]) -> list[str]:
+    """Variants, besides base and both, on which gates are held: channels that any of the requests has, gated where all have a filter."""
+    channels = {channel for request in requests for channel in request.channels}
+    gated = ["gated"] if all("filter" in request.channels for request in requests) else []
+    return sorted(channels) + gated
 
 
 def pick_targets(table: pd.DataFrame, request_id: str, count: int, seed: int) -> pd.DataFrame:

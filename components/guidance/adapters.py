@@ -57,6 +57,10 @@ def start_at_contrast(unet: UNet2DConditionModel, name: str, target: torch.Tenso
     scaled so that the target excites it as it would a row that is drawn at random. Training starts where it has the least
     to unlearn; the adapter changes nothing yet, as B is zero.
     """
+    if (rank := max(len(down) for down in _reads_prompt(unet, name))) > target.shape[-1]:
+        raise UserError(
+            f"guidance.rank={rank} exceeds the {target.shape[-1]} dimensions of the prompt's hidden states", "lower it"
+        )
     t, r = (states.flatten(0, 1).double() for states in (target, keep))
     wanted, kept = t.T @ t / len(t), r.T @ r / len(r)  # (D, D)
     kept += torch.eye(len(kept)) * kept.trace() / len(kept) * _RIDGE

@@ -12,15 +12,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft.tuners.lora import LoraLayer
 
 from components.common.errors import UserError
-from components.filter import FilteringEncoder
 from components.guidance.adapters import use_adapters
+
+
+class Seen(Protocol):
+    """What a filter says of the prompts that it saw last."""
+
+    @property
+    def flagged(self) -> torch.Tensor:
+        """(B, R) bool, in the order of `Detects.requests`."""
+        ...
+
+
+class Detects(Protocol):
+    """A filtering text encoder, in torch or on onnxruntime."""
+
+    @property
+    def requests(self) -> tuple[str, ...]:
+        """Their ids."""
+        ...
+
+    @property
+    def detection(self) -> Seen | None:
+        """Of the last prompts; None before the first."""
+        ...
 
 
 @contextmanager
@@ -48,15 +70,18 @@ def _scaled(unet: UNet2DConditionModel, rows: Mapping[str, torch.Tensor]) -> Ite
             layer.scaling.update(scale)
 
 
-def gate_by_detection(pipe: StableDiffusionPipeline, encoder: FilteringEncoder) -> Callable[[], None]:
+def gate_by_detection(pipe: StableDiffusionPipeline, encoder: Detects) -> Callable[[], None]:
     """Makes `pipe` apply each request's adapter, loaded under the request's id, to the prompts that `encoder` flags for it.
 
-    `encoder` must be the pipeline's (`components.filter.install`), so that what it saw last are the prompts of this call;
-    several images of a prompt follow one another, as diffusers arranges them. Adapters of other names stay off. Returns
-    what undoes it; `UserError` in a call whose prompts `encoder` has not seen, such as one that is given embeddings.
+    A loaded adapter of which `encoder` has no request acts on every prompt; none acts on the empty or negative prompt.
+    Several images of a prompt follow one another, as diffusers arranges them. Returns what undoes it, and leaves all
+    adapters off. `UserError` if `encoder` was not put into `pipe` by `install`, since what it saw last would then be the
+    negative prompts, and in a call whose prompts it has not seen, such as one that is given embeddings.
     """
+    if pipe.text_encoder is not encoder or "encode_prompt" not in vars(pipe):
+        raise UserError("the filter is not installed in this pipeline", "call install(pipe, encoder) first")
     unet: Any = pipe.unet  # its forward is no attribute to be set, as a type checker sees it
-    stock = unet.forward
+    stock = getattr(unet.forward, "stock", unet.forward)  # a later gate takes an earlier one's place
 
     def forward(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the U-Net's
         seen = encoder.detection
@@ -66,16 +91,20 @@ def gate_by_detection(pipe: StableDiffusionPipeline, encoder: FilteringEncoder) 
                 f"the filter has not seen the {prompts} prompt(s) of this call, and adapters act where it flags",
                 "pass prompts and not embeddings, or undo gate_by_detection",
             )
-        flagged = seen.flagged.repeat_interleave(prompts // len(seen.flagged), 0)  # (N or N/2, R)
-        empty = flagged.new_zeros(len(sample) - prompts, flagged.shape[1])
-        masks = torch.cat([empty, flagged])
         loaded = getattr(unet, "peft_config", {})
-        rows = {name: masks[:, i] for i, name in enumerate(encoder.requests) if name in loaded}
-        with gate_adapters(pipe, rows):
+        if loaded:  # diffusers switches on what it loads
+            unet.disable_adapters()
+        flagged = seen.flagged.repeat_interleave(prompts // len(seen.flagged), 0)  # (N or N/2, R)
+        empty = torch.zeros(len(sample) - prompts, dtype=torch.bool)
+        column = {name: flagged[:, i] for i, name in enumerate(encoder.requests)}
+        everywhere = torch.ones(prompts, dtype=torch.bool)
+        with gate_adapters(pipe, {name: torch.cat([empty, column.get(name, everywhere)]) for name in loaded}):
             return stock(sample, *args, **kwargs)
 
     def undo() -> None:
         unet.forward = stock
 
+    untyped: Any = forward
+    untyped.stock = stock
     unet.forward = forward
     return undo

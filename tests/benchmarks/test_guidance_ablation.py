@@ -12,8 +12,11 @@ def test_every_variant_changes_what_it_says_and_nothing_else(name):
     found = settings_of(base, VARIANTS[name]).model_dump()
     changed = {key for key, value in base.model_dump().items() if found[key] != value}
 
-    assert changed <= set(VARIANTS[name])
-    assert found["steps"] == round(base.steps * VARIANTS[name].get("steps", 1))
+    assert changed == set(VARIANTS[name])
+    assert (found["steps"], found["lr"]) == (
+        round(base.steps * VARIANTS[name].get("steps", 1)),
+        base.lr * VARIANTS[name].get("lr", 1),
+    )
 
 
 def test_plot_has_a_point_a_variant():

@@ -15,6 +15,8 @@ from components.evaluate import (
     proportion,
     rate_of,
 )
+from components.evaluate.stage import variants_of
+from components.requests import Request
 
 
 def gate(**changes):
@@ -123,6 +125,16 @@ def test_gate_of_an_absent_channel_does_not_apply():
 
     assert verdict.passed
     assert len(verdict.gates) == 1
+
+
+def test_gates_on_gated_need_a_filter_for_every_request():
+    """An adapter without a filter acts on all prompts, so that no line for gated images is held against it."""
+    both = Request(target="cat", kind="object", anchor="dog", neighbours=("lion",))
+    alone = both.model_copy(update={"channels": ("guidance",)})
+
+    assert variants_of([both]) == ["filter", "guidance", "gated"]
+    assert variants_of([alone]) == ["guidance"]
+    assert variants_of([both, alone]) == ["filter", "guidance"]
 
 
 def test_erased_by_hand():

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 
 from components.common.config import EvaluateParams, SizeParams
 from components.common.errors import UserError
@@ -63,14 +64,20 @@ def test_gated_rows_are_those_of_their_own_adapters(tiny_pipe):
 def test_gate_leaves_scales_as_they_were(tiny_pipe):
     """After the block, and after an error in it, adapters act on all rows again."""
     pipe = loaded(tiny_pipe, "r")
-    with use_adapters(pipe, ["r"]):
-        before = run(pipe, ["a cat", "a dog"])
-    with pytest.raises(RuntimeError), gate_adapters(pipe, {"r": torch.tensor([True, False])}):
-        raise RuntimeError
-    with use_adapters(pipe, ["r"]):
-        after = run(pipe, ["a cat", "a dog"])
 
-    assert torch.equal(before, after)
+    def scales():
+        return [dict(m.scaling) for m in pipe.unet.modules() if isinstance(m, LoraLayer)]
+
+    before = scales()
+    rows = {"r": torch.tensor([True, False])}
+    with gate_adapters(pipe, rows):
+        inside = scales()
+    after = scales()
+    with pytest.raises(TypeError), gate_adapters(pipe, rows):
+        pipe.unet()
+
+    assert all(each["r"].flatten().tolist() == [1, 0] for each in inside)
+    assert before == after == scales()
 
 
 def draw(pipe, **asked):
@@ -84,7 +91,7 @@ def draw(pipe, **asked):
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_pipeline_applies_adapters_to_flagged_prompts_alone(tiny_pipe, tokenizer, scale):
     """A stock pipeline's call, with guidance or without: images of the unflagged prompt keep their bits, the others change."""
-    pipe = loaded(tiny_pipe, "r", "other")
+    pipe = loaded(tiny_pipe, "r")
     base = draw(pipe, guidance_scale=scale)
     encoder = FilteredTextEncoder(pipe.text_encoder, {"r": filter_for(tokenizer, "cat")}, HOOKPOINT)
     restore = install(pipe, encoder)
@@ -97,6 +104,61 @@ def test_pipeline_applies_adapters_to_flagged_prompts_alone(tiny_pipe, tokenizer
     assert (gated[2:] == base[2:]).all()
     assert (gated[:2] != base[:2]).any()
     assert (again == base).all()
+
+
+def test_pipeline_gates_adapters_that_were_switched_on(tiny_pipe, tokenizer):
+    """What diffusers loads is on at once; gated, it is off wherever nothing is flagged, though it was loaded after the gate."""
+    base = draw(tiny_pipe)
+    encoder = FilteredTextEncoder(tiny_pipe.text_encoder, {"r": filter_for(tokenizer, "cat")}, HOOKPOINT)
+    install(tiny_pipe, encoder)
+    gate_by_detection(tiny_pipe, encoder)
+    pipe = loaded(tiny_pipe, "r")
+    pipe.unet.set_adapters(["r"])
+    pipe.unet.enable_adapters()
+    gated = draw(pipe)
+
+    assert (gated[2:] == base[2:]).all()
+    assert (gated[:2] != base[:2]).any()
+
+
+def test_pipeline_applies_an_adapter_without_a_filter_to_every_prompt(tiny_pipe, tokenizer):
+    """A request that has guidance alone is erased whatever the filters of the others say."""
+    pipe = loaded(tiny_pipe, "other")
+    base = draw(pipe)
+    encoder = FilteredTextEncoder(pipe.text_encoder, {"r": filter_for(tokenizer, "cat")}, HOOKPOINT)
+    install(pipe, encoder)
+    gate_by_detection(pipe, encoder)
+    gated = draw(pipe)
+
+    assert all((gated[i] != base[i]).any() for i in range(4))
+
+
+def test_pipeline_gated_twice_follows_the_later_filter(tiny_pipe, tokenizer):
+    """A second gate takes the first one's place, and undoing it gives back the U-Net's own forward."""
+    pipe = loaded(tiny_pipe, "r")
+    base = draw(pipe)
+    for name in ("cat", "dog"):
+        encoder = FilteredTextEncoder(pipe.text_encoder, {"r": filter_for(tokenizer, name)}, HOOKPOINT)
+        restore = install(pipe, encoder)
+        undo = gate_by_detection(pipe, encoder)
+    gated = draw(pipe)
+    undo()
+    restore()
+
+    assert (gated[:2] == base[:2]).all()
+    assert (gated[2:] != base[2:]).any()
+
+
+def test_pipeline_without_the_filter_is_refused(tiny_pipe, tokenizer):
+    """Set as the text encoder and nothing more, a filter last sees the negative prompts, and would gate by those."""
+    pipe = loaded(tiny_pipe, "r")
+    encoder = FilteredTextEncoder(pipe.text_encoder, {"r": filter_for(tokenizer, "cat")}, HOOKPOINT)
+    pipe.text_encoder = encoder
+
+    with pytest.raises(
+        UserError, match=r"filter is not installed in this pipeline; call install\(pipe, encoder\) first"
+    ):
+        gate_by_detection(pipe, encoder)
 
 
 def test_pipeline_with_embeddings_is_refused(tiny_pipe, tokenizer):
