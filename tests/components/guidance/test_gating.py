@@ -136,17 +136,17 @@ def test_pipeline_applies_an_adapter_without_a_filter_to_every_prompt(tiny_pipe,
 def test_pipeline_gated_twice_follows_the_later_filter(tiny_pipe, tokenizer):
     """A second gate takes the first one's place, and undoing it gives back the U-Net's own forward."""
     pipe = loaded(tiny_pipe, "r")
-    base = draw(pipe)
+    base, stock = draw(pipe), pipe.text_encoder
     for name in ("cat", "dog"):
-        encoder = FilteredTextEncoder(pipe.text_encoder, {"r": filter_for(tokenizer, name)}, HOOKPOINT)
-        restore = install(pipe, encoder)
+        encoder = FilteredTextEncoder(stock, {"r": filter_for(tokenizer, name)}, HOOKPOINT)
+        install(pipe, encoder)
         undo = gate_by_detection(pipe, encoder)
     gated = draw(pipe)
     undo()
-    restore()
 
     assert (gated[:2] == base[:2]).all()
     assert (gated[2:] != base[2:]).any()
+    assert (draw(pipe) == base).all()
 
 
 def test_pipeline_without_the_filter_is_refused(tiny_pipe, tokenizer):
