@@ -65,8 +65,8 @@ class Group(NamedTuple):
     """Adapters that act at once."""
 
     adapters: list[str]
-    count: int
-    """Of requests, the first ones, that they are measured on."""
+    requests: int
+    """How many, the first ones, they are measured on."""
     gated: bool = False
 
 
@@ -143,7 +143,7 @@ def report_guidance(
             purified[name], pictures[f"purified {name}"] = done
         joint = {
             name: measure_adapters(
-                group.adapters, dict(list(everyone.items())[: group.count]), measured, kept, studio, judge, params,
+                group.adapters, dict(list(everyone.items())[: group.requests]), measured, kept, studio, judge, params,
                 1, max(4, prompts // 2), pictures, gated=group.gated,
             )
             for name, group in groups_of(list(everyone), together, jointly=jointly).items()

@@ -61,7 +61,7 @@ def _scaled(unet: UNet2DConditionModel, rows: Mapping[str, torch.Tensor]) -> Ite
     for layer, scale in zip(layers, before, strict=True):
         for name, mask in rows.items():
             if name in scale:
-                weight = layer.lora_A[name].weight
+                weight: Any = layer.lora_A[name].weight  # a Tensor, which Module cannot say
                 layer.scaling[name] = scale[name] * mask.to(weight.device, weight.dtype)[:, None, None]
     try:
         yield
