@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from components.diffusion import spelling_patterns, word_ends
+from components.features import RequestFilter
 from components.openmoji.unet import build_scheduler
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +49,21 @@ def build_tiny_unet() -> UNet2DConditionModel:
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), block_out_channels=(8, 16), layers_per_block=1,
         cross_attention_dim=32, attention_head_dim=2, norm_num_groups=4,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def spelt_filter(tokenizer: CLIPTokenizer) -> Callable[[str, int], RequestFilter]:
+    """(name, width of the residual stream) to a filter that flags the prompts in which `name` stands, and edits nothing."""
+
+    def make(name: str, width: int) -> RequestFilter:
+        return RequestFilter(
+            features=torch.tensor([0]), own=torch.ones(1), w_enc=torch.zeros(width, 1), b_enc=torch.zeros(1),
+            jump=torch.ones(1), w_dec=torch.zeros(1, width), b_dec=torch.zeros(width), weights=torch.zeros(1, 1),
+            bias=torch.zeros(1), threshold=torch.tensor(1.0), directions=torch.zeros(4, width),
+            spellings=spelling_patterns(tokenizer, [name]), word_ends=word_ends(tokenizer),
+        )  # fmt: skip
+
+    return make
 
 
 @pytest.fixture

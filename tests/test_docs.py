@@ -8,29 +8,19 @@ import numpy as np
 import torch
 
 from components.common.config import load_params
-from components.diffusion import load_pipeline, spelling_patterns, word_ends
-from components.features import RequestFilter, write_filters
+from components.diffusion import load_pipeline
+from components.features import write_filters
 from components.guidance import attach, write_adapter
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
-def spelt_filter(tokenizer, name, width):
-    """A filter that flags the prompts in which `name` stands, and edits nothing."""
-    return RequestFilter(
-        features=torch.tensor([0]), own=torch.ones(1), w_enc=torch.zeros(width, 1), b_enc=torch.zeros(1),
-        jump=torch.ones(1), w_dec=torch.zeros(1, width), b_dec=torch.zeros(width), weights=torch.zeros(1, 1),
-        bias=torch.zeros(1), threshold=torch.tensor(1.0), directions=torch.zeros(4, width),
-        spellings=spelling_patterns(tokenizer, [name]), word_ends=word_ends(tokenizer),
-    )  # fmt: skip
-
-
-def test_pipeline_example_runs_as_it_is_written(tmp_path, monkeypatch, capsys):
+def test_pipeline_example_runs_as_it_is_written(tmp_path, monkeypatch, capsys, spelt_filter):
     """docs/pipeline.md's code draws with the shipped base and says what was flagged; without its gate the flagged image is another."""
     base = ROOT / load_params(ROOT / "params.yaml").base.path
     pipe = load_pipeline(base)
-    item = spelt_filter(pipe.tokenizer, "cat", pipe.text_encoder.config.hidden_size)
+    item = spelt_filter("cat", pipe.text_encoder.config.hidden_size)
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     write_filters(tmp_path / "models/filter", {"r": item}, hookpoint="encoder.layers.0", params={}, inputs={}, facts={})
     attach(pipe.unet, "r", parameters="xattn", rank=2, seed=0)

@@ -4,9 +4,8 @@ from peft.tuners.lora import LoraLayer
 
 from components.common.config import EvaluateParams, SizeParams
 from components.common.errors import UserError
-from components.diffusion import encode, spelling_patterns, word_ends
+from components.diffusion import encode
 from components.evaluate import Picture, Studio
-from components.features import RequestFilter
 from components.filter import FilteredTextEncoder, install
 from components.guidance import attach, gate_adapters, gate_by_detection, use_adapters, write_adapter
 
@@ -24,16 +23,6 @@ def loaded(pipe, *names):
                 value.data = torch.randn(value.shape, generator=rng)
     pipe.unet.requires_grad_(False).disable_adapters()
     return pipe
-
-
-def filter_for(tokenizer, name):
-    """A filter that flags the prompts in which `name` stands, and edits nothing."""
-    return RequestFilter(
-        features=torch.tensor([0]), own=torch.ones(1), w_enc=torch.zeros(WIDTH, 1), b_enc=torch.zeros(1),
-        jump=torch.ones(1), w_dec=torch.zeros(1, WIDTH), b_dec=torch.zeros(WIDTH), weights=torch.zeros(1, 1),
-        bias=torch.zeros(1), threshold=torch.tensor(1.0), directions=torch.zeros(4, WIDTH),
-        spellings=spelling_patterns(tokenizer, [name]), word_ends=word_ends(tokenizer),
-    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -89,11 +78,11 @@ def draw(pipe, **asked):
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_pipeline_applies_adapters_to_flagged_prompts_alone(tiny_pipe, tokenizer, scale):
+def test_pipeline_applies_adapters_to_flagged_prompts_alone(tiny_pipe, spelt_filter, scale):
     """A stock pipeline's call, with guidance or without: images of the unflagged prompt keep their bits, the others change."""
     pipe = loaded(tiny_pipe, "r")
     base = draw(pipe, guidance_scale=scale)
-    encoder = FilteredTextEncoder(pipe.text_encoder, {"r": filter_for(tokenizer, "cat")}, HOOKPOINT)
+    encoder = FilteredTextEncoder(pipe.text_encoder, {"r": spelt_filter("cat", WIDTH)}, HOOKPOINT)
     restore = install(pipe, encoder)
     undo = gate_by_detection(pipe, encoder)
     gated = draw(pipe, guidance_scale=scale)
@@ -106,10 +95,10 @@ def test_pipeline_applies_adapters_to_flagged_prompts_alone(tiny_pipe, tokenizer
     assert (again == base).all()
 
 
-def test_pipeline_gates_adapters_that_were_switched_on(tiny_pipe, tokenizer):
+def test_pipeline_gates_adapters_that_were_switched_on(tiny_pipe, spelt_filter):
     """What diffusers loads is on at once; gated, it is off wherever nothing is flagged, though it was loaded after the gate."""
     base = draw(tiny_pipe)
-    encoder = FilteredTextEncoder(tiny_pipe.text_encoder, {"r": filter_for(tokenizer, "cat")}, HOOKPOINT)
+    encoder = FilteredTextEncoder(tiny_pipe.text_encoder, {"r": spelt_filter("cat", WIDTH)}, HOOKPOINT)
     install(tiny_pipe, encoder)
     gate_by_detection(tiny_pipe, encoder)
     pipe = loaded(tiny_pipe, "r")
@@ -121,11 +110,11 @@ def test_pipeline_gates_adapters_that_were_switched_on(tiny_pipe, tokenizer):
     assert (gated[:2] != base[:2]).any()
 
 
-def test_pipeline_applies_an_adapter_without_a_filter_to_every_prompt(tiny_pipe, tokenizer):
+def test_pipeline_applies_an_adapter_without_a_filter_to_every_prompt(tiny_pipe, spelt_filter):
     """A request that has guidance alone is erased whatever the filters of the others say."""
     pipe = loaded(tiny_pipe, "other")
     base = draw(pipe)
-    encoder = FilteredTextEncoder(pipe.text_encoder, {"r": filter_for(tokenizer, "cat")}, HOOKPOINT)
+    encoder = FilteredTextEncoder(pipe.text_encoder, {"r": spelt_filter("cat", WIDTH)}, HOOKPOINT)
     install(pipe, encoder)
     gate_by_detection(pipe, encoder)
     gated = draw(pipe)
@@ -133,12 +122,12 @@ def test_pipeline_applies_an_adapter_without_a_filter_to_every_prompt(tiny_pipe,
     assert all((gated[i] != base[i]).any() for i in range(4))
 
 
-def test_pipeline_gated_twice_follows_the_later_filter(tiny_pipe, tokenizer):
+def test_pipeline_gated_twice_follows_the_later_filter(tiny_pipe, spelt_filter):
     """A second gate takes the first one's place, and undoing it gives back the U-Net's own forward."""
     pipe = loaded(tiny_pipe, "r")
     base, stock = draw(pipe), pipe.text_encoder
     for name in ("cat", "dog"):
-        encoder = FilteredTextEncoder(stock, {"r": filter_for(tokenizer, name)}, HOOKPOINT)
+        encoder = FilteredTextEncoder(stock, {"r": spelt_filter(name, WIDTH)}, HOOKPOINT)
         install(pipe, encoder)
         undo = gate_by_detection(pipe, encoder)
     gated = draw(pipe)
@@ -149,10 +138,10 @@ def test_pipeline_gated_twice_follows_the_later_filter(tiny_pipe, tokenizer):
     assert (draw(pipe) == base).all()
 
 
-def test_pipeline_without_the_filter_is_refused(tiny_pipe, tokenizer):
+def test_pipeline_without_the_filter_is_refused(tiny_pipe, spelt_filter):
     """Set as the text encoder and nothing more, a filter last sees the negative prompts, and would gate by those."""
     pipe = loaded(tiny_pipe, "r")
-    encoder = FilteredTextEncoder(pipe.text_encoder, {"r": filter_for(tokenizer, "cat")}, HOOKPOINT)
+    encoder = FilteredTextEncoder(pipe.text_encoder, {"r": spelt_filter("cat", WIDTH)}, HOOKPOINT)
     pipe.text_encoder = encoder
 
     with pytest.raises(
@@ -161,11 +150,11 @@ def test_pipeline_without_the_filter_is_refused(tiny_pipe, tokenizer):
         gate_by_detection(pipe, encoder)
 
 
-def test_pipeline_with_embeddings_is_refused(tiny_pipe, tokenizer):
+def test_pipeline_with_embeddings_is_refused(tiny_pipe, spelt_filter):
     """What the filter has not seen cannot be gated; with what an earlier call saw it would be gated wrongly."""
     pipe = loaded(tiny_pipe, "r")
-    states = encode(pipe.text_encoder, tokenizer, ["a cat"])
-    encoder = FilteredTextEncoder(pipe.text_encoder, {"r": filter_for(tokenizer, "cat")}, HOOKPOINT)
+    states = encode(pipe.text_encoder, pipe.tokenizer, ["a cat"])
+    encoder = FilteredTextEncoder(pipe.text_encoder, {"r": spelt_filter("cat", WIDTH)}, HOOKPOINT)
     install(pipe, encoder)
     gate_by_detection(pipe, encoder)
     draw(pipe)
@@ -174,7 +163,7 @@ def test_pipeline_with_embeddings_is_refused(tiny_pipe, tokenizer):
         pipe(prompt_embeds=states, negative_prompt_embeds=states, num_inference_steps=1)
 
 
-def test_studio_gated_draws_the_base_where_nothing_is_flagged(tiny_pipe, tokenizer, tmp_path):
+def test_studio_gated_draws_the_base_where_nothing_is_flagged(tiny_pipe, spelt_filter, tmp_path):
     """A gated picture of an unflagged prompt is the base's very image and is not drawn again; a flagged one is another."""
     pipe = loaded(tiny_pipe, "r")
     write_adapter(tmp_path / "r", pipe.unet, "r", params={}, inputs={}, facts={})
@@ -183,7 +172,7 @@ def test_studio_gated_draws_the_base_where_nothing_is_flagged(tiny_pipe, tokeniz
         size="quick", sizes={"quick": SizeParams(templates=1, seeds=1, retain=1)}, solver_steps=2, guidance_scale=3.0,
         batch=4, seed=0, gates=(),
     )  # fmt: skip
-    studio = Studio(pipe, {"r": filter_for(tokenizer, "cat")}, HOOKPOINT, {"r": tmp_path / "r"}, params)
+    studio = Studio(pipe, {"r": spelt_filter("cat", WIDTH)}, HOOKPOINT, {"r": tmp_path / "r"}, params)
     pictures = [Picture("a dog", 1), Picture("a cat", 1)]
     base, summed = studio.draw(pictures), studio.draw(pictures, adapters=["r"])
     count = len(studio._drawn)
