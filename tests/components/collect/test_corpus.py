@@ -8,8 +8,8 @@ from components.openmoji import world
 from components.openmoji.captions import mentions
 
 
-@pytest.fixture(scope="module")
-def corpus():
+def small_corpus():
+    """A few hundred prompts of each source."""
     return build_corpus(
         captions=400,
         english_phrases=400,
@@ -18,6 +18,11 @@ def corpus():
         seed=0,
         extra=["a cat", "a cat"],
     )
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return small_corpus()
 
 
 def test_corpus_holds_each_prompt_once(corpus):
@@ -36,14 +41,7 @@ def test_corpus_never_holds_a_reserved_name(corpus):
 
 def test_corpus_same_seed_same_table(corpus):
     """The table is a function of its arguments."""
-    again = build_corpus(
-        captions=400,
-        english_phrases=400,
-        benign=BenignParams(calibrate=200, evaluate=100),
-        held_out=0.1,
-        seed=0,
-        extra=["a cat", "a cat"],
-    )
+    again = small_corpus()
 
     assert again.equals(corpus)
 
