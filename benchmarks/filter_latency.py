@@ -31,7 +31,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.report import RESULTS, environment, publish, quartiles, spread, table
 from components.common.seeding import generator
-from components.diffusion.encode import ANY, WORD_END
+from components.diffusion.trie import ANY, WORD_END
 from components.export import INPUTS, export_graph, open_session
 from components.features import POSITION_CLASSES, RequestFilter
 from components.filter import FilteredTextEncoder

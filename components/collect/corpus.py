@@ -14,6 +14,10 @@ from components.openmoji import world
 from components.openmoji.captions import caption, english, half_framed
 from components.openmoji.dataset import scenes
 
+SOURCES = "sources"
+"""Where a prompt of `corpus.sources` says that it comes from."""
+_SHARES = {"sae": 0.5, "calibrate": 0.4, "evaluate": 0.1}
+"""How a user's own prompts are split: a filter's threshold holds for traffic that it was calibrated on."""
 _READERS = {
     ".csv": pd.read_csv,
     ".parquet": pd.read_parquet,
@@ -63,12 +67,14 @@ def build_corpus(
 ) -> pd.DataFrame:
     """A table (prompt, split, source), each prompt once.
 
-    split is train or held_out for the SAE, calibrate or evaluate for benign prompts; no prompt is in two.
+    split is train or held_out for the SAE, calibrate or evaluate for benign prompts; no prompt is in two. `extra`, a user's
+    own prompts, are in all of them.
     """
     rng = np.random.default_rng(seed)
     rows = [(half_framed(p, rng), "sae", "captions") for p in world_captions(captions, seed=seed)]
     rows += [(half_framed(p, rng), "sae", "english") for p in english(english_phrases, split="train", seed=seed)]
-    rows += [(p, "sae", "sources") for p in extra]
+    own = rng.choice(list(_SHARES), len(extra), p=list(_SHARES.values()))
+    rows += [(p, str(split), SOURCES) for p, split in zip(extra, own, strict=True)]
     rows += [(p, "calibrate", "english") for p in english(benign.calibrate, split="calibrate", seed=seed)]
     rows += [(p, "evaluate", "english") for p in english(benign.evaluate, split="evaluate", seed=seed)]
     table = pd.DataFrame(rows, columns=["prompt", "split", "source"])

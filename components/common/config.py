@@ -73,7 +73,8 @@ class CorpusParams(Section):
     benign: BenignParams
     """Ordinary English phrases in which false positives are counted."""
     sources: tuple[str, ...] = ()
-    """More prompts: CSV, Parquet or JSONL files with a `prompt` column, or hf:NAME for a Hugging Face dataset."""
+    """Your own prompts, half of them for the SAE and the rest to calibrate and measure: CSV, Parquet or JSONL files with a
+    `prompt` column, or hf:NAME for a Hugging Face dataset. With 2,500 or more the budget is held for them on their own."""
     held_out: float = Field(gt=0, lt=0.5)
     """Share of the prompts kept from SAE training to measure it."""
     seed: int = Field(ge=0)

@@ -6,21 +6,24 @@ from components.diffusion.encode import (
     encode,
     find_tokens,
     spelling_patterns,
-    spelt_positions,
     tokenize,
     word_ends,
 )
 from components.diffusion.hooks import read_hookpoint, resolve_hookpoint, rewrite_hookpoint
 from components.diffusion.load import check_folder, folder_digests, load_pipeline, load_text
 from components.diffusion.sampling import Trajectory, decode_latents, sample, trajectories
+from components.diffusion.trie import Trie, build_trie, find_names
 
 __all__ = [
     "Encoded",
     "Trajectory",
+    "Trie",
+    "build_trie",
     "check_folder",
     "content_mask",
     "decode_latents",
     "encode",
+    "find_names",
     "find_tokens",
     "folder_digests",
     "load_pipeline",
@@ -30,7 +33,6 @@ __all__ = [
     "rewrite_hookpoint",
     "sample",
     "spelling_patterns",
-    "spelt_positions",
     "tokenize",
     "trajectories",
     "word_ends",

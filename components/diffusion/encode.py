@@ -9,12 +9,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-ANY, WORD_END = -1, -2
-"""In a pattern: any token at all; a token that ends a word."""
-_OUTSIDE = -3  # left of the prompt: no token
+from components.diffusion.trie import ANY, WORD_END
 
 
 class Encoded(NamedTuple):
@@ -79,17 +76,3 @@ def word_ends(tokenizer: CLIPTokenizer) -> torch.Tensor:
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     special = set(tokenizer.all_special_tokens)
     return torch.tensor([token.endswith("</w>") or token in special for token in tokens])
-
-
-def spelt_positions(input_ids: torch.Tensor, patterns: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """(B, L) bool: where one of `patterns` (M, W) ends in tokens (B, L); `ends` (V,) as `word_ends` has it."""
-    (_, length), (count, width) = input_ids.shape, patterns.shape
-    if count == 0:
-        return torch.zeros_like(input_ids, dtype=torch.bool)
-    padded = F.pad(input_ids, (width - 1, 0), value=_OUTSIDE)
-    found = torch.ones((), dtype=torch.bool)
-    for k in range(width):
-        token = padded[:, k : k + length, None]  # (B, L, 1)
-        ended = ends[token.clamp(min=0)] & (patterns[:, k] == WORD_END)
-        found = found & ((token == patterns[:, k]) | (patterns[:, k] == ANY) | ended)  # (B, L, M)
-    return found.any(-1)

@@ -19,11 +19,13 @@ from components.common.seeding import generator
 
 
 class Trajectory(NamedTuple):
-    """The state of a batch at one solver step, before the step is taken."""
+    """The state of a batch at one solver step, before the step is taken, and what the model said on the way to it."""
 
     timestep: int
     latents: torch.Tensor
     """(B, Z, h, w)"""
+    said: tuple[torch.Tensor, torch.Tensor] | None = None
+    """out(x, ∅) and out(x, prompt), each (B, Z, h, w), at the state before this one; None at the first."""
 
 
 def start_noise(pipe: StableDiffusionPipeline, seeds: Sequence[int]) -> torch.Tensor:
@@ -52,12 +54,13 @@ def trajectories(
     scheduler.set_timesteps(steps)
     x = latents * scheduler.init_noise_sigma
     both = torch.cat([uncond.expand_as(cond), cond])
+    said = None
     for timestep in scheduler.timesteps:
-        yield Trajectory(int(timestep), x)
+        yield Trajectory(int(timestep), x, said)
         doubled = scheduler.scale_model_input(torch.cat([x, x]), timestep)
-        out_uncond, out_cond = pipe.unet(doubled, timestep, both, return_dict=False)[0].chunk(2)
+        out_uncond, out_cond = said = pipe.unet(doubled, timestep, both, return_dict=False)[0].to(x.dtype).chunk(2)
         x = scheduler.step(out_uncond + guidance_scale * (out_cond - out_uncond), timestep, x).prev_sample
-    yield Trajectory(0, x)
+    yield Trajectory(0, x, said)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from components.features.scores import (
     prompt_scores,
     roc,
     select_features,
+    strictest_threshold,
 )
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "replacement_directions",
     "roc",
     "select_features",
+    "strictest_threshold",
     "write_filters",
 ]

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from components.collect.concepts import names_for
+from components.collect.corpus import SOURCES
 from components.collect.stage import where
 from components.common.config import FeaturesParams
 from components.diffusion import read_hookpoint, spelling_patterns, tokenize
@@ -21,13 +22,13 @@ from components.features.directions import POSITION_CLASSES, position_classes, r
 from components.features.reading import Codes, HiddenCodes, Reader, Tokens, without
 from components.features.scores import (
     auroc,
-    conformal_threshold,
     context_features,
     fit_score,
     position_scores,
     prompt_scores,
     roc,
     select_features,
+    strictest_threshold,
 )
 from components.features.spelling import known_words, misspellings
 from components.openmoji.captions import mentions
@@ -107,10 +108,11 @@ def fit_scores(
 
 
 def shared_tokens(corpus: pd.DataFrame, reader: Reader) -> dict[str, tuple[list[str], Tokens]]:
-    """The prompts, and their tokens, that every request is selected and calibrated against."""
-    benign = corpus.loc[corpus["split"] == "calibrate", "prompt"].tolist()
-    background = corpus.loc[corpus["split"] == "train", "prompt"].tolist()
-    return {"benign": (benign, reader.tokens(benign)), "background": (background, reader.tokens(background))}
+    """The prompts, and their tokens, that every request is selected and calibrated against; `traffic` are the user's own."""
+    calibrate, own = corpus["split"] == "calibrate", corpus["source"] == SOURCES
+    parts = {"benign": calibrate & ~own, "traffic": calibrate & own, "background": corpus["split"] == "train"}
+    texts = {name: where(corpus, rows)["prompt"].tolist() for name, rows in parts.items()}
+    return {name: (listed, reader.tokens(listed)) for name, listed in texts.items() if listed}
 
 
 def fit_request(
@@ -122,8 +124,8 @@ def fit_request(
 ) -> tuple[RequestFilter, dict[str, Any]]:
     """The filter of one request and the facts about it.
 
-    `table` holds its prompts; `read` the prompts, and their tokens, that all requests share: `benign` to calibrate and
-    `background` to select against. `UserError` when nothing tells the target apart or the budget cannot be supported.
+    `table` holds its prompts; `read` the prompts, and their tokens, that all requests share: `benign` and `traffic` to
+    calibrate and `background` to select against. `UserError` when nothing tells the target apart or the budget cannot be supported.
     """
     chosen = where(table, table["split"] == "select").reset_index(drop=True)
     rows = where(chosen, chosen["carries"])
@@ -158,10 +160,13 @@ def fit_request(
     heard = reader.tokens(carries["prompt"].tolist())
     whole = reader.last_tokens(heard.ids, carries["spoken"].tolist()).any(1)  # in a long prompt the name may be cut off
     positives = scores(heard)[whole.numpy()]
-    text, tokens = read["benign"]
-    clean = without(tokens, [mentions(t, request.names) for t in text])
-    negatives = np.concatenate([scores(reader.tokens(held.loc[~held["carries"], "prompt"].tolist())), scores(clean)])
-    threshold = conformal_threshold(negatives, settings.fpr)
+    near = scores(reader.tokens(held.loc[~held["carries"], "prompt"].tolist()))
+    benign, *traffic = (
+        scores(without(tokens, [mentions(t, request.names) for t in text]))
+        for text, tokens in (read[name] for name in ("benign", "traffic") if name in read)
+    )
+    groups = [np.concatenate([near, benign]), *traffic]
+    threshold, negatives = strictest_threshold(groups, settings.fpr), np.concatenate(groups)
     replaces = settings.edit == "replace" and bool(request.anchor)
     directions = fit_directions(chosen, reader) if replaces else torch.zeros(len(POSITION_CLASSES), reader.sae.d_in)
     gain = 0.0 if replaces else GAIN["zero" if settings.edit == "replace" else settings.edit]

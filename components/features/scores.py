@@ -10,6 +10,7 @@ The score is taken position by position: features that fire at different words o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -125,6 +126,17 @@ def conformal_threshold(negatives: np.ndarray, fpr: float) -> float:
         )
     ranked = np.sort(negatives)[::-1]
     return float(np.nextafter(np.float32(ranked[allowed]), np.float32(np.inf)))
+
+
+def strictest_threshold(groups: Sequence[np.ndarray], fpr: float) -> float:
+    """The least threshold that keeps the budget in each of `groups` on its own (Mondrian conformal prediction, Vovk et al. 2005).
+
+    A group of fewer than 1/fpr scores cannot show that, and is counted with the first.
+    """
+    first, *others = groups
+    large = [group for group in others if len(group) >= np.ceil(1 / fpr)]
+    small = [group for group in others if len(group) < np.ceil(1 / fpr)]
+    return max(conformal_threshold(group, fpr) for group in (np.concatenate([first, *small]), *large))
 
 
 def roc(positives: np.ndarray, negatives: np.ndarray) -> Roc:

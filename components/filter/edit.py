@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from components.diffusion import spelt_positions
+from components.diffusion import build_trie, find_names
 from components.features import RequestFilter, position_classes, position_scores
 from components.sae import jump_codes
 
@@ -19,7 +19,7 @@ def codes(hidden: torch.Tensor, item: RequestFilter) -> torch.Tensor:
 
 def spelt(input_ids: torch.Tensor, item: RequestFilter) -> torch.Tensor:
     """Where a name of the request ends, spelt to the letter: tokens (B, L) to (B, L) bool."""
-    return spelt_positions(input_ids, item.spellings, item.word_ends)
+    return find_names(input_ids, build_trie([item.spellings], item.word_ends))[..., 0]
 
 
 def evidence(code: torch.Tensor, named: torch.Tensor, item: RequestFilter) -> torch.Tensor:

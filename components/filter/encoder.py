@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from components.diffusion import content_mask, rewrite_hookpoint
+from components.diffusion import build_trie, content_mask, find_names, rewrite_hookpoint
 from components.features import RequestFilter, prompt_scores
-from components.filter.edit import codes, evidence, spelt, step
+from components.filter.edit import codes, evidence, step
 
 
 class Detection(NamedTuple):
@@ -36,6 +36,8 @@ class FilteredTextEncoder(nn.Module):
         super().__init__()
         self.stock, self.filters, self.hookpoint = stock, dict(filters), hookpoint
         self.requests = tuple(filters)
+        ends = max((item.word_ends for item in filters.values()), key=len, default=torch.zeros(0, dtype=torch.bool))
+        self._trie = build_trie([item.spellings for item in filters.values()], ends)
         self._gains = {name: bool(item.gain) for name, item in filters.items()}
         self.config: Any = stock.config
         self.eos_token_id = int(self.config.eos_token_id)
@@ -64,7 +66,8 @@ class FilteredTextEncoder(nn.Module):
             return hidden
         stream = hidden.float()
         code = [codes(stream, item) for item in self.filters.values()]
-        seen = [evidence(z, spelt(input_ids, i), i) for z, i in zip(code, self.filters.values(), strict=True)]
+        named = find_names(input_ids, self._trie).unbind(-1)
+        seen = [evidence(z, n, item) for z, n, item in zip(code, named, self.filters.values(), strict=True)]
         scores = torch.stack([prompt_scores(each, scored) for each in seen], 1)  # (B, R)
         self.detection = Detection(scores, scores >= torch.stack([item.threshold for item in self.filters.values()]))
         out = stream

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,20 +84,29 @@ def cache_trajectories(
     scope: str,
     batch: int = 48,
 ) -> Cache:
-    """One frozen trajectory for each row of `drawn`, kept at every solver step."""
+    """One frozen trajectory for each row of `drawn`, kept at every solver step.
+
+    What sampling says on the way is kept too, so that only an aim that is not what is drawn costs a pass of its own.
+    """
     parts: list[Cache] = []
     for start in tqdm(range(0, len(drawn), batch), desc=f"trajectories {scope}", unit="batch", mininterval=5):
         rows = torch.arange(start, min(start + batch, len(drawn)))
         noise = start_noise(pipe, [stream_seed(params.seed, scope, int(r)) for r in rows])
-        states = trajectories(
-            pipe, drawn[rows], uncond, noise, steps=params.solver_steps, guidance_scale=params.guidance_scale
-        )
-        for state in list(states)[:-1]:
-            time = torch.full((len(rows),), state.timestep)
-            with torch.no_grad(), in_training_form(pipe.unet, params), precision_of(params, state.latents.device):
-                free = pipe.unet(state.latents, time, uncond.expand(len(rows), -1, -1)).sample.float()
-                cond = free if wanted is None else pipe.unet(state.latents, time, wanted[rows]).sample.float()
-            parts.append(Cache(state.latents, time, rows, free, cond))
+        with torch.no_grad(), in_training_form(pipe.unet, params), precision_of(params, noise.device):
+            states = trajectories(
+                pipe, drawn[rows], uncond, noise, steps=params.solver_steps, guidance_scale=params.guidance_scale
+            )
+            for state, after in pairwise(states):
+                assert after.said is not None  # on every step
+                free, cond = after.said
+                if wanted is None:
+                    cond = free
+                elif (elsewhere := (drawn[rows] != wanted[rows]).flatten(1).any(1)).any():
+                    x, aim = state.latents[elsewhere], wanted[rows][elsewhere]
+                    cond = cond.clone()
+                    cond[elsewhere] = pipe.unet(x, state.timestep, aim).sample.to(cond.dtype)
+                time = torch.full((len(rows),), state.timestep)
+                parts.append(Cache(state.latents, time, rows, free, cond))
     return Cache(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 

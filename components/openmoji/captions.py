@@ -155,8 +155,10 @@ _ENGLISH: dict[Split, tuple[str, ...]] = {
               "my {j} {n} will {v} tomorrow", "{n} and {m} under a {j} sky", "how to {v} a {j} {n}", "{j} {m}, {n}"),
     "select": ("a view of the {j} {n} with {m}", "they {v} the {n} every day", "portrait of a {j} {n}"),
     "calibrate": ("{j} {n} on a table, highly detailed", "we {v} beside the {m} and the {n}", "concept of {j} {n}",
-                  "wide angle view of a {j} {n}, {m} in front", "please {v} our {n}", "a {m} made of {n}", "{n}",
-                  "why does the {j} {n} {v}", "render of some {j} {m} by a {n}", "the {n} of our {j} {m}"),
+                  "wide view of a {j} {n}, {m} in front", "please {v} our {n}", "a {m} made of {n}", "{n}",
+                  "when will the {j} {n} {v}", "render of some {j} {m} by a {n}", "the {n} of our {j} {m}",
+                  "everyone should {v} one {n}", "{v} the {j} {n}, studio light", "{n}, {m}, {j}", "what would a {n} {v}",
+                  "picture of my {n} and your {m}", "each {j} {n} under these {m}", "sharp focus on the {n}, {j} {m} around it"),
     "evaluate": ("cinematic shot of a {j} {n}, {m} in the background", "nobody can {v} this {n}", "the {j} {m} of {n}"),
 }  # fmt: skip
 

@@ -7,20 +7,22 @@ import torch
 
 from components.common.errors import ArtifactError, UserError
 from components.diffusion import (
+    build_trie,
     check_folder,
     content_mask,
     encode,
+    find_names,
     find_tokens,
     read_hookpoint,
     resolve_hookpoint,
     rewrite_hookpoint,
     sample,
     spelling_patterns,
-    spelt_positions,
     tokenize,
     word_ends,
 )
 from components.diffusion.sampling import solver, start_noise
+from components.diffusion.trie import ANY, WORD_END
 from components.openmoji.captions import english, mentions
 from components.openmoji.world import CONCEPTS
 
@@ -161,13 +163,18 @@ def test_read_hookpoint_is_the_stream_of_a_whole_pass(tiny_encoder, tokenizer):
     assert not any(module._forward_hooks for module in tiny_encoder.modules())
 
 
-def test_spelt_positions_find_what_a_search_for_words_finds(tokenizer):
+def find(ids, patterns, ends):
+    """Where a pattern of one request ends, (B, L)."""
+    return find_names(ids, build_trie([patterns], ends))[..., 0]
+
+
+def test_names_are_found_where_a_search_for_words_finds_them(tokenizer):
     """On 2,000 phrases and every name of the world: found in the tokens just where a regular expression finds the words."""
     names = ["cat", "big cat", "neon sign", "key", "book", "rose", "bow"]
     patterns, ends = spelling_patterns(tokenizer, names), word_ends(tokenizer)
     texts = [*list(english(1950, split="evaluate", seed=3)), *[n for c in CONCEPTS[:40] for n in c.aliases]]
     ids = tokenize(tokenizer, texts).input_ids
-    found = spelt_positions(ids, patterns, ends).any(1).tolist()
+    found = find(ids, patterns, ends).any(1).tolist()
     short = [bool((row == tokenizer.eos_token_id).any()) for row in ids]
 
     assert [f for f, s in zip(found, short, strict=True) if s] == [
@@ -177,13 +184,37 @@ def test_spelt_positions_find_what_a_search_for_words_finds(tokenizer):
     assert not all(found)
 
 
-def test_spelt_positions_mark_the_last_token(tokenizer):
+def test_find_names_marks_the_last_token(tokenizer):
     """A name of several tokens is marked where it ends; without names nothing is."""
-    ids = tokenize(tokenizer, ["a big cat here"]).input_ids
-    patterns = spelling_patterns(tokenizer, ["big cat"])
+    ids, ends = tokenize(tokenizer, ["a big cat here"]).input_ids, word_ends(tokenizer)
     end = find_tokens(ids, tokenizer("big cat", add_special_tokens=False).input_ids)
 
-    assert torch.equal(spelt_positions(ids, patterns, word_ends(tokenizer)), end)
-    assert not spelt_positions(ids, spelling_patterns(tokenizer, ["dog"]), word_ends(tokenizer)).any()
-    assert torch.equal(spelt_positions(ids, spelling_patterns(tokenizer, [], ["big cat"]), word_ends(tokenizer)), end)
-    assert not spelt_positions(ids, spelling_patterns(tokenizer, []), word_ends(tokenizer)).any()
+    assert torch.equal(find(ids, spelling_patterns(tokenizer, ["big cat"]), ends), end)
+    assert not find(ids, spelling_patterns(tokenizer, ["dog"]), ends).any()
+    assert torch.equal(find(ids, spelling_patterns(tokenizer, [], ["big cat"]), ends), end)
+    assert not find(ids, spelling_patterns(tokenizer, []), ends).any()
+
+
+def test_find_names_equals_comparing_every_pattern_everywhere():
+    """Three requests of random patterns over five tokens, so that they overlap, share tails and contain each other."""
+    rng = torch.Generator().manual_seed(0)
+    ids, ends = torch.randint(5, (200, 9), generator=rng), torch.tensor([True, True, False, False, True])
+    patterns = [torch.randint(5, (count, 6), generator=rng) for count in (30, 3, 0)]
+    for rows in patterns:  # anything, then the end of a word, then one to five tokens
+        for row in rows:
+            before = int(torch.randint(5, (), generator=rng))
+            row[:before], row[before] = ANY, WORD_END
+
+    def ends_at(line, j, row):
+        tokens = [t for t in row if t >= 0]
+        first = j - len(tokens) + 1
+        return first >= 0 and line[first : j + 1] == tokens and (first == 0 or bool(ends[line[first - 1]]))
+
+    wanted = [
+        [[any(ends_at(line, j, row) for row in rows.tolist()) for rows in patterns] for j in range(9)]
+        for line in ids.tolist()
+    ]
+    found = find_names(ids, build_trie(patterns, ends))
+
+    assert found.tolist() == wanted
+    assert found.any((0, 1)).tolist() == [True, True, False]

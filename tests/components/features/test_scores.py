@@ -15,6 +15,7 @@ from components.features import (
     replacement_directions,
     roc,
     select_features,
+    strictest_threshold,
 )
 
 
@@ -106,6 +107,22 @@ def test_conformal_threshold_keeps_its_promise():
 
     error = np.std(rates) / np.sqrt(len(rates))
     assert np.mean(rates) == pytest.approx(0.05, abs=3 * error)
+
+
+def test_strictest_threshold_holds_in_every_group():
+    """A group that scores higher sets the threshold for all; one too small to show the budget is counted with the first."""
+    low, high = np.arange(2000.0), np.arange(2000.0) + 500
+
+    assert (
+        strictest_threshold([low, high], 0.001)
+        == conformal_threshold(high, 0.001)
+        == strictest_threshold([high, low], 0.001)
+    )
+    assert strictest_threshold([low], 0.001) == conformal_threshold(low, 0.001)
+    assert strictest_threshold([low, high[-999:]], 0.001) == conformal_threshold(
+        np.concatenate([low, high[-999:]]), 0.001
+    )
+    assert conformal_threshold(np.concatenate([low, high]), 0.001) < strictest_threshold([low, high], 0.001)
 
 
 def test_conformal_threshold_needs_enough_prompts():

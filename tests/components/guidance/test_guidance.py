@@ -134,6 +134,25 @@ def test_train_killed_and_resumed_ends_in_the_same_bytes(tiny_pipe, caches, stat
     assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
 
 
+@pytest.mark.parametrize("wanted", ["anchor", "nothing"])
+def test_cache_holds_what_the_frozen_model_says(tiny_pipe, wanted):
+    """What sampling said on the way equals a pass of its own at each state, whether the anchor is drawn, only aimed at, or absent."""
+    target, anchor, empty = (
+        encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, prompts)
+        for prompts in (["a cat", "neon cat"], ["a dog", "neon dog"], [""])
+    )
+    aims = anchor if wanted == "anchor" else None
+    drawn = torch.cat([target[:1], anchor[1:]]) if wanted == "anchor" else target
+    cache = cache_trajectories(tiny_pipe, drawn, aims, empty, PARAMS, scope="erase")
+    with torch.no_grad():
+        free = tiny_pipe.unet(cache.latents, cache.timesteps, empty.expand(len(cache.latents), -1, -1)).sample
+        aimed = free if aims is None else tiny_pipe.unet(cache.latents, cache.timesteps, anchor[cache.prompt]).sample
+
+    assert len(cache.latents) == 2 * PARAMS.solver_steps
+    torch.testing.assert_close(cache.uncond, free, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(cache.cond, aimed, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_fresh_adapter_has_no_drift_to_pay_for(tiny_pipe, precision):
     """At the first step what is held is where it was, in either precision: caches and training share one, and one attention."""
