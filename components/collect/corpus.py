@@ -68,17 +68,20 @@ def build_corpus(
     """A table (prompt, split, source), each prompt once.
 
     split is train or held_out for the SAE, calibrate or evaluate for benign prompts; no prompt is in two. `extra`, a user's
-    own prompts, are in all of them.
+    own prompts, are spread over all four.
     """
     rng = np.random.default_rng(seed)
     rows = [(half_framed(p, rng), "sae", "captions") for p in world_captions(captions, seed=seed)]
     rows += [(half_framed(p, rng), "sae", "english") for p in english(english_phrases, split="train", seed=seed)]
-    own = rng.choice(list(_SHARES), len(extra), p=list(_SHARES.values()))
-    rows += [(p, str(split), SOURCES) for p, split in zip(extra, own, strict=True)]
+    rows += [(p, SOURCES, SOURCES) for p in extra]
     rows += [(p, "calibrate", "english") for p in english(benign.calibrate, split="calibrate", seed=seed)]
     rows += [(p, "evaluate", "english") for p in english(benign.evaluate, split="evaluate", seed=seed)]
     table = pd.DataFrame(rows, columns=["prompt", "split", "source"])
     unique = table.drop_duplicates("prompt", keep="first").reset_index(drop=True)
+    own = np.random.default_rng([seed, 1]).permutation(np.flatnonzero(unique["split"] == SOURCES))
+    cuts = np.round(np.cumsum(list(_SHARES.values()))[:-1] * len(own)).astype(int)
+    for split, chosen in zip(_SHARES, np.split(own, cuts), strict=True):
+        unique.loc[chosen, "split"] = split
     rng = np.random.default_rng(seed)
     for_sae = np.flatnonzero(unique["split"] == "sae")
     kept = rng.permutation(for_sae)[: int(held_out * len(for_sae))]

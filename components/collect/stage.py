@@ -59,13 +59,13 @@ def corpus() -> None:
 
 
 def concepts() -> None:
-    """Draws each request's prompts; none of the evaluation is in the corpus of the SAE."""
+    """Draws each request's prompts; none of the evaluation is among what the SAE learns from or thresholds are set on."""
     params, requests = load_params().concepts, load_requests()
     check_world(requests)
     table = build_prompts(
         requests, per_name=params.per_name, retain=params.retain, mixed=params.mixed, seed=params.seed
     )
-    seen = set(read_table(CORPUS).query("split in ('train', 'held_out')")["prompt"])
+    seen = set(read_table(CORPUS).query("split != 'evaluate'")["prompt"])
     fresh = where(table, (table["split"] != "evaluate") | ~table["prompt"].isin(list(seen))).reset_index(drop=True)
     benign = read_table(CORPUS).query("split in ('calibrate', 'evaluate')")
     for request_id, request in requests.items():

@@ -74,7 +74,8 @@ class CorpusParams(Section):
     """Ordinary English phrases in which false positives are counted."""
     sources: tuple[str, ...] = ()
     """Your own prompts, half of them for the SAE and the rest to calibrate and measure: CSV, Parquet or JSONL files with a
-    `prompt` column, or hf:NAME for a Hugging Face dataset. With 2,500 or more the budget is held for them on their own."""
+    `prompt` column, or hf:NAME for a Hugging Face dataset. With well over 2.5 / features.fpr of them the budget is held for
+    them on their own."""
     held_out: float = Field(gt=0, lt=0.5)
     """Share of the prompts kept from SAE training to measure it."""
     seed: int = Field(ge=0)
@@ -171,7 +172,8 @@ class GuidanceParams(Section):
     anchor_share: float = Field(ge=0, le=1)
     """Part of the cached trajectories about the target that draw the anchor instead; none without an anchor."""
     precision: Literal["no", "bf16"]
-    """Of the U-Net's passes in training: float32, or bfloat16 where it can; the adapter is float32 either way."""
+    """Of the U-Net's passes, in training and in sampling what it trains on: float32, or bfloat16 where it can; the adapter is
+    float32 either way."""
     gradient_checkpointing: bool
     """Compute activations twice rather than keep them: a large U-Net then fits."""
     null_space: bool

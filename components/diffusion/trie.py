@@ -1,9 +1,10 @@
-"""Finds the names of many requests in tokens at once, at a cost that does not grow with how many names there are.
+"""Finds the names of many requests in tokens at once, at a cost that hardly grows with how many names there are.
 
     B prompts, L token positions, V vocabulary, M patterns of W tokens, R requests, S states, T buckets of K slots
 
 All patterns lie in one trie (Fredkin 1960), read backwards from a name's last token; its edges lie in a hash table. Every
-position takes one step a token through all names together, by gathers alone, so that the walk goes into an ONNX graph too.
+position takes as many steps as the longest name has tokens, through all names together and by gathers alone, so that the
+walk goes into an ONNX graph too. What grows is a bit a request at each position, and slowly the fullest bucket.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Trie(NamedTuple):
     names: torch.Tensor
     """(S, R) bool: the requests of which a name is complete there, if a word ends before it."""
     ends: torch.Tensor
-    """(V + 1,) bool: the tokens that end a word; the last stands for what is left of the prompt, and does."""
+    """(V + 1,) bool: the tokens that end a word; the last stands for what lies before the first token, and does."""
     depth: int
     """Tokens of the longest name."""
 

@@ -15,7 +15,7 @@ Every threshold comes from the calibration split by the same rule and for the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ from components.common.config import Params
 from components.diffusion import tokenize
 from components.evaluate.metrics import Metric, mean_interval, proportion
 from components.evaluate.prompts import NAMED, POSITIVE
-from components.features import RequestFilter, auroc, conformal_threshold, position_scores
+from components.features import RequestFilter, auroc, conformal_threshold, position_scores, strictest_threshold
 from components.features.fit import fit_request
 from components.features.reading import Reader, Tokens, without
 from components.features.spelling import known_words, misspellings
@@ -197,15 +197,15 @@ def score_request(
     detector: Detector,
     request: Request,
     reader: Reader,
-    calibration: Reading,
+    calibration: Sequence[Reading],  # groups, in each of which the budget is kept
     readings: Mapping[str, Reading],
     benign: Reading,
     fpr: float,
 ) -> Scores:
     """One detector's threshold for one request, from `calibration`, and its scores of every group of prompts."""
     compute = DETECTORS[name]
-    clean = np.array([not mentions(t, request.names) for t in calibration.texts])
-    threshold = 1.0 if name == "word list" else conformal_threshold(compute(calibration, reader, detector)[clean], fpr)
+    groups = [compute(g, reader, detector)[[not mentions(t, request.names) for t in g.texts]] for g in calibration]
+    threshold = 1.0 if name == "word list" else strictest_threshold(groups, fpr)
     free = np.array([not mentions(t, request.names) for t in benign.texts])
     positive, negative = {}, {"benign": compute(benign, reader, detector)[free]}
     for role, reading in readings.items():

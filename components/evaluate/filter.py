@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from components.collect.corpus import SOURCES
 from components.collect.stage import read_concepts, read_table, where
 from components.common.artifacts import SIDECAR, canonical, digest, new_folder
 from components.common.config import Params
@@ -65,14 +66,17 @@ def report_filter(
     wanted = world_requests(count, requests, seed=params.concepts.seed)
     table, detectors = fit_all(wanted, params, reader, shared)
     ordinary = read(reader, benign_prompts(benign, seed=params.concepts.seed))
-    calibration = read(reader, where(corpus, corpus["split"] == "calibrate")["prompt"].tolist())
+    calibrate = where(corpus, corpus["split"] == "calibrate")
+    english, *traffic = (
+        read(reader, rows["prompt"].tolist()) for _, rows in calibrate.groupby(calibrate["source"] == SOURCES)
+    )
     prompts = evaluate_prompts(wanted, table, per_role=24, seed=params.concepts.seed)
     scores: dict[str, dict[str, Scores]] = {name: {} for name in DETECTORS}
     carrying: dict[str, Reading] = {}
     for request_id, detector in tqdm(detectors.items(), desc="detect", unit="request"):
         readings = {role: read(reader, texts) for role, texts in prompts[request_id].items()}
         rows = where(table, (table["request"] == request_id) & (table["split"] == "calibrate") & ~table["carries"])
-        own = join([calibration, read(reader, rows["prompt"].tolist())])
+        own = [join([english, read(reader, rows["prompt"].tolist())]), *traffic]
         carrying[request_id] = join([readings[role] for role in NAMED if role in readings])
         for name in DETECTORS:
             scores[name][request_id] = score_request(
@@ -81,7 +85,7 @@ def report_filter(
     detection = {name: summarise(found) for name, found in scores.items()}
     shipped = {name: summarise({k: v for k, v in found.items() if k in requests}) for name, found in scores.items()}
     together = {
-        str(n): measure_together(n, wanted, detectors, carrying, scores[SHIPPED], reader, ordinary, calibration, params)
+        str(n): measure_together(n, wanted, detectors, carrying, scores[SHIPPED], reader, ordinary, english, params)
         for n in sorted({min(n, len(wanted)) for n in COUNTS})
     }
     pictures: list[tuple[str, np.ndarray]] = []

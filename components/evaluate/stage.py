@@ -18,7 +18,8 @@ import pandas as pd
 import torch
 from skimage.metrics import structural_similarity
 
-from components.collect.concepts import known_targets
+from components.collect.concepts import known_targets, names_for
+from components.collect.corpus import SOURCES
 from components.collect.stage import read_concepts, read_table, where
 from components.common.artifacts import SIDECAR, canonical, digest, new_folder
 from components.common.config import Params, load_params
@@ -32,7 +33,7 @@ from components.evaluate.images import Picture, Studio
 from components.evaluate.metrics import Metric, erased, mean_interval, proportion, rate_of
 from components.evaluate.report import grid, write_report
 from components.features import auroc, read_filters
-from components.filter import FilteredTextEncoder
+from components.filter import FilteredTextEncoder, spelt
 from components.guidance import relative_drift, use_adapters
 from components.openmoji.captions import mentions
 from components.openmoji.clip import ClipScore
@@ -216,14 +217,19 @@ def measure_filter(
     pipe = studio.pipe
     names = [m for m in members if m in studio.filters]
     encoder = FilteredTextEncoder(pipe.text_encoder, {n: studio.filters[n] for n in names}, studio.hookpoint)
-    spoken = tuple(name for n in names for name in requests[n].names)
+    spoken = tuple(name for n in names for name in names_for(requests[n], "evaluate"))
     rows = where(table, table["request"].isin(names)).drop_duplicates("prompt")
-    benign = [p for p in read_table(CORPUS).query("split == 'evaluate'")["prompt"] if not mentions(p, spoken)]
     groups = {
         "positive": rows.loc[rows["carries"], "prompt"].tolist(),
         "near": [p for p in rows.loc[~rows["carries"], "prompt"] if not mentions(p, spoken)],
-        "benign": benign,
     }
+    used = set(table["prompt"])  # a user's own prompt may be one of ours
+    for source, listed in read_table(CORPUS).query("split == 'evaluate'").groupby("source", sort=True):
+        ids = tokenize(pipe.tokenizer, listed["prompt"].tolist()).input_ids
+        named = torch.stack([spelt(ids, studio.filters[n]).any(1) for n in names]).any(0).tolist()
+        groups["traffic" if source == SOURCES else "benign"] = [
+            p for p, n in zip(listed["prompt"], named, strict=True) if not (n or p in used or mentions(p, spoken))
+        ]
     margin: dict[str, np.ndarray] = {}
     moved, unflagged = 0.0, 0
     limits = torch.stack([studio.filters[n].threshold for n in names])
@@ -249,6 +255,8 @@ def measure_filter(
         "fpr_neighbours": proportion(margin["near"] >= 0),
         "passthrough_max_abs": Metric(moved, unflagged, moved, moved),
     }
+    if "traffic" in margin:
+        found_metrics["fpr_traffic"] = proportion(margin["traffic"] >= 0)
     return {name: metric.record() for name, metric in found_metrics.items()}
 
 

@@ -16,7 +16,7 @@ from components.collect.concepts import names_for
 from components.collect.corpus import SOURCES
 from components.collect.stage import where
 from components.common.config import FeaturesParams
-from components.diffusion import read_hookpoint, spelling_patterns, tokenize
+from components.diffusion import build_trie, find_names, read_hookpoint, spelling_patterns, tokenize
 from components.features.artifact import RequestFilter
 from components.features.directions import POSITION_CLASSES, position_classes, replacement_directions
 from components.features.reading import Codes, HiddenCodes, Reader, Tokens, without
@@ -28,6 +28,7 @@ from components.features.scores import (
     prompt_scores,
     roc,
     select_features,
+    stands_alone,
     strictest_threshold,
 )
 from components.features.spelling import known_words, misspellings
@@ -137,8 +138,17 @@ def fit_request(
         role: reader.tokens(rows["prompt"].tolist())
         for role, rows in where(chosen, ~chosen["carries"]).groupby("role", sort=True)
     }
-    text, tokens = read["background"]
-    pool = without(tokens, [mentions(t, request.names) for t in text]).hidden
+    listed = names_for(request, "evaluate")
+    spellings = spelling_patterns(reader.tokenizer, listed, misspellings(listed, known_words()))
+    trie = build_trie([spellings], reader.word_ends)
+
+    def unnamed(part: str) -> Tokens:
+        """Those of the prompts that all requests share that do not name the target, however it is spelt."""
+        text, tokens = read[part]
+        spelt = find_names(tokens.ids, trie)[..., 0].any(1).tolist()
+        return without(tokens, [s or mentions(t, tuple(listed)) for s, t in zip(spelt, text, strict=True)])
+
+    pool = unnamed("background").hidden
     groups = [group.hidden for group in kept.values()] + [pool[: len(pool) // SHARE]]
     fitted = fit_scores(
         HiddenCodes(reader, carrying.hidden[labels >= 0]),
@@ -161,10 +171,7 @@ def fit_request(
     whole = reader.last_tokens(heard.ids, carries["spoken"].tolist()).any(1)  # in a long prompt the name may be cut off
     positives = scores(heard)[whole.numpy()]
     near = scores(reader.tokens(held.loc[~held["carries"], "prompt"].tolist()))
-    benign, *traffic = (
-        scores(without(tokens, [mentions(t, request.names) for t in text]))
-        for text, tokens in (read[name] for name in ("benign", "traffic") if name in read)
-    )
+    benign, *traffic = (scores(unnamed(part)) for part in ("benign", "traffic") if part in read)
     groups = [np.concatenate([near, benign]), *traffic]
     threshold, negatives = strictest_threshold(groups, settings.fpr), np.concatenate(groups)
     replaces = settings.edit == "replace" and bool(request.anchor)
@@ -184,14 +191,12 @@ def fit_request(
         directions=directions,
         gain=torch.tensor(gain),
         classes=torch.tensor([float(name in settings.positions) for name in POSITION_CLASSES]),
-        spellings=spelling_patterns(
-            reader.tokenizer, listed := names_for(request, "evaluate"), misspellings(listed, known_words())
-        ),
+        spellings=spellings,
         word_ends=reader.word_ends,
     )
     curve = roc(positives, negatives)
     keep = np.unique(np.linspace(0, len(curve.fpr) - 1, 200).astype(int))
-    facts = {
+    facts: dict[str, Any] = {
         "names": names,
         "contrast": [round(float(c), 4) for c in contrast],
         "features": own.tolist(),
@@ -208,6 +213,9 @@ def fit_request(
             "tpr": [round(float(v), 6) for v in curve.tpr[keep]],
         },
     }
+    for heard in traffic:
+        flagged = {"fpr": round(float((heard >= threshold).mean()), 6)} if len(heard) else {}
+        facts["calibration"]["traffic"] = {"n": len(heard), "alone": stands_alone(heard, settings.fpr)} | flagged
     return item, facts
 
 

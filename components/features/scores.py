@@ -129,14 +129,19 @@ def conformal_threshold(negatives: np.ndarray, fpr: float) -> float:
 
 
 def strictest_threshold(groups: Sequence[np.ndarray], fpr: float) -> float:
-    """The least threshold that keeps the budget in each of `groups` on its own (Mondrian conformal prediction, Vovk et al. 2005).
+    """The least threshold that keeps the budget in each of `groups` (Mondrian conformal prediction, Vovk et al. 2005).
 
-    A group of fewer than 1/fpr scores cannot show that, and is counted with the first.
+    A group of fewer than 1/fpr scores cannot show that on its own: for those it is kept together with the first.
     """
     first, *others = groups
-    large = [group for group in others if len(group) >= np.ceil(1 / fpr)]
-    small = [group for group in others if len(group) < np.ceil(1 / fpr)]
-    return max(conformal_threshold(group, fpr) for group in (np.concatenate([first, *small]), *large))
+    pooled = np.concatenate([first, *(group for group in others if not stands_alone(group, fpr))])
+    alone = [group for group in others if stands_alone(group, fpr)]
+    return max(conformal_threshold(group, fpr) for group in (first, pooled, *alone))
+
+
+def stands_alone(group: np.ndarray, fpr: float) -> bool:
+    """Whether so many scores can show a false-positive rate of `fpr`."""
+    return bool(len(group) >= np.ceil(1 / fpr))
 
 
 def roc(positives: np.ndarray, negatives: np.ndarray) -> Roc:

@@ -44,15 +44,19 @@ def test_corpus_splits_a_users_own_prompts():
     """Of a user's prompts half train the SAE, two in five calibrate and one in ten measure, each in one split alone."""
     own = [f"prompt number {i}" for i in range(2000)]
     table = build_corpus(
-        captions=50, english_phrases=50, benign=BenignParams(calibrate=50, evaluate=50), held_out=0.1, seed=0, extra=own
+        captions=50,
+        english_phrases=50,
+        benign=BenignParams(calibrate=50, evaluate=50),
+        held_out=0.1,
+        seed=0,
+        extra=[*own, *own],
     )
     mine = table[table["source"] == SOURCES]
-    share = mine["split"].value_counts() / len(mine)
 
     assert sorted(mine["prompt"]) == sorted(own)
-    assert share["train"] + share["held_out"] == pytest.approx(0.5, abs=0.04)
-    assert share["calibrate"] == pytest.approx(0.4, abs=0.04)
-    assert share["evaluate"] == pytest.approx(0.1, abs=0.03)
+    assert mine["split"].replace("held_out", "train").value_counts().to_dict() == {
+        "train": 1000, "calibrate": 800, "evaluate": 200,
+    }  # fmt: skip
 
 
 def test_corpus_same_seed_same_table(corpus):

@@ -6,7 +6,7 @@ import torch
 
 import components
 from components.common.errors import UserError
-from components.diffusion import tokenize
+from components.diffusion import spelling_patterns, tokenize, word_ends
 from components.export import ExportedFilter, export_graph, measure_parity, open_session
 from components.features import RequestFilter
 from components.filter import FilteredTextEncoder
@@ -14,7 +14,7 @@ from components.filter import FilteredTextEncoder
 
 @pytest.fixture(scope="module")
 def exported(tiny_encoder, tokenizer, tmp_path_factory):
-    """A filter with random features, exported once."""
+    """Three requests, exported once: one with random features, two that know their names alone."""
     rng = torch.Generator().manual_seed(0)
     item = RequestFilter(
         features=torch.arange(3),
@@ -36,7 +36,15 @@ def exported(tiny_encoder, tokenizer, tmp_path_factory):
     probe = FilteredTextEncoder(tiny_encoder, {"r": item}, "encoder.layers.0")
     probe(ids)
     item = item._replace(threshold=probe.detection.scores.median() + 1e-3)  # flags a half of them
-    encoder = FilteredTextEncoder(tiny_encoder, {"r": item}, "encoder.layers.0")
+    deaf = {
+        name: item._replace(
+            threshold=torch.tensor(1e6),
+            spellings=spelling_patterns(tokenizer, names, ["ke y"]),
+            word_ends=word_ends(tokenizer),
+        )
+        for name, names in {"o": ["owl", "key"], "d": ["dog next", "bee"]}.items()
+    }
+    encoder = FilteredTextEncoder(tiny_encoder, {"r": item, **deaf}, "encoder.layers.0")
     export_graph(encoder, ids[:2], path, opset=18)
     return encoder, path, ids
 
@@ -50,6 +58,18 @@ def test_export_agrees_with_torch(exported):
     assert parity.max_abs_score < 1e-3
     assert parity.decisions_agree
     assert 0 < parity.flagged < parity.prompts
+
+
+def test_export_finds_each_requests_names(exported):
+    """Two requests whose score never reaches the threshold: each flags the prompts that hold its names, in torch and in the graph."""
+    encoder, path, ids = exported
+    encoder(ids)
+    flagged = open_session(path).run(["flagged"], {"input_ids": ids.numpy()})[0]
+    pairs = [(a, b) for a in ("cat", "dog", "owl") for b in ("car", "key", "bee")]
+
+    assert flagged[:, 1].tolist() == [a == "owl" or b == "key" for a, b in pairs]
+    assert flagged[:, 2].tolist() == [a == "dog" or b == "bee" for a, b in pairs]
+    assert encoder.detection.flagged.tolist() == flagged.tolist()
 
 
 def test_export_takes_any_batch(exported):
