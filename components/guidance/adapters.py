@@ -136,7 +136,7 @@ def use_adapters(pipe: StableDiffusionPipeline, names: Iterable[str]) -> Iterato
     """Within the block the U-Net draws with the named adapters, summed; after it with none."""
     wanted = list(names)
     if wanted:
-        pipe.unet.set_adapters(wanted)
+        pipe.unet.set_adapter(wanted)  # `set_adapters` assumes as many layers at every level
         pipe.unet.enable_adapters()
     try:
         yield

@@ -47,7 +47,7 @@ def draw(folder, adapters=()):
     for path in adapters:
         pipe.load_lora_weights(str(path), adapter_name=path.name)
     if adapters:
-        pipe.unet.set_adapters([path.name for path in adapters])
+        pipe.unet.set_adapter([path.name for path in adapters])
     seed = torch.Generator().manual_seed(0)
     return pipe("a cat", num_inference_steps=4, guidance_scale=4.0, generator=seed, output_type="np").images[0]
 

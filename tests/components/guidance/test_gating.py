@@ -102,7 +102,7 @@ def test_pipeline_gates_adapters_that_were_switched_on(tiny_pipe, spelt_filter):
     install(tiny_pipe, encoder)
     gate_by_detection(tiny_pipe, encoder)
     pipe = loaded(tiny_pipe, "r")
-    pipe.unet.set_adapters(["r"])
+    pipe.unet.set_adapter(["r"])
     pipe.unet.enable_adapters()
     gated = draw(pipe)
 
