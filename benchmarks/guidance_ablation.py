@@ -37,7 +37,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "λ = 1": {"uncond_weight": 1.0},
     "λ = 5": {"uncond_weight": 5.0},
     "λ = 20": {"uncond_weight": 20.0},
-    "λ = 100": {"uncond_weight": 100.0},
+    "λ = 50": {"uncond_weight": 50.0},
     "keys and values": {"parameters": "xattn-kv"},
     "keys and values, null space": {"parameters": "xattn-kv", "null_space": True},
     "keys and values, null space, 1.5 × rate": {"parameters": "xattn-kv", "null_space": True, "lr": 1.5},

@@ -34,6 +34,7 @@ from components.openmoji.vae import Step, to_model
 
 def build_unet() -> UNet2DConditionModel:
     """The untrained U-Net: 14.0 M parameters, attention at 8×8; the 4×4 level attends in the middle alone, as Stable Diffusion's lowest does."""
+    layers: Any = (2, 1, 1)  # by level; diffusers' annotation allows a tuple of one alone
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -42,7 +43,7 @@ def build_unet() -> UNet2DConditionModel:
         mid_block_type="UNetMidBlock2DCrossAttn",
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=(128, 192, 192),
-        layers_per_block=(2, 1, 1),
+        layers_per_block=layers,
         time_embedding_dim=256,
         cross_attention_dim=256,
         attention_head_dim=4,
