@@ -233,6 +233,8 @@ def measure_filter(
     margin: dict[str, np.ndarray] = {}
     moved, unflagged = 0.0, 0
     limits = torch.stack([studio.filters[n].threshold for n in names])
+    if not groups.get("traffic"):  # of a few prompts of the user's own all may name a target
+        groups.pop("traffic", None)
     for group, prompts in groups.items():
         found = []
         for start in range(0, len(prompts), 256):
