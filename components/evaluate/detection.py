@@ -192,20 +192,26 @@ def fit_all(
     return table, detectors
 
 
+def unnamed(reading: Reading, request: Request, detector: Detector) -> Reading:
+    """Those prompts that do not name the target in any spelling, the ones that the stage calibrates on."""
+    named = (*request.names, *detector.slips)
+    return reading.take([not mentions(text, named) for text in reading.texts])
+
+
 def score_request(
     name: str,
     detector: Detector,
     request: Request,
     reader: Reader,
-    calibration: Sequence[Reading],  # groups, in each of which the budget is kept
+    calibration: Sequence[Reading],  # groups that do not name the target, in each of which the budget is kept
     readings: Mapping[str, Reading],
     benign: Reading,
     fpr: float,
 ) -> Scores:
     """One detector's threshold for one request, from `calibration`, and its scores of every group of prompts."""
     compute = DETECTORS[name]
-    groups = [compute(g, reader, detector)[[not mentions(t, request.names) for t in g.texts]] for g in calibration]
-    threshold = 1.0 if name == "word list" else strictest_threshold(groups, fpr)
+    quiet = [compute(group, reader, detector) for group in calibration]
+    threshold = 1.0 if name == "word list" else strictest_threshold(quiet, fpr)
     free = np.array([not mentions(t, request.names) for t in benign.texts])
     positive, negative = {}, {"benign": compute(benign, reader, detector)[free]}
     for role, reading in readings.items():

@@ -31,6 +31,7 @@ from components.evaluate.detection import (
     score_request,
     shared_distance,
     summarise,
+    unnamed,
 )
 from components.evaluate.editing import compare_edits
 from components.evaluate.metrics import Metric, proportion
@@ -76,7 +77,8 @@ def report_filter(
     for request_id, detector in tqdm(detectors.items(), desc="detect", unit="request"):
         readings = {role: read(reader, texts) for role, texts in prompts[request_id].items()}
         rows = where(table, (table["request"] == request_id) & (table["split"] == "calibrate") & ~table["carries"])
-        own = [join([english, read(reader, rows["prompt"].tolist())]), *traffic]
+        groups = [join([english, read(reader, rows["prompt"].tolist())]), *traffic]
+        own = [unnamed(group, wanted[request_id], detector) for group in groups]
         carrying[request_id] = join([readings[role] for role in NAMED if role in readings])
         for name in DETECTORS:
             scores[name][request_id] = score_request(

@@ -66,7 +66,8 @@ def keyed(folder: Path, name: str, *made_from: object) -> Path:
 
 def render_all(listed: list[Scene], folder: Path, *, workers: int = 2) -> np.ndarray:
     """Renders every scene, once, into a file in `folder`; returns it memory-mapped, (N, 64, 64, 3) uint8."""
-    path = keyed(folder, "images", listed, inspect.getsource(sys.modules[render.__module__]))
+    drawn_by = [inspect.getsource(module) for module in (sys.modules[render.__module__], world)]
+    path = keyed(folder, "images", listed, *drawn_by)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial.npy")

@@ -10,6 +10,7 @@ from components.evaluate.detection import (
     by_score_or_name,
     reconstruction_distance,
     summarise,
+    unnamed,
 )
 from components.evaluate.editing import edits_of
 from components.evaluate.prompts import DESCRIPTIONS, benign_prompts, hard_prompts, world_requests
@@ -127,6 +128,20 @@ def test_a_name_outranks_every_score(sae):
 
     assert by_score_or_name(reading, Stand(), detector)[1] == np.inf
     assert np.isfinite(by_score_or_name(reading, Stand(), detector)[0])
+
+
+def test_calibration_leaves_out_every_spelling_of_the_target(sae):
+    """A prompt that names the target, well spelt or not, calibrates no threshold; its neighbours' tokens stay in their order."""
+    detector = Detector(None, torch.ones(1), ("cat",), ("caat", "c a t"), torch.zeros(1, 4))
+    texts = ["a house", "two Cats", "one caat", "a c a t here", "my kitty", "a boat"]
+    hidden = torch.randn(6, 2, 6, generator=torch.Generator().manual_seed(0))
+    reading = reading_of(hidden, torch.ones(6, 2, dtype=torch.bool), sae)._replace(texts=texts)
+
+    left = unnamed(reading, CAT, detector)
+
+    assert left.texts == ["a house", "a boat"]
+    assert torch.equal(left.tokens.hidden, hidden[[0, 5]].flatten(0, 1))
+    assert left.tokens.prompt.tolist() == [0, 0, 1, 1]
 
 
 def test_summary_by_hand():
