@@ -107,8 +107,8 @@ def request_remove(request_id: str, dry_run: DryRun = False) -> None:  # noqa: F
 @base.command("report")
 def base_report(
     seeds: Annotated[int, typer.Option(min=1, help="Images of every concept in every style.")] = 5,
-    pairs: Annotated[int, typer.Option(min=32, help="Images of two concepts.")] = 200,
-    steps: Annotated[int, typer.Option(min=1, help="Solver steps an image.")] = 25,
+    pairs: Annotated[int, typer.Option(min=32, help="Images of two concepts.")] = 400,
+    steps: Annotated[int, typer.Option(min=1, help="Solver steps an image.")] = 10,
     dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
 ) -> None:
     """Measures base model and judge, and writes reports/base/."""

@@ -134,7 +134,7 @@ def preview(
     unet: UNet2DConditionModel,
     *,
     steps: int = 12,  # solver steps
-    guidance_scale: float = 4.0,
+    guidance_scale: float = 3.0,
 ) -> np.ndarray:
     """A grid of samples of `PREVIEW`, two rows of eight, (128, 512, 3) uint8."""
     decode: Any = vae.decode  # typed for a class of tensors that torch has no longer

@@ -116,8 +116,8 @@ def train_unet(
     singles: int,  # the first scenes, of one concept each; the rest are pairs
     steps: int,
     batch: int = 48,
-    pair_share: float = 0.75,  # part of each batch that shows two concepts: one is learnt long before two are
-    thin_lines: tuple[str, ...] = ("line art", "neon", "blueprint"),  # styles drawn twice as often among the pairs
+    pair_share: float = 0.85,  # part of each batch that shows two concepts: one is learnt long before two are
+    hard_styles: tuple[str, ...] = ("neon", "blueprint", "silhouette"),  # thrice as often as others among the pairs
     unconditional: float = 0.1,  # probability of the empty prompt (classifier-free guidance)
     lr: float = 1e-3,
     cooldown: int = 1500,  # last steps, over which the learning rate falls to zero
@@ -149,7 +149,8 @@ def train_unet(
     model, optimizer = accelerator.prepare(unet, optimizer)
     encoder.eval().requires_grad_(False)
     twos = np.arange(singles, len(listed))
-    twos = np.concatenate([twos, [row for row in twos if listed[row].style in thin_lines]])
+    hard = [row for row in twos if listed[row].style in hard_styles]
+    twos = np.concatenate([twos, hard, hard])
     for step in range(start, steps):
         rng, choose = generator(seed, "unet", step), np.random.default_rng(stream_seed(seed, "unet", step))
         pairs = choose.random(batch) < pair_share
