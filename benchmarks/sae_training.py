@@ -320,7 +320,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="steps a turn; 0: about as many tokens for every shape")
     parser.add_argument("--repeats", type=int, default=7, help="turns")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="a tiny shape, to see that everything runs")
+    parser.add_argument("--quick", action="store_true", help="a tiny shape, to see that everything runs; no results")
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: there is no CUDA device; use --device cpu")
@@ -328,7 +328,9 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     shape = Shape(8, 64, 4, 32) if given.quick else SHAPES[given.shape]
     steps = given.steps or max(1, 10 * SHAPES["small"].d_sae // shape.d_sae)
-    run(shape, PartialState().device, given.contenders, steps=steps, repeats=given.repeats)
+    with tempfile.TemporaryDirectory() as nowhere:
+        out = Path(nowhere) if given.quick else RESULTS
+        run(shape, PartialState().device, given.contenders, steps=steps, repeats=given.repeats, out=out)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def filter_report(
         int, typer.Option("--requests", min=1, help="Requests: those that ship, then more of the world.")
     ] = 40,
     benign: Annotated[int, typer.Option(min=1000, help="Ordinary prompts that measure false positives.")] = 20_000,
-    images: Annotated[int, typer.Option(min=0, help="Prompts of each kind on which edits are compared; 0: none.")] = 32,
+    images: Annotated[int, typer.Option(min=0, help="Prompts of each kind on which edits are compared; 0: none.")] = 48,
     dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
 ) -> None:
     """Compares detectors and edits, and writes reports/filter/."""

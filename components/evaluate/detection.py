@@ -193,7 +193,7 @@ def fit_all(
 
 
 def unnamed(reading: Reading, request: Request, detector: Detector) -> Reading:
-    """Those prompts that do not name the target in any spelling, the ones that the stage calibrates on."""
+    """Those prompts that hold no name of the target, nor a slip of one that selection saw; the stage calibrates on such."""
     named = (*request.names, *detector.slips)
     return reading.take([not mentions(text, named) for text in reading.texts])
 

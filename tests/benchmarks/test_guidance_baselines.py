@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks.baselines import ablation_loss, aligned, diffuse, esd_loss, signal_and_noise, uce_weight
-from benchmarks.guidance_baselines import CONTENDERS, choose, collect, compose, race, run, state_pair
+from benchmarks.guidance_baselines import CONTENDERS, Racer, choose, collect, compose, race, run, state_pair, summarise
 from components.common.config import load_params
 from components.common.errors import UserError
 from components.openmoji.judge import Judge, JudgeNet
@@ -114,12 +114,15 @@ def test_race_edits_what_each_method_may_edit(setting):
     task, held_out = collect(pipe, params, request_id, wanted)
     before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
     _, racers = race(pipe, task, compose(held_out, request_id, wanted, 2, 0), judge, list(CONTENDERS), [0.4], share=0.2)
+    assert all(racer.scores for racer in racers if racer.prepared)
+    for racer in racers:
+        while not racer.steps and not racer.done:  # on a busy machine the budget is too small for some
+            racer.advance(racer.seconds + 0.1, 99)
     moved = {}
     for racer in racers:
         after = {k.replace(".base_layer", ""): v for k, v in racer.pipe.unet.state_dict().items()}
         moved[racer.name] = {k for k, v in before.items() if not torch.equal(after[k], v)}
-        assert racer.scores or not racer.steps
-        assert not racer.steps or any(v.any() for k, v in after.items() if "lora_B" in k)
+        assert racer.name == "uce" or any(v.any() for k, v in after.items() if "lora_B" in k)
 
     assert moved["uce"] == {k for k in before if "attn2.to_k" in k or "attn2.to_v" in k}
     assert not set().union(*(keys for name, keys in moved.items() if name != "uce"))
@@ -135,6 +138,22 @@ def test_quick_run_scores_every_contender(setting, tmp_path):
     assert all(r["ua"]["n"] == 2 for r in record["quality"])
     assert next(r for r in written["speed"] if r["contender"] == "uce")["steps_per_second"] is None
     assert np.isfinite([r["prepared_seconds"] for r in written["speed"]]).all()
+
+
+def test_time_to_erase_waits_for_a_model_that_still_draws(setting):
+    """A UA that is reached while unrelated images are spoilt does not count; the first that is not, does."""
+    pipe, params, _, request_id, wanted = setting
+    racer = Racer("uce", pipe, collect(pipe, params, request_id, wanted)[0])
+    row = lambda ua, ira, seconds: {  # noqa: E731 - a record in one line
+        "contender": "uce", "ua": {"value": ua}, "ira": {"value": ira}, "seconds": seconds,
+    }  # fmt: skip
+    base = row(0.0, 0.9, 0.0) | {"contender": "base"}
+
+    def reached(*rows):
+        return summarise([base, *rows], [racer], ua=0.95)[0]["seconds_to_ua"]
+
+    assert reached(row(1.0, 0.5, 10.0), row(1.0, 0.86, 20.0), row(1.0, 0.9, 30.0)) == 20.0
+    assert reached(row(1.0, 0.5, 10.0), row(0.9, 0.9, 20.0)) is None
 
 
 def test_choose_refuses_a_request_without_an_anchor(setting):

@@ -9,7 +9,8 @@ from components.collect.corpus import build_corpus
 from components.common.config import BenignParams
 from components.features import fit_score, position_scores
 from components.features.reading import HiddenCodes
-from components.openmoji.captions import mentions
+from components.openmoji import world
+from components.openmoji.captions import SPLITS, mentions, vocabulary
 from components.sae import SparseAutoencoder
 
 LATENTS = 96
@@ -118,18 +119,38 @@ def test_names_are_distinct_and_hold_no_other():
     index = minilm.WordIndex(names)
 
     assert len(set(names)) == 1000
+    assert not set(names) & {*world.STYLE_NAMES, *(word for split in SPLITS for word in vocabulary(split))}
     assert minilm.concept_names(10) == names[:10]
     assert [index.naming(name).tolist() for name in names] == [[row] for row in range(1000)]
 
 
 def test_index_finds_what_mentions_finds():
-    """Plurals, capitals and names of two words are found; parts of words are not."""
-    texts = ["Two Cats sat", "a catfish", "ice creams for all", "cream of ice", "the ICE CREAM"]
+    """Plurals, capitals, names of two words and a concept's other names are found; parts of words are not."""
+    texts = ["Two Cats sat", "a catfish", "ice creams for all", "cream of ice", "the ICE CREAM", "old Kittens"]
     index = minilm.WordIndex(texts)
 
+    assert index.naming("cat").tolist() == [0, 5]
+    assert index.naming("ice cream").tolist() == [2, 4]
     for name in ("cat", "ice cream"):
-        assert index.naming(name).tolist() == [i for i, t in enumerate(texts) if mentions(t, (name,))]
-    assert index.free_of(["cat", "ice cream"]).tolist() == [False, True, False, True, False]
+        assert index.naming(name).tolist() == [i for i, t in enumerate(texts) if mentions(t, minilm.called(name))]
+    assert index.free_of(["cat", "ice cream"]).tolist() == [False, True, False, True, False, False]
+
+
+def test_a_prompt_that_names_two_concepts_mistakes_neither(reader, shared, monkeypatch):
+    """What a prompt names besides its own concept gets no score for that, and keeps it for its own and for what it does not name."""
+    names = ["cat", "teapot"]
+    concepts = [
+        minilm.Concept(n, f, -1e9, 1.0, minilm.as_filter(f, -1e9, reader.sae))
+        for n in names
+        for f in [minilm.fit_concept(n, shared)]
+    ]
+    texts = {"cat": "a shiny cat", "teapot": "a shiny teapot beside the cat"}
+    monkeypatch.setattr(minilm, "concept_prompts", lambda name, *_: [minilm.Prompt(texts[name], "target", name)])
+    found = minilm.answer(names, concepts, shared, ["a wide river", "an old boat"], minilm.QUICK)
+    index, scores = found.spoken["target"]
+
+    assert index.tolist() == [0, 1]
+    assert np.isfinite(scores).tolist() == [[True, True], [False, True]]
 
 
 def test_evaluation_uses_what_selection_never_saw():
