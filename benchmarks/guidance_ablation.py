@@ -24,7 +24,7 @@ from components.collect.stage import where
 from components.common.config import GuidanceParams, Params, load_params
 from components.common.errors import UserError
 from components.diffusion import load_pipeline
-from components.evaluate.guidance import measure_adapters, train_one
+from components.evaluate.guidance import MORE, measure_adapters, train_one
 from components.evaluate.images import Studio
 from components.evaluate.stage import pick_retain
 from components.openmoji.judge import Judge
@@ -43,14 +43,19 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "keys and values, null space, 1.5 × rate": {"parameters": "xattn-kv", "null_space": True, "lr": 1.5},
     "all of attention": {"parameters": "attn"},
     "random start": {"start": "random"},
-    "32 retained trajectories": {"retain_trajectories": 32},
+    "closed form, one step": {"steps": 0.001},
+    "closed form, retained states weigh 1": {"start_retain_weight": 1.0},
+    "closed form, retained states weigh 6": {"start_retain_weight": 6.0},
+    "closed form without the empty prompt": {"start_uncond_weight": 0.0},
+    "48 retained trajectories": {"retain_trajectories": 48},
+    "96 retained trajectories of 10 solver steps": {"retain_trajectories": 96, "retain_solver_steps": 10},
     "rank 2": {"rank": 2},
     "rank 8": {"rank": 8},
     "rank 32": {"rank": 32},
     "no retain term": {"retain_weight": 0.0},
-    "retain weight 1": {"retain_weight": 1.0},
-    "retain weight 3": {"retain_weight": 3.0},
+    "retain weight 8": {"retain_weight": 8.0},
     "retain weight 20": {"retain_weight": 20.0},
+    "retain weight 150": {"retain_weight": 150.0},
     "x_t of the target alone": {"anchor_share": 0.0},
     "x_t of the anchor alone": {"anchor_share": 1.0},
     "half the steps": {"steps": 0.5},
@@ -62,9 +67,24 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 """What each variant changes; `steps` and `lr` are factors."""
 
 
+def everyone() -> dict[str, Request]:
+    """The requests of requests.yaml, and the hard ones of the guidance report."""
+    return load_requests() | dict(MORE)
+
+
+def named(request_id: str) -> tuple[str, Request]:
+    """The request of that id; one sentence if there is none."""
+    if request_id not in (known := everyone()):
+        raise SystemExit(str(UserError(f"request {request_id!r} is unknown", f"use one of: {', '.join(known)}")))
+    return request_id, known[request_id]
+
+
 def settings_of(params: GuidanceParams, changes: Mapping[str, Any]) -> GuidanceParams:
     """The stage's parameters with a variant's changes, checked like those of params.yaml."""
-    scaled = {"steps": round(params.steps * changes.get("steps", 1.0)), "lr": params.lr * changes.get("lr", 1.0)}
+    scaled = {
+        "steps": max(1, round(params.steps * changes.get("steps", 1.0))),
+        "lr": params.lr * changes.get("lr", 1.0),
+    }
     return GuidanceParams.model_validate({**params.model_dump(), **changes, **scaled})
 
 
@@ -73,21 +93,21 @@ def ablate(
 ) -> dict[str, dict[str, Any]]:
     """Trains and measures the named variants; by name."""
     concepts = params.concepts
-    everyone = {request_id: request}
-    rows = build_prompts(everyone, per_name=concepts.per_name, retain=400, mixed=concepts.mixed, seed=concepts.seed)
+    alone = {request_id: request}
+    rows = build_prompts(alone, per_name=concepts.per_name, retain=400, mixed=concepts.mixed, seed=concepts.seed)
     held = where(rows, rows["split"] == "evaluate")
-    kept = pick_retain(held, everyone, retain, params.evaluate.seed)
+    kept = pick_retain(held, alone, retain, params.evaluate.seed)
     judge = Judge.load(params.base.judge)
     with tempfile.TemporaryDirectory() as room:
         trained = {
-            name: train_one(params, everyone, rows, Path(room) / str(i), settings_of(params.guidance, VARIANTS[name]))
+            name: train_one(params, alone, rows, Path(room) / str(i), settings_of(params.guidance, VARIANTS[name]))
             for i, name in enumerate(names)
         }
         labels = {f"v{i}": item.folder for i, item in enumerate(trained.values())}  # PEFT's names hold no dots
         studio = Studio(load_pipeline(params.base.path), {}, params.base.hookpoint, labels, params.evaluate)
         found: dict[str, dict[str, Any]] = {}
         for label, (name, item) in zip(labels, trained.items(), strict=True):
-            measured = measure_adapters([label], everyone, held, kept, studio, judge, params, seeds, prompts, {})
+            measured = measure_adapters([label], alone, held, kept, studio, judge, params, seeds, prompts, {})
             found[name] = {k: v if k == "uncond_drift" else v.record() for k, v in measured.items()}
             found[name] |= {"seconds": item.seconds, "changes": dict(VARIANTS[name])}
     return found
@@ -118,18 +138,18 @@ COLUMNS = ("ua", "anchor_rate", "neighbours", "concepts_kept", "styles_kept", "s
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--request", help="an id of requests.yaml; by default the last")
+    parser.add_argument(
+        "--request", help="an id of requests.yaml or of the guidance report; default: the last of requests.yaml"
+    )
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--retain", type=int, default=24)
     options = parser.parse_args()
-    params, requests = load_params(), load_requests()
-    request_id = options.request or list(requests)[-1]
-    if request_id not in requests:
-        raise SystemExit(str(UserError(f"request {request_id!r} is unknown", f"use one of: {', '.join(requests)}")))
+    params = load_params()
+    request_id, request = named(options.request or list(load_requests())[-1])
     found = ablate(
-        params, request_id, requests[request_id], options.variants,
+        params, request_id, request, options.variants,
         prompts=options.prompts, seeds=options.seeds, retain=options.retain,
     )  # fmt: skip
     rows = [
@@ -141,10 +161,9 @@ def main() -> None:
         ]
         for name, item in found.items()
     ]
-    target = requests[request_id].target
-    record = {"environment": environment(PACKAGES), "request": requests[request_id].model_dump(mode="json"),
+    record = {"environment": environment(PACKAGES), "request": request.model_dump(mode="json"),
               "options": vars(options), "params": params.guidance.model_dump(mode="json"), "variants": found}  # fmt: skip
-    name = f"guidance_ablation-{target.replace(' ', '-')}"
+    name = f"guidance_ablation-{request.target.replace(' ', '-')}"
     publish(name, record, table(("variant", *COLUMNS, "drift", "seconds"), rows))
     plot(found).savefig(RESULTS / f"{name}.png", dpi=80)
     tqdm.write(str(RESULTS / f"{name}.png"))

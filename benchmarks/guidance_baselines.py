@@ -17,7 +17,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +26,11 @@ import pandas as pd
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
+from skimage.metrics import structural_similarity
 from tqdm import tqdm
 
 from benchmarks.baselines import ablation_loss, aligned, diffuse, esd_loss, signal_and_noise, uce_weight
+from benchmarks.guidance_ablation import everyone
 from benchmarks.report import RESULTS, environment, publish, quartiles, spread, table
 from components.collect.concepts import build_prompts, known_targets, names_for
 from components.collect.stage import where
@@ -37,14 +39,14 @@ from components.common.errors import UserError
 from components.common.seeding import generator, stream_seed
 from components.diffusion import encode, find_tokens, load_pipeline, tokenize, trajectories
 from components.diffusion.sampling import start_noise
-from components.evaluate import Metric, Picture, Studio, erased, proportion, rate_of
-from components.evaluate.stage import pick_retain, pick_targets
-from components.guidance import attach, cache_trajectories, start_at_contrast, train_guidance
-from components.guidance.prepare import NAME, pick
+from components.evaluate import Metric, Picture, Studio, mean_interval, proportion, rate_of
+from components.evaluate.stage import anchored_in, erased_of, pick_retain, pick_targets
+from components.guidance import Cache, attach, cache_trajectories, moments, prepare, relative_drift, train_guidance
+from components.guidance.prepare import NAME, pick, start_adapter
 from components.guidance.train import precision_of
 from components.openmoji import world
 from components.openmoji.judge import Judge
-from components.requests import Request, load_requests
+from components.requests import Request
 
 BENCHMARK = "guidance_baselines"
 PACKAGES = ("expunge", "torch", "diffusers", "transformers", "peft", "accelerate")
@@ -58,6 +60,8 @@ DIFFUSION_WEIGHT = 1.0
 """Weight of concept ablation's regulariser."""
 SPOILT = 0.05
 """What IRA may lose against the base where a UA counts as reached: a model that draws nothing has erased everything."""
+WATCHED = 16
+"""Held-out prompts on whose trajectories the drift is measured."""
 PRESERVE_WEIGHT, RIDGE = 0.1, 0.1
 """UCE's weight of each preserved state against one of an edited state, and its pull to the old weight."""
 
@@ -65,8 +69,11 @@ PRESERVE_WEIGHT, RIDGE = 0.1, 0.1
 class Task(NamedTuple):
     """One request, the prompts that training may see, and their states."""
 
+    request_id: str
     request: Request
     params: Params
+    table: pd.DataFrame
+    """All that training may read, as the stage reads it."""
     spoken: list[str]
     """Prompts about the target."""
     counterparts: list[str]
@@ -81,6 +88,8 @@ class Task(NamedTuple):
     """(R, L, D)"""
     uncond: torch.Tensor
     """(1, L, D)"""
+    watched: Cache
+    """Frozen trajectories of held-out prompts, on which the unconditional output's drift is measured."""
 
 
 class Album(NamedTuple):
@@ -99,15 +108,11 @@ Contender = Callable[[StableDiffusionPipeline, Task], Iterator[object]]
 def ours(pipe: StableDiffusionPipeline, task: Task) -> Iterator[object]:
     """`components.guidance` as the stage runs it, to the end of its schedule."""
     settings = task.params.guidance
-    half = len(task.spoken) // 2
-    drawn = torch.cat([task.target[:half], task.wanted[half:]])
-    erase = cache_trajectories(pipe, drawn, task.wanted, task.uncond, settings, scope="erase")
-    keep = cache_trajectories(pipe, task.retain, task.retain, task.uncond, settings, scope="retain")
-    parameters = adapter(pipe, task)
-    if settings.start == "contrast":
-        start_at_contrast(pipe.unet, NAME, task.target, torch.cat([task.retain, task.uncond]))
+    lesson = prepare(pipe, task.request_id, task.request, task.table, settings)
+    given = moments(pipe, task.table)
+    parameters, project = start_adapter(pipe, task.request_id, lesson.uncond, given, settings)
     yield None
-    yield from train_guidance(pipe.unet, parameters, erase, keep, task.target, task.retain, task.uncond, settings)
+    yield from train_guidance(pipe.unet, parameters, *lesson, settings, project=project)
 
 
 def esd(pipe: StableDiffusionPipeline, task: Task, *, solver_steps: int = ESD_STEPS) -> Iterator[object]:
@@ -281,7 +286,11 @@ def collect(
     far = pick(where(seen, seen["role"].isin(("retain", "anchor"))), kept - len(near), rng)
     lists = [pairs["prompt"].tolist(), pairs["counterpart"].tolist(), pd.concat([near, far])["prompt"].tolist()]
     states = [encode(pipe.text_encoder, pipe.tokenizer, prompts) for prompts in (*lists, [""])]
-    return Task(request, params, *lists, *states), whole.query("split == 'evaluate'")
+    held_out = whole.query("split == 'evaluate'")
+    others = encode(pipe.text_encoder, pipe.tokenizer, held_out.query("role == 'retain'")["prompt"].tolist()[:WATCHED])
+    exact = params.guidance.model_copy(update={"precision": "no"})
+    watched = cache_trajectories(pipe, others, others, states[-1], exact, scope="drift")
+    return Task(request_id, request, params, seen, *lists, *states, watched), held_out
 
 
 def compose(held_out: pd.DataFrame, request_id: str, request: Request, images: int, seed: int) -> Album:
@@ -295,17 +304,35 @@ def compose(held_out: pd.DataFrame, request_id: str, request: Request, images: i
     return Album(*pictures, [frozenset(c.split("|")) for c in kept["concepts"]])
 
 
-def score(pipe: StableDiffusionPipeline, task: Task, album: Album, judge: Judge) -> dict[str, dict[str, float]]:
-    """UA, anchor rate and IRA of the pipeline as it is."""
-    studio = Studio(pipe, {}, task.params.base.hookpoint, {}, task.params.evaluate)
-    said, others = judge(studio.draw(album.targets)), judge(studio.draw(album.retain))
-    gone = erased(said.present(), said.style(), known_targets(task.request), style=False)
+def draw(pipe: StableDiffusionPipeline, task: Task, pictures: Sequence[Picture]) -> np.ndarray:
+    """The pictures, (B, H, W, 3) uint8, by the pipeline as it is."""
+    return Studio(pipe, {}, task.params.base.hookpoint, {}, task.params.evaluate).draw(pictures)
+
+
+@torch.no_grad()
+def drift(pipe: StableDiffusionPipeline, task: Task) -> float:
+    """|out(x_t, ∅) - out*(x_t, ∅)| / |out*(x_t, ∅)|, the mean over prompts at the solver step where it is largest."""
+    at = task.watched
+    out = pipe.unet(at.latents, at.timesteps, task.uncond.expand(len(at.latents), -1, -1)).sample
+    moved = relative_drift(out, at.uncond)
+    return max(moved[at.timesteps == t].mean().item() for t in at.timesteps.unique())
+
+
+def score(
+    pipe: StableDiffusionPipeline, task: Task, album: Album, judge: Judge, before: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """UA, anchor rate, IRA, SSIM of unrelated images to `before`, and drift of the pipeline as it is."""
+    after = draw(pipe, task, album.retain)
+    said, others = judge(draw(pipe, task, album.targets)), judge(after)
     found: dict[str, Metric] = {
-        "ua": proportion(gone),
-        "anchor_rate": proportion([task.request.anchor in names for names in said.present()]),
+        "ua": proportion(erased_of(said, task.request)),
+        "anchor_rate": proportion(anchored_in(said, task.request)),
         "ira": proportion(rate_of(others.present(), album.concepts)),
+        "ssim_unrelated": mean_interval(
+            np.array([structural_similarity(a, b, channel_axis=2) for a, b in zip(before, after, strict=True)])
+        ),
     }
-    return {name: metric.record() for name, metric in found.items()}
+    return {name: metric.record() for name, metric in found.items()} | {"drift": {"value": drift(pipe, task)}}
 
 
 def race(
@@ -313,7 +340,8 @@ def race(
     *, share: float = SLICE,
 ) -> tuple[list[dict[str, Any]], list[Racer]]:  # fmt: skip
     """(one record for the base and for each contender at each budget, the contenders)."""
-    base = score(pipe, task, album, judge)
+    before = draw(pipe, task, album.retain)
+    base = score(pipe, task, album, judge, before)
     records: list[dict[str, Any]] = [{"contender": "base", "budget": 0.0, "seconds": 0.0, "steps": 0, **base}]
     racers = [Racer(name, pipe, task) for name in names]
     ticks = sorted({*np.arange(share, max(budgets), share).tolist(), *budgets})
@@ -325,7 +353,7 @@ def race(
             continue
         for racer in racers:
             if racer.changed:
-                racer.scores, racer.scored_at = score(racer.pipe, task, album, judge), racer.steps
+                racer.scores, racer.scored_at = score(racer.pipe, task, album, judge, before), racer.steps
             now = {"seconds": racer.seconds, "steps": racer.steps}
             records.append({"contender": racer.name, "budget": tick, **now, **(racer.scores or base)})
     return records, racers
@@ -374,6 +402,7 @@ def run(
     quality = [
         [r["contender"], f"{r['budget']:g}", f"{r['seconds']:.1f}", str(r["steps"])]
         + [percent(r[key]) for key in ("ua", "anchor_rate", "ira")]
+        + [f"{r['ssim_unrelated']['value']:.3f}", f"{100 * r['drift']['value']:.2f}"]
         for r in records
     ]
     speed = [
@@ -389,7 +418,7 @@ def run(
     text = (
         f"{request.target} → {request.anchor}; {len(album.targets)} images of the target, {len(album.retain)} unrelated; "
         "percent with 95 % intervals\n\n"
-        + table(("contender", "budget s", "clock s", "steps", "UA", "anchor", "IRA"), quality)
+        + table(("contender", "budget s", "clock s", "steps", "UA", "anchor", "IRA", "SSIM", "drift"), quality)
         + "\n\n"
         + table(
             ("contender", "preparation s", "steps/s", f"steps/s to {names[0]}", f"s to UA ≥ {ua:.0%}, IRA kept"), speed
@@ -404,14 +433,16 @@ def run(
         "quality": records,
         "speed": found,
     }
-    publish(BENCHMARK, record, text, out)
+    publish(f"{BENCHMARK}-{request.target.replace(' ', '-')}", record, text, out)
     return record
 
 
 def main() -> None:
     """Reads the command line and runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--request", default="", help="id in requests.yaml; default: the first object with an anchor")
+    parser.add_argument(
+        "--request", default="", help="an id of requests.yaml or of the guidance report; default: the first"
+    )
     parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS), metavar="SECONDS")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
     parser.add_argument("--images", type=int, default=40, help="of the target, and as many unrelated")
@@ -425,7 +456,7 @@ def main() -> None:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     torch.set_num_threads(given.threads)
     params = load_params()
-    request_id, request = choose(load_requests(), given.request)
+    request_id, request = choose(everyone(), given.request)
     budgets, images = ([1.0], 2) if given.quick else (sorted(given.budgets), given.images)
     pipe, judge = load_pipeline(params.base.path), Judge.load(params.base.judge)
     with tempfile.TemporaryDirectory() as nowhere:
@@ -433,14 +464,12 @@ def main() -> None:
         run(pipe, params, judge, request_id, request, given.contenders, budgets, images=images, ua=given.ua, out=out)
 
 
-def choose(requests: dict[str, Request], request_id: str) -> tuple[str, Request]:
-    """The named request or the first that fits: an object, and with an anchor, which two of the methods need."""
-    fitting = {i: r for i, r in requests.items() if r.kind == "object" and r.anchor}
+def choose(requests: Mapping[str, Request], request_id: str) -> tuple[str, Request]:
+    """The named request, by default the first; it needs an anchor, as two of the methods do."""
+    fitting = {i: r for i, r in requests.items() if r.anchor}
     wanted = request_id or next(iter(fitting), "")
     if wanted not in fitting:
-        raise UserError(
-            f"request {wanted!r} is no object with an anchor in requests.yaml", f"use one of: {', '.join(fitting)}"
-        )
+        raise UserError(f"request {wanted!r} is not known, or has no anchor", f"use one of: {', '.join(fitting)}")
     return wanted, fitting[wanted]
 
 

@@ -149,14 +149,20 @@ class GuidanceParams(Section):
     """Which projections get a LoRA: cross-attention keys and values, all of cross-attention, all of attention."""
     rank: int = Field(gt=0)
     """Rank of the LoRA."""
-    start: Literal["contrast", "random"]
-    """What keys and values read at first: directions that tell the target from what is kept, or any."""
+    start: Literal["closed-form", "random"]
+    """Where keys and values start: at the least-squares map of the target's states to the anchor's, or where they change nothing."""
+    start_retain_weight: float = Field(gt=0)
+    """μ: weight of the states to keep in that map."""
+    start_uncond_weight: float = Field(ge=0)
+    """ν: weight of the empty prompt's states in it."""
     trajectories: int = Field(gt=0)
     """Cached sampling trajectories of the frozen model, about the target or its anchor."""
     retain_trajectories: int = Field(gt=0)
     """The same about what is to be kept, a quarter of them about neighbours."""
     solver_steps: int = Field(gt=0)
     """Solver steps of a cached trajectory; x_t is kept at each of them."""
+    retain_solver_steps: int = Field(gt=0)
+    """Solver steps of one about what is to be kept: fewer of them, and more prompts, at the same price."""
     guidance_scale: float = Field(ge=1)
     """Classifier-free guidance of the cached trajectories."""
     steps: int = Field(gt=0)

@@ -41,6 +41,7 @@ from components.features import RequestFilter
 from components.features.fit import shared_tokens
 from components.features.reading import Reader
 from components.guidance import train_guidance, write_adapter
+from components.guidance.closed_form import moments, pool
 from components.guidance.prepare import NAME, join, prepare, start_adapter
 from components.openmoji.judge import Judge
 from components.requests import Request
@@ -83,10 +84,11 @@ def train_one(
     """Trains one adapter as the stage does, into `folder`; for several requests one on all of them, with their steps added up."""
     begun = time.perf_counter()
     pipe = load_pipeline(params.base.path)
-    lessons = [prepare(pipe, i, r, where(table, table["request"] == i), settings) for i, r in requests.items()]
-    lesson = join(lessons)
-    settings = settings.model_copy(update={"steps": settings.steps * len(lessons)})
-    parameters, project = start_adapter(pipe, "+".join(requests), lesson, settings)
+    tables = {i: where(table, table["request"] == i) for i in requests}
+    lesson = join([prepare(pipe, i, r, tables[i], settings) for i, r in requests.items()])
+    given = pool([moments(pipe, each) for each in tables.values()])
+    settings = settings.model_copy(update={"steps": settings.steps * len(requests)})
+    parameters, project = start_adapter(pipe, "+".join(requests), lesson.uncond, given, settings)
     steps = train_guidance(pipe.unet, parameters, *lesson, settings, project=project)
     title = ", ".join(r.target for r in requests.values())
     for _ in tqdm(steps, total=settings.steps, desc=f"guidance {title}", unit="step", mininterval=5):

@@ -46,6 +46,8 @@ SHARE = 7
 
 
 C = TypeVar("C", bound=Codes)
+Score = tuple[torch.Tensor, torch.Tensor]
+"""(weights (N, S), bias (N,))."""
 
 
 class Fitted(NamedTuple):
@@ -86,7 +88,7 @@ def fit_scores(
         by_name, groups, max_features=settings.max_features, min_contrast=settings.min_contrast
     )
 
-    def fit(features: torch.Tensor, against: C) -> tuple[torch.Tensor, torch.Tensor]:
+    def fit(features: torch.Tensor, against: C, start: Score | None = None) -> Score:
         wanted = torch.cat([labels, torch.full((len(against),), -1)]).numpy()
         codes, counts = named.join([against]).columns(features).numpy(), None
         if merge:
@@ -94,17 +96,22 @@ def fit_scores(
             row = np.flatnonzero(idle)[:1]
             counts = np.concatenate([np.ones((~idle).sum()), np.full(len(row), idle.sum())])
             codes, wanted = (np.concatenate([part[~idle], part[row]]) for part in (codes, wanted))
-        weights, bias = fit_score(codes, wanted, counts=counts)
+        before = None if start is None else (start[0].numpy(), start[1].numpy())
+        weights, bias = fit_score(codes, wanted, counts=counts, start=before)
         return torch.from_numpy(weights).float(), torch.from_numpy(bias).float()
 
-    def most_like(features: torch.Tensor, count: int) -> C:
-        """The tokens to keep that a score over these features takes most for the target."""
-        found = every.scores(features, *fit(features, others))
+    def most_like(features: torch.Tensor, score: Score, count: int) -> C:
+        """The tokens to keep that this score over these features takes most for the target."""
+        found = every.scores(features, *score)
         return every.take(found.topk(min(count, len(found))).indices)
 
-    context = context_features(by_name, most_like(own, mistaken).firing(), own, settings.context_features)
+    first = fit(own, others)
+    mistaken_for = most_like(own, first, mistaken)
+    context = context_features(by_name, mistaken_for.firing(), own, settings.context_features)
     features = torch.cat([own, context])
-    weights, bias = fit(features, others.join([most_like(features, hardest)]))
+    widened = torch.nn.functional.pad(first[0], (0, len(context))), first[1]
+    second = fit(features, others, widened)
+    weights, bias = fit(features, others.join([most_like(features, second, hardest)]), second)
     return Fitted(features, len(own), contrast, weights, bias)
 
 

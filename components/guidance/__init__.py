@@ -5,11 +5,11 @@ from components.guidance.adapters import (
     check_adapters,
     load_adapters,
     null_space_projection,
-    start_at_contrast,
     target_modules,
     use_adapters,
     write_adapter,
 )
+from components.guidance.closed_form import Moments, corresponding, moments, start_in_closed_form, steer
 from components.guidance.gating import gate_adapters, gate_by_detection
 from components.guidance.losses import GuidanceLoss, classifier_guidance, guidance_loss, relative_drift
 from components.guidance.picture import read_geometry, read_photo
@@ -22,16 +22,19 @@ __all__ = [
     "GuidanceLoss",
     "GuidanceStep",
     "Lesson",
+    "Moments",
     "attach",
     "cache_trajectories",
     "check_adapters",
     "classifier_guidance",
+    "corresponding",
     "default_prompt",
     "gate_adapters",
     "gate_by_detection",
     "guidance_loss",
     "ladder",
     "load_adapters",
+    "moments",
     "null_space_projection",
     "prepare",
     "psnr",
@@ -39,7 +42,8 @@ __all__ = [
     "read_geometry",
     "read_photo",
     "relative_drift",
-    "start_at_contrast",
+    "start_in_closed_form",
+    "steer",
     "target_modules",
     "train_guidance",
     "use_adapters",

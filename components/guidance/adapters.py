@@ -19,7 +19,6 @@ FORMAT = "expunge/adapter"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 _PREFIX = "unet."
 _KV = ("to_k", "to_v")
-_RIDGE = 0.01  # of the mean variance of what is kept
 _RANK_TOLERANCE = 1e-6  # of singular values, against the largest
 _SUFFIXES = {
     "xattn-kv": ("attn2.to_k", "attn2.to_v"),
@@ -46,30 +45,6 @@ def attach(unet: UNet2DConditionModel, name: str, *, parameters: str, rank: int,
             LoraConfig(r=rank, lora_alpha=rank, target_modules=target_modules(unet, parameters)), adapter_name=name
         )
     return [p for n, p in unet.named_parameters() if f".{name}." in n]
-
-
-@torch.no_grad()
-def start_at_contrast(unet: UNet2DConditionModel, name: str, target: torch.Tensor, keep: torch.Tensor) -> None:
-    """Turns what the adapter reads of the prompt towards what tells the target's hidden states from those to keep.
-
-    `target` is (P, L, D), `keep` (K, L, D). The rows of A of keys and values become the leading generalised eigenvectors
-    of (T, R), T = E[t tᵀ] and R = E[r rᵀ] + ρ I: directions in which the target is large and what is kept is small. Each is
-    scaled so that the target excites it as it would a row that is drawn at random. Training starts where it has the least
-    to unlearn; the adapter changes nothing yet, as B is zero.
-    """
-    if (rank := max(len(down) for down in _reads_prompt(unet, name))) > target.shape[-1]:
-        raise UserError(
-            f"guidance.rank={rank} exceeds the {target.shape[-1]} dimensions of the prompt's hidden states", "lower it"
-        )
-    t, r = (states.flatten(0, 1).double() for states in (target, keep))
-    wanted, kept = t.T @ t / len(t), r.T @ r / len(r)  # (D, D)
-    kept += torch.eye(len(kept)) * kept.trace() / len(kept) * _RIDGE
-    root = torch.linalg.inv(torch.linalg.cholesky(kept))
-    _, vectors = torch.linalg.eigh(root @ wanted @ root.T)  # ascending
-    rows = (vectors.flip(1).T @ root).contiguous()  # (D, D), the most telling first
-    rows *= (wanted.trace() / (3 * len(wanted)) / ((t @ rows.T) ** 2).mean(0)).sqrt()[:, None]
-    for down in _reads_prompt(unet, name):
-        down.copy_(rows[: len(down)])
 
 
 def _reads_prompt(unet: UNet2DConditionModel, name: str) -> list[torch.nn.Parameter]:

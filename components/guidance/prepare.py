@@ -17,7 +17,8 @@ from components.collect.stage import where
 from components.common.config import GuidanceParams
 from components.common.seeding import stream_seed
 from components.diffusion import encode
-from components.guidance.adapters import attach, null_space_projection, start_at_contrast
+from components.guidance.adapters import attach, null_space_projection
+from components.guidance.closed_form import Moments, start_in_closed_form
 from components.guidance.train import Cache, cache_trajectories
 from components.requests import Request
 
@@ -61,7 +62,8 @@ def prepare(
     own = len(spoken) - round(settings.anchor_share * len(spoken))
     drawn = target if wanted is None else torch.cat([target[:own], wanted[own:]])
     erase = cache_trajectories(pipe, drawn, wanted, uncond, settings, scope="erase")
-    keep = cache_trajectories(pipe, retain, retain, uncond, settings, scope="retain")
+    briefly = settings.model_copy(update={"solver_steps": settings.retain_solver_steps})
+    keep = cache_trajectories(pipe, retain, retain, uncond, briefly, scope="retain")
     return Lesson(erase, keep, target, retain, uncond)
 
 
@@ -84,14 +86,14 @@ def join(lessons: Sequence[Lesson]) -> Lesson:
 
 
 def start_adapter(
-    pipe: StableDiffusionPipeline, request_id: str, lesson: Lesson, settings: GuidanceParams
+    pipe: StableDiffusionPipeline, request_id: str, uncond: torch.Tensor, given: Moments, settings: GuidanceParams
 ) -> tuple[list[torch.nn.Parameter], Callable[[], None] | None]:
     """(parameters of a fresh adapter named `NAME`, the projection that holds them, if `settings` asks for one)."""
     seed = stream_seed(settings.seed, request_id, "adapter") % 2**31
     parameters = attach(pipe.unet, NAME, parameters=settings.parameters, rank=settings.rank, seed=seed)
-    if settings.start == "contrast":
-        start_at_contrast(pipe.unet, NAME, lesson.target, torch.cat([lesson.retain, lesson.uncond]))
-    return parameters, null_space_projection(pipe.unet, NAME, lesson.uncond) if settings.null_space else None
+    if settings.start == "closed-form":
+        start_in_closed_form(pipe.unet, NAME, given, settings)
+    return parameters, null_space_projection(pipe.unet, NAME, uncond) if settings.null_space else None
 
 
 def pick(table: pd.DataFrame, count: int, rng: np.random.Generator) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from components.common.paths import CACHE, CONCEPTS, GUIDANCE
 from components.common.stage import log, run_stage
 from components.diffusion import load_pipeline
 from components.guidance.adapters import target_modules, write_adapter
+from components.guidance.closed_form import moments
 from components.guidance.prepare import NAME, prepare, start_adapter
 from components.guidance.train import GuidanceStep, train_guidance
 from components.requests import load_requests
@@ -30,8 +31,9 @@ def guidance(request_id: str) -> None:
     request = requests[request_id]
     pipe = load_pipeline(params.base.path)
     target_modules(pipe.unet, settings.parameters)
-    lesson = prepare(pipe, request_id, request, read_table(CONCEPTS / request_id), settings)
-    parameters, project = start_adapter(pipe, request_id, lesson, settings)
+    table = read_table(CONCEPTS / request_id)
+    lesson = prepare(pipe, request_id, request, table, settings)
+    parameters, project = start_adapter(pipe, request_id, lesson.uncond, moments(pipe, table), settings)
     inputs = {"base": digest(params.base.path / "unet"), "concepts": digest(CONCEPTS / request_id)}
     key = key_of(inputs | {"params": settings.model_dump_json()})
     checkpoint = CACHE / "guidance" / f"{request_id}-{key}.safetensors"

@@ -84,7 +84,7 @@ def setting(tiny_pipe, request):
     params = whole.model_copy(
         update={
             "guidance": whole.guidance.model_copy(
-                update={"trajectories": 4, "solver_steps": 2, "steps": 3, "batch": 2}
+                update={"trajectories": 4, "solver_steps": 2, "retain_solver_steps": 2, "steps": 3, "batch": 2}
             ),
             "concepts": whole.concepts.model_copy(update={"per_name": 3, "retain": 24, "mixed": 4}),
             "evaluate": whole.evaluate.model_copy(update={"solver_steps": 2}),
@@ -132,10 +132,15 @@ def test_race_edits_what_each_method_may_edit(setting):
 def test_quick_run_scores_every_contender(setting, tmp_path):
     """A race of a fifth of a second: base and each contender have a row, and the base's n is the images asked for."""
     record = run(*setting, list(CONTENDERS), [0.2], images=2, share=0.1, out=tmp_path)
-    written = json.loads((tmp_path / "guidance_baselines.json").read_text())
+    written = json.loads((tmp_path / f"guidance_baselines-{setting[-1].target}.json").read_text())
 
     assert [r["contender"] for r in written["quality"]] == ["base", *CONTENDERS]
     assert all(r["ua"]["n"] == 2 for r in record["quality"])
+    assert (written["quality"][0]["drift"]["value"], written["quality"][0]["ssim_unrelated"]["value"]) == (
+        pytest.approx(0, abs=1e-6),
+        pytest.approx(1),
+    )
+    assert next(r for r in written["quality"] if r["contender"] == "uce")["drift"]["value"] > 0
     assert next(r for r in written["speed"] if r["contender"] == "uce")["steps_per_second"] is None
     assert np.isfinite([r["prepared_seconds"] for r in written["speed"]]).all()
 
@@ -157,7 +162,7 @@ def test_time_to_erase_waits_for_a_model_that_still_draws(setting):
 
 
 def test_choose_refuses_a_request_without_an_anchor(setting):
-    """A style, or an id that is not there, is named in the error with those that fit."""
+    """An id that is not there, or asks for nothing instead, is named in the error with those that fit."""
     *_, request_id, wanted = setting
-    with pytest.raises(UserError, match=f"'r-0' is no object with an anchor .* {request_id}"):
-        choose({request_id: wanted}, "r-0")
+    with pytest.raises(UserError, match=f"'r-0' is not known, or has no anchor; use one of: {request_id}"):
+        choose({request_id: wanted, "r-0": wanted.model_copy(update={"anchor": ""})}, "r-0")

@@ -1,0 +1,134 @@
+"""Where an adapter starts: the linear map of hidden states that takes the target's to the anchor's, in closed form.
+
+    P prompts about the target, K prompts to keep, L token positions, D hidden, r rank, O outputs of a projection
+
+Keys and values of cross-attention read a prompt's hidden states h through a weight W. Unified Concept Editing (Gandikota et
+al. 2024, arXiv 2308.14761) asks of each of them, over states c of the target, a of the anchor and k of what is to stay,
+
+    min_V  E |V c - W a|² + μ E |V k - W k|²
+
+With V = W (I + M) one M solves it for every W, so that to edit all layers is to edit the hidden states:
+
+    M = (E a cᵀ - E c cᵀ) S⁻¹,    S = E c cᵀ + μ E k kᵀ + ν E u uᵀ + ρ I,    u states of the empty prompt
+
+Of all M of rank r the best is U Uᵀ M, U the leading eigenvectors of M S Mᵀ (reduced-rank regression, Izenman 1975). A
+LoRA holds it as it is: B = W U, A = Uᵀ M. What a linear map cannot tell apart is left to training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from tqdm import tqdm
+
+from components.collect.stage import where
+from components.common.config import GuidanceParams
+from components.common.errors import UserError
+from components.diffusion import encode, tokenize
+
+_RIDGE = 1e-4  # ρ; hidden states leave a layer norm, so that their entries are of size one
+_BATCH = 256
+_KV = ("attn2.to_k", "attn2.to_v")
+
+
+class Moments(NamedTuple):
+    """Second moments of hidden states, (D, D) each, float64."""
+
+    target: torch.Tensor
+    """E c cᵀ over all positions of prompts about the target."""
+    wanted: torch.Tensor
+    """E a cᵀ, a the state at the position that corresponds in the same prompt about the anchor."""
+    keep: torch.Tensor
+    """E k kᵀ over prompts to keep."""
+    uncond: torch.Tensor
+    """E u uᵀ over the empty prompt."""
+
+
+def corresponding(target_ids: torch.Tensor, anchor_ids: torch.Tensor, eos_token_id: int) -> torch.Tensor:
+    """For every position (P, L) of a prompt the position that corresponds in its counterpart, both padded with EOS.
+
+    Two prompts are alike up to where the names begin and again from where these end. There, tokens are matched from the
+    last one backwards, for the last is the one that has read the name.
+    """
+    length = target_ids.shape[1]
+    position = torch.arange(length)
+    rows = []
+    for target, anchor in zip(target_ids, anchor_ids, strict=True):
+        n, m = (int((ids == eos_token_id).int().argmax()) for ids in (target, anchor))
+        short = min(n, m)
+        before = int((target[:short] == anchor[:short]).int().cumprod(0).sum())
+        left = short - before
+        after = int((target[n - left : n].flip(0) == anchor[m - left : m].flip(0)).int().cumprod(0).sum())
+        shifted = (position + m - n).clamp(min(before, max(m - after - 1, 0)), length - 1)
+        rows.append(torch.where(position < before, position, shifted))
+    return torch.stack(rows)
+
+
+def moments(pipe: StableDiffusionPipeline, table: pd.DataFrame) -> Moments:
+    """Those of one request's prompts in `table`, never of the evaluation's; without an anchor a is the empty prompt's state."""
+    table = where(table, table["split"] != "evaluate")
+    about = table["role"].isin(("target", "alias", "mixed"))
+    spoken, kept = where(table, about), where(table, ~about)["prompt"].drop_duplicates().tolist()
+    eos = pipe.tokenizer.eos_token_id
+    assert isinstance(eos, int)  # a CLIPTokenizer has one
+
+    def states(prompts: Sequence[str]) -> torch.Tensor:
+        return encode(pipe.text_encoder, pipe.tokenizer, prompts, batch=_BATCH).double()
+
+    empty = states([""])
+    size = empty.shape[-1]
+    target, wanted, keep = torch.zeros(3, size, size, dtype=torch.float64)
+    for start in tqdm(range(0, len(spoken), _BATCH), desc="states erase", unit="batch", mininterval=5):
+        prompts, counterparts = (spoken[c].iloc[start : start + _BATCH].tolist() for c in ("prompt", "counterpart"))
+        c = states(prompts)
+        if all(counterparts):
+            here, there = (tokenize(pipe.tokenizer, each).input_ids for each in (prompts, counterparts))
+            a = states(counterparts).gather(1, corresponding(here, there, eos)[:, :, None].expand(c.shape))
+        else:
+            a = empty.expand(c.shape)
+        target += torch.einsum("pld,ple->de", c, c)
+        wanted += torch.einsum("pld,ple->de", a, c)
+    for start in tqdm(range(0, len(kept), _BATCH), desc="states retain", unit="batch", mininterval=5):
+        k = states(kept[start : start + _BATCH]).flatten(0, 1)
+        keep += k.T @ k
+    length = empty.shape[1]
+    erased, held = max(1, len(spoken) * length), max(1, len(kept) * length)
+    return Moments(target / erased, wanted / erased, keep / held, empty[0].T @ empty[0] / length)
+
+
+def pool(each: Sequence[Moments]) -> Moments:
+    """Several requests' moments as one's, for one adapter that erases all of them."""
+    return Moments(*(torch.stack(column).mean(0) for column in zip(*each, strict=True)))
+
+
+def steer(
+    given: Moments, *, rank: int, retain_weight: float, uncond_weight: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(U (D, r), Uᵀ M (r, D)) of the module's equations, with μ = `retain_weight` and ν = `uncond_weight`."""
+    size = len(given.target)
+    if rank > size:
+        raise UserError(f"guidance.rank={rank} exceeds the {size} dimensions of the prompt's hidden states", "lower it")
+    scatter = given.target + retain_weight * given.keep + uncond_weight * given.uncond
+    scatter = scatter + _RIDGE * torch.eye(size, dtype=scatter.dtype)
+    step = torch.linalg.solve(scatter, given.wanted - given.target, left=False)  # (D, D)
+    _, vectors = torch.linalg.eigh(step @ scatter @ step.T)  # ascending
+    up = vectors[:, -rank:].flip(1)
+    return up, up.T @ step
+
+
+@torch.no_grad()
+def start_in_closed_form(unet: UNet2DConditionModel, name: str, given: Moments, params: GuidanceParams) -> None:
+    """Sets the adapter's keys and values to the solution; all else of it stays as drawn, and changes nothing yet."""
+    up, down = steer(
+        given, rank=params.rank, retain_weight=params.start_retain_weight, uncond_weight=params.start_uncond_weight
+    )
+    for path, layer in unet.named_modules():
+        if path.endswith(_KV):
+            raised = layer.get_submodule("base_layer").get_parameter("weight").double() @ up  # (O, r)
+            balance = (down.norm() / raised.norm()).sqrt()  # so that A and B are of one size, and learn at one rate
+            layer.get_parameter(f"lora_A.{name}.weight").copy_(down / balance)
+            layer.get_parameter(f"lora_B.{name}.weight").copy_(raised * balance)

@@ -1,0 +1,157 @@
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks.baselines import uce_weight
+from components.common.config import load_params
+from components.common.errors import UserError
+from components.diffusion import encode, tokenize
+from components.guidance import Moments, attach, corresponding, moments, start_in_closed_form, steer
+from components.guidance.closed_form import pool
+
+ROWS = [
+    ("a cat", "a dog", "target", "select"),
+    ("neon cat on a car", "neon dog on a car", "mixed", "select"),
+    ("an owl", "", "retain", "select"),
+    ("a car", "", "neighbour", "calibrate"),
+    ("a red cat", "a red dog", "target", "evaluate"),
+]
+
+
+def table(*, anchor=True):
+    rows = pd.DataFrame(ROWS, columns=["prompt", "counterpart", "role", "split"])
+    return rows if anchor else rows.assign(counterpart="")
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture
+def samples():
+    """States of a target, of its anchor, and to keep."""
+    return normal(40, 8), normal(40, 8, seed=1), normal(60, 8, seed=2)
+
+
+@pytest.fixture
+def given(samples):
+    c, a, k = samples
+    return Moments(c.T @ c / len(c), a.T @ c / len(c), k.T @ k / len(k), torch.zeros(8, 8).double())
+
+
+@pytest.mark.parametrize(
+    ("target", "anchor", "wanted"),
+    [
+        ([9, 1, 2, 3, 0, 0, 0], [9, 1, 7, 3, 0, 0, 0], [0, 1, 2, 3, 4, 5, 6]),  # one word for one
+        ([9, 1, 2, 5, 3, 0, 0], [9, 1, 7, 3, 0, 0, 0], [0, 1, 2, 2, 3, 4, 5]),  # one word for two
+        ([9, 1, 2, 3, 0, 0, 0], [9, 1, 7, 5, 3, 0, 0], [0, 1, 3, 4, 5, 6, 6]),  # two words for one
+        ([9, 2, 3, 0, 0, 0, 0], [9, 3, 0, 0, 0, 0, 0], [0, 0, 1, 2, 3, 4, 5]),  # none for one
+        ([9, 2, 1, 2, 0, 0, 0], [9, 7, 1, 7, 0, 0, 0], [0, 1, 2, 3, 4, 5, 6]),  # named twice
+    ],
+)
+def test_corresponding_positions(target, anchor, wanted):
+    """Words outside the names meet themselves, a name's last token the other's last, the end of text the end of text."""
+    found = corresponding(torch.tensor([target]), torch.tensor([anchor]), 0)
+
+    assert found[0].tolist() == wanted
+
+
+def test_steer_is_uce_at_full_rank(samples, given):
+    """With nothing truncated, W (I + M) is the weight that the benchmark's UCE solves for, on the same states and weights."""
+    c, a, k = samples
+    weight, size = normal(5, 8, seed=3), len(c)
+    up, down = steer(given, rank=8, retain_weight=2.5, uncond_weight=0.0)
+    oracle = uce_weight(weight, c, a, k, preserve_weight=2.5 * size / len(k), ridge=1e-4 * size)
+
+    torch.testing.assert_close(weight + weight @ up @ down, oracle)
+
+
+def test_steer_truncates_best(samples, given):
+    """Of maps of rank 2 none that is tried has a lower objective: not the truncated SVD of M, nor ten neighbours of the solution."""
+    c, a, k = samples
+
+    def objective(step):
+        erased, kept = c + c @ step.T - a, k @ step.T
+        return (erased.square().sum() / len(c) + 2 * kept.square().sum() / len(k) + 1e-4 * step.square().sum()).item()
+
+    up, down = steer(given, rank=2, retain_weight=2.0, uncond_weight=0.0)
+    full_up, full_down = steer(given, rank=8, retain_weight=2.0, uncond_weight=0.0)
+    left, spread, right = torch.linalg.svd(full_up @ full_down)
+    others = [left[:, :2] * spread[:2] @ right[:2]]
+    others += [(up + 0.02 * normal(8, 2, seed=s)) @ (down + 0.02 * normal(2, 8, seed=s + 50)) for s in range(10)]
+    least = objective(up @ down)
+
+    assert objective(full_up @ full_down) < least
+    assert all(objective(other) > least for other in others)
+
+
+def test_steer_holds_the_empty_prompt_as_asked(given):
+    """The more the empty prompt weighs, the less the map moves its states."""
+    empty = normal(3, 8, seed=4)
+    given = given._replace(uncond=empty.T @ empty / 3)
+    moved = []
+    for weight in (0.0, 1.0, 1000.0):
+        up, down = steer(given, rank=8, retain_weight=1.0, uncond_weight=weight)
+        moved.append((empty @ (up @ down).T).norm().item())
+
+    assert moved[0] > moved[1] > 20 * moved[2]
+
+
+def test_steer_refuses_a_rank_beyond_the_width(given):
+    """One sentence with the value, the limit and the remedy."""
+    with pytest.raises(UserError, match=r"guidance\.rank=9 exceeds the 8 dimensions .*; lower it"):
+        steer(given, rank=9, retain_weight=1.0, uncond_weight=0.0)
+
+
+def test_moments_by_hand(tiny_pipe):
+    """They are averages over positions of what may be trained on: the evaluation's prompts are not among them."""
+
+    def states(*prompts):
+        return encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, prompts).double()
+
+    c, k = states("a cat", "neon cat on a car"), states("an owl", "a car").flatten(0, 1)
+    pairs = (["a cat", "neon cat on a car"], ["a dog", "neon dog on a car"])
+    ids = (tokenize(tiny_pipe.tokenizer, each).input_ids for each in pairs)
+    at = corresponding(*ids, tiny_pipe.tokenizer.eos_token_id)
+    a = torch.stack([row[index] for row, index in zip(states("a dog", "neon dog on a car"), at, strict=True)])
+    found = moments(tiny_pipe, table())
+
+    torch.testing.assert_close(found.target, torch.einsum("pld,ple->de", c, c) / c.shape[:2].numel())
+    torch.testing.assert_close(found.wanted, torch.einsum("pld,ple->de", a, c) / c.shape[:2].numel())
+    torch.testing.assert_close(found.keep, k.T @ k / len(k))
+
+
+def test_moments_without_an_anchor_want_the_empty_prompt(tiny_pipe):
+    """No counterpart: every state of the target is to become that of the empty prompt at its position."""
+    found = moments(tiny_pipe, table(anchor=False))
+    empty = encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, [""])[0].double()
+    c = encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, ["a cat", "neon cat on a car"]).double()
+
+    torch.testing.assert_close(found.wanted, torch.einsum("ld,ple->de", empty, c) / c.shape[:2].numel())
+
+
+def test_pooled_moments_are_means(given):
+    """Two requests count the same in one adapter for both."""
+    other = Moments(*(3 * each for each in given))
+
+    torch.testing.assert_close(pool([given, other]), Moments(*(2 * each for each in given)))
+
+
+def test_start_edits_hidden_states(tiny_pipe):
+    """A fresh adapter gives the keys and values that the base gives for hidden states moved by M, and leaves the rest alone."""
+    found = moments(tiny_pipe, table())
+    params = load_params().guidance.model_copy(update={"rank": 4})
+    attach(tiny_pipe.unet, "r", parameters="xattn", rank=4, seed=0)
+    start_in_closed_form(tiny_pipe.unet, "r", found, params)
+    up, down = steer(found, rank=4, retain_weight=params.start_retain_weight, uncond_weight=params.start_uncond_weight)
+    states = encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, ["a cat"])[0]
+    moved = states + states @ (up @ down).T.float()
+    layers = {n: m for n, m in tiny_pipe.unet.named_modules() if n.endswith(("attn2.to_k", "attn2.to_v"))}
+
+    assert layers
+    with torch.no_grad():
+        for layer in layers.values():
+            torch.testing.assert_close(layer(states), layer.base_layer(moved), rtol=1e-4, atol=1e-5)
+        for name, weight in tiny_pipe.unet.named_parameters():
+            if ".lora_B.r." in name and not name.split(".lora_B")[0].endswith(("to_k", "to_v")):
+                assert not weight.any()
