@@ -24,9 +24,10 @@ from components.collect.stage import where
 from components.common.config import GuidanceParams, Params, load_params
 from components.common.errors import UserError
 from components.diffusion import load_pipeline
-from components.evaluate.guidance import MORE, measure_adapters, train_one
+from components.evaluate.guidance import MORE, measure_adapters
 from components.evaluate.images import Studio
 from components.evaluate.stage import pick_retain
+from components.guidance.experiment import train_one
 from components.openmoji.judge import Judge
 from components.requests import Request, load_requests
 
@@ -94,7 +95,9 @@ def ablate(
     """Trains and measures the named variants; by name."""
     concepts = params.concepts
     alone = {request_id: request}
-    rows = build_prompts(alone, per_name=concepts.per_name, retain=400, mixed=concepts.mixed, seed=concepts.seed)
+    rows = build_prompts(
+        alone, per_name=concepts.per_name, retain=concepts.retain, mixed=concepts.mixed, seed=concepts.seed
+    )
     held = where(rows, rows["split"] == "evaluate")
     kept = pick_retain(held, alone, retain, params.evaluate.seed)
     judge = Judge.load(params.base.judge)

@@ -26,7 +26,6 @@ import pandas as pd
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
-from skimage.metrics import structural_similarity
 from tqdm import tqdm
 
 from benchmarks.baselines import ablation_loss, aligned, diffuse, esd_loss, signal_and_noise, uce_weight
@@ -39,9 +38,9 @@ from components.common.errors import UserError
 from components.common.seeding import generator, stream_seed
 from components.diffusion import encode, find_tokens, load_pipeline, tokenize, trajectories
 from components.diffusion.sampling import start_noise
-from components.evaluate import Metric, Picture, Studio, mean_interval, proportion, rate_of
+from components.evaluate import Metric, Picture, Studio, likeness, mean_interval, proportion, rate_of
 from components.evaluate.stage import anchored_in, erased_of, pick_retain, pick_targets
-from components.guidance import Cache, attach, cache_trajectories, moments, prepare, relative_drift, train_guidance
+from components.guidance import Cache, attach, cache_trajectories, prepare, relative_drift, train_guidance
 from components.guidance.prepare import NAME, pick, start_adapter
 from components.guidance.train import precision_of
 from components.openmoji import world
@@ -109,8 +108,7 @@ def ours(pipe: StableDiffusionPipeline, task: Task) -> Iterator[object]:
     """`components.guidance` as the stage runs it, to the end of its schedule."""
     settings = task.params.guidance
     lesson = prepare(pipe, task.request_id, task.request, task.table, settings)
-    given = moments(pipe, task.table)
-    parameters, project = start_adapter(pipe, task.request_id, lesson.uncond, given, settings)
+    parameters, project = start_adapter(pipe, task.request_id, lesson.uncond, [task.table], settings)
     yield None
     yield from train_guidance(pipe.unet, parameters, *lesson, settings, project=project)
 
@@ -328,9 +326,7 @@ def score(
         "ua": proportion(erased_of(said, task.request)),
         "anchor_rate": proportion(anchored_in(said, task.request)),
         "ira": proportion(rate_of(others.present(), album.concepts)),
-        "ssim_unrelated": mean_interval(
-            np.array([structural_similarity(a, b, channel_axis=2) for a, b in zip(before, after, strict=True)])
-        ),
+        "ssim_unrelated": mean_interval(likeness(after, before)),
     }
     return {name: metric.record() for name, metric in found.items()} | {"drift": {"value": drift(pipe, task)}}
 

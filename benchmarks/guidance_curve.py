@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from tqdm import tqdm
@@ -22,7 +23,7 @@ from components.collect.concepts import build_prompts
 from components.collect.stage import where
 from components.common.config import GuidanceParams, Params, load_params
 from components.diffusion import load_pipeline
-from components.guidance import Lesson, Moments, guidance_loss, moments, prepare, train_guidance
+from components.guidance import Lesson, guidance_loss, prepare, train_guidance
 from components.guidance.prepare import start_adapter
 from components.guidance.train import in_training_form, precision_of
 from components.requests import Request
@@ -65,11 +66,11 @@ def objective(
 
 
 def curve(
-    pipe: StableDiffusionPipeline, request_id: str, lesson: Lesson, held_out: Lesson, given: Moments, settings: GuidanceParams,
-    *, every: int,
+    pipe: StableDiffusionPipeline, request_id: str, lesson: Lesson, held_out: Lesson, seen: pd.DataFrame,
+    settings: GuidanceParams, *, every: int,
 ) -> Iterator[dict[str, float]]:  # fmt: skip
     """Trains, and yields the held-out objective before the first step, every so many, and after the last."""
-    parameters, project = start_adapter(pipe, request_id, lesson.uncond, given, settings)
+    parameters, project = start_adapter(pipe, request_id, lesson.uncond, [seen], settings)
     yield {"step": 0, **objective(pipe.unet, held_out, settings)}
     for done in train_guidance(pipe.unet, parameters, *lesson, settings, project=project):
         if done.step % every == 0 or done.step == settings.steps:
@@ -88,8 +89,8 @@ def run(params: Params, request_id: str, request: Request, *, every: int, prompt
         update={"seed": settings.seed + 1, "trajectories": prompts, "retain_trajectories": 4 * prompts}
     )
     held_out = prepare(pipe, request_id, request, unseen.assign(split="held out"), other)
-    lesson, given = prepare(pipe, request_id, request, seen, settings), moments(pipe, seen)
-    work = curve(pipe, request_id, lesson, held_out, given, settings, every=every)
+    lesson = prepare(pipe, request_id, request, seen, settings)
+    work = curve(pipe, request_id, lesson, held_out, seen, settings, every=every)
     return list(tqdm(work, total=settings.steps // every + 1, desc="held-out objective", unit="point"))
 
 

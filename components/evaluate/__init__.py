@@ -2,7 +2,7 @@
 
 from components.evaluate.gates import Gate, Verdict, judge_gates
 from components.evaluate.images import Picture, Studio
-from components.evaluate.metrics import Metric, calibration_error, erased, mean_interval, proportion, rate_of
+from components.evaluate.metrics import Metric, calibration_error, erased, likeness, mean_interval, proportion, rate_of
 
 __all__ = [
     "Gate",
@@ -13,6 +13,7 @@ __all__ = [
     "calibration_error",
     "erased",
     "judge_gates",
+    "likeness",
     "mean_interval",
     "proportion",
     "rate_of",

@@ -2,17 +2,17 @@
 
 Beside the requests that ship it trains adapters for more kinds of target, a character and a whole category, and for as many
 further concepts as are to act together; it takes the unconditional term away once, to show what it is for, and trains, if
-asked, one adapter jointly on as many requests as the fewest that act together, in as many steps as theirs took in all.
+asked, one adapter jointly on as many requests as the fewest that act together, with their ranks and steps added up.
 
-UA, IRA, CRA   as in metrics.py, of the adapters alone; no prompt is ever edited here
-neighbours     share of images of neighbours, those aside that another acting request erases, in which the neighbour is found
-gated          each adapter acts on the prompts alone that its request's filter flags; otherwise all act on all, summed
+UA, IRA, CRA     as in metrics.py, of the adapters alone; no prompt is ever edited here
+concepts_change  concepts kept less the base's, prompt by prompt: its interval is that of the pairs, not of either share
+neighbours       share of images of neighbours, those aside that another acting request erases, in which the neighbour is found
+gated            each adapter acts on the prompts alone that its request's filter flags; otherwise all act on all, summed
 """
 
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,19 +20,17 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from skimage.metrics import structural_similarity
-from tqdm import tqdm
 
 from components.collect.concepts import build_prompts, known_targets
 from components.collect.stage import read_table, where
 from components.common.artifacts import SIDECAR, canonical, digest, new_folder
-from components.common.config import GuidanceParams, Params
+from components.common.config import Params
 from components.common.paths import CORPUS, GUIDANCE_REPORT, SAE
 from components.common.seeding import stream_seed
 from components.diffusion import load_pipeline, load_text
 from components.evaluate.detection import fit_all
 from components.evaluate.images import Picture, Studio
-from components.evaluate.metrics import Metric, mean_interval, proportion, rate_of
+from components.evaluate.metrics import Metric, likeness, mean_interval, proportion, rate_of
 from components.evaluate.prompts import world_requests
 from components.evaluate.purification import measure_purification
 from components.evaluate.report import grid, png
@@ -40,9 +38,7 @@ from components.evaluate.stage import anchored_in, erased_of, measure_drift, pic
 from components.features import RequestFilter
 from components.features.fit import shared_tokens
 from components.features.reading import Reader
-from components.guidance import train_guidance, write_adapter
-from components.guidance.closed_form import moments, pool
-from components.guidance.prepare import NAME, join, prepare, start_adapter
+from components.guidance.experiment import train_one
 from components.openmoji.judge import Judge
 from components.requests import Request
 from components.sae import read_sae
@@ -71,33 +67,6 @@ class Group(NamedTuple):
     gated: bool = False
 
 
-class Trained(NamedTuple):
-    """One adapter and what it cost."""
-
-    folder: Path
-    seconds: float
-
-
-def train_one(
-    params: Params, requests: Mapping[str, Request], table: pd.DataFrame, folder: Path, settings: GuidanceParams
-) -> Trained:
-    """Trains one adapter as the stage does, into `folder`; for several requests one on all of them, with their steps added up."""
-    begun = time.perf_counter()
-    pipe = load_pipeline(params.base.path)
-    tables = {i: where(table, table["request"] == i) for i in requests}
-    lesson = join([prepare(pipe, i, r, tables[i], settings) for i, r in requests.items()])
-    given = pool([moments(pipe, each) for each in tables.values()])
-    settings = settings.model_copy(update={"steps": settings.steps * len(requests)})
-    parameters, project = start_adapter(pipe, "+".join(requests), lesson.uncond, given, settings)
-    steps = train_guidance(pipe.unet, parameters, *lesson, settings, project=project)
-    title = ", ".join(r.target for r in requests.values())
-    for _ in tqdm(steps, total=settings.steps, desc=f"guidance {title}", unit="step", mininterval=5):
-        pass
-    inputs = {"base": digest(params.base.path / "unet")}
-    write_adapter(folder, pipe.unet, NAME, params=settings.model_dump(), inputs=inputs, facts={})
-    return Trained(folder, time.perf_counter() - begun)
-
-
 def report_guidance(
     params: Params,
     requests: Mapping[str, Request],
@@ -113,7 +82,9 @@ def report_guidance(
     single = dict(requests) | MORE
     everyone = world_requests(max([len(single), *together]), single, seed=params.guidance.seed)
     concepts = params.concepts
-    table = build_prompts(everyone, per_name=concepts.per_name, retain=400, mixed=concepts.mixed, seed=concepts.seed)
+    table = build_prompts(
+        everyone, per_name=concepts.per_name, retain=concepts.retain, mixed=concepts.mixed, seed=concepts.seed
+    )
     judge = Judge.load(params.base.judge)
     filters = fit_filters(params, everyone)
     with tempfile.TemporaryDirectory() as room:
@@ -261,15 +232,15 @@ def measure_adapters(
         "neighbours_base": proportion(near["base"]),
         "neighbours": proportion(near["adapters"]),
     }
+    asked = [frozenset(c.split("|")) for c in kept["concepts"]]
+    there: list[np.ndarray] = []
     for suffix, images in (("_base", before), ("", after)):
         said = judge(images)
-        out[f"concepts_kept{suffix}"] = proportion(
-            rate_of(said.present(), [frozenset(c.split("|")) for c in kept["concepts"]])
-        )
+        there.append(rate_of(said.present(), asked))
+        out[f"concepts_kept{suffix}"] = proportion(there[-1])
         out[f"styles_kept{suffix}"] = proportion([a == b for a, b in zip(said.style(), kept["style"], strict=True)])
-    out["ssim_unrelated"] = mean_interval(
-        np.array([structural_similarity(a, b, channel_axis=2) for a, b in zip(before, after, strict=True)])
-    )
+    out["concepts_change"] = mean_interval(there[1].astype(float) - there[0])
+    out["ssim_unrelated"] = mean_interval(likeness(after, before))
     return out | {"uncond_drift": {} if gated else measure_drift(studio, list(adapters), kept, params)}  # never touched
 
 

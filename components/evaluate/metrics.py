@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import norm
+from skimage.metrics import structural_similarity
 
 _Z = float(norm.ppf(0.975))
 ROUND = 6
@@ -89,6 +90,11 @@ def erased(
     if style:
         return np.array([s not in targets for s in styles])
     return np.array([not concepts & set(targets) for concepts in found])
+
+
+def likeness(images: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """SSIM (Wang et al. 2004) of each image to its reference, (B, H, W, 3) uint8 twice to (B,)."""
+    return np.array([structural_similarity(a, b, channel_axis=2) for a, b in zip(references, images, strict=True)])
 
 
 def rate_of(found: Sequence[frozenset[str]], wanted: Sequence[frozenset[str]]) -> np.ndarray:

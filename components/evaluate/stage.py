@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from skimage.metrics import structural_similarity
 
 from components.collect.concepts import known_targets, names_for
 from components.collect.corpus import SOURCES
@@ -30,7 +29,7 @@ from components.diffusion import encode, load_pipeline, tokenize, trajectories
 from components.diffusion.sampling import start_noise
 from components.evaluate.gates import judge_gates
 from components.evaluate.images import Picture, Studio
-from components.evaluate.metrics import Metric, erased, mean_interval, proportion, rate_of
+from components.evaluate.metrics import Metric, erased, likeness, mean_interval, proportion, rate_of
 from components.evaluate.report import grid, write_report
 from components.features import auroc, read_filters
 from components.filter import FilteredTextEncoder, spelt
@@ -148,16 +147,13 @@ def measure_scope(
         concepts = rate_of(said.present(), [frozenset(c.split("|")) for c in retain["concepts"]])
         styles = np.array([s == w for s, w in zip(said.style(), retain["style"], strict=True)])
         is_style = all(requests[m].kind == "style" for m in members)
-        ssim = np.array(
-            [structural_similarity(a, b, channel_axis=2) for a, b in zip(base_kept, kept_images, strict=True)]
-        )
         found = {
             "ua": proportion(gone),
             "ira": proportion(styles if is_style else concepts),
             "cra": proportion(concepts if is_style else styles),
             "anchor_rate": proportion(anchored),
             "clip_unrelated": mean_interval(clip(kept_images, retain["prompt"].tolist())),
-            "ssim_unrelated": mean_interval(ssim),
+            "ssim_unrelated": mean_interval(likeness(kept_images, base_kept)),
         }
         out[variant] = {name: metric.record() for name, metric in found.items()}
         unrelated[variant] = kept_images[:12]

@@ -20,7 +20,7 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 _PREFIX = "unet."
 _KV = ("to_k", "to_v")
 _RANK_TOLERANCE = 1e-6  # of singular values, against the largest
-_SUFFIXES = {
+SUFFIXES = {
     "xattn-kv": ("attn2.to_k", "attn2.to_v"),
     "xattn": ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
     "attn": tuple(f"{a}.{p}" for a in ("attn1", "attn2") for p in ("to_q", "to_k", "to_v", "to_out.0")),
@@ -29,10 +29,10 @@ _SUFFIXES = {
 
 def target_modules(unet: UNet2DConditionModel, parameters: str) -> list[str]:
     """Names of the linear layers that get a LoRA; `UserError` if `parameters` selects none."""
-    names = [n for n, _ in unet.named_modules() if n.endswith(_SUFFIXES.get(parameters, ()) or ("\0",))]
+    names = [n for n, _ in unet.named_modules() if n.endswith(SUFFIXES.get(parameters, ()) or ("\0",))]
     if not names:
         raise UserError(
-            f"guidance.parameters={parameters!r} selects no module of the U-Net", f"use one of: {', '.join(_SUFFIXES)}"
+            f"guidance.parameters={parameters!r} selects no module of the U-Net", f"use one of: {', '.join(SUFFIXES)}"
         )
     return names
 

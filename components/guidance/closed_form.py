@@ -29,10 +29,10 @@ from components.collect.stage import where
 from components.common.config import GuidanceParams
 from components.common.errors import UserError
 from components.diffusion import encode, tokenize
+from components.guidance.adapters import SUFFIXES
 
 _RIDGE = 1e-4  # ρ; hidden states leave a layer norm, so that their entries are of size one
 _BATCH = 256
-_KV = ("attn2.to_k", "attn2.to_v")
 
 
 class Moments(NamedTuple):
@@ -101,8 +101,9 @@ def moments(pipe: StableDiffusionPipeline, table: pd.DataFrame) -> Moments:
 
 
 def pool(each: Sequence[Moments]) -> Moments:
-    """Several requests' moments as one's, for one adapter that erases all of them."""
-    return Moments(*(torch.stack(column).mean(0) for column in zip(*each, strict=True)))
+    """Several requests' moments for one adapter that erases all of them: each counts for as much as it does alone."""
+    target, wanted, keep, uncond = (torch.stack(column) for column in zip(*each, strict=True))
+    return Moments(target.sum(0), wanted.sum(0), keep.mean(0), uncond.mean(0))
 
 
 def steer(
@@ -127,7 +128,7 @@ def start_in_closed_form(unet: UNet2DConditionModel, name: str, given: Moments, 
         given, rank=params.rank, retain_weight=params.start_retain_weight, uncond_weight=params.start_uncond_weight
     )
     for path, layer in unet.named_modules():
-        if path.endswith(_KV):
+        if path.endswith(SUFFIXES["xattn-kv"]):
             raised = layer.get_submodule("base_layer").get_parameter("weight").double() @ up  # (O, r)
             balance = (down.norm() / raised.norm()).sqrt()  # so that A and B are of one size, and learn at one rate
             layer.get_parameter(f"lora_A.{name}.weight").copy_(down / balance)

@@ -18,7 +18,7 @@ from components.common.config import GuidanceParams
 from components.common.seeding import stream_seed
 from components.diffusion import encode
 from components.guidance.adapters import attach, null_space_projection
-from components.guidance.closed_form import Moments, start_in_closed_form
+from components.guidance.closed_form import moments, pool, start_in_closed_form
 from components.guidance.train import Cache, cache_trajectories
 from components.requests import Request
 
@@ -86,13 +86,17 @@ def join(lessons: Sequence[Lesson]) -> Lesson:
 
 
 def start_adapter(
-    pipe: StableDiffusionPipeline, request_id: str, uncond: torch.Tensor, given: Moments, settings: GuidanceParams
+    pipe: StableDiffusionPipeline,
+    request_id: str,
+    uncond: torch.Tensor,  # (1, L, D)
+    tables: Sequence[pd.DataFrame],  # of each request that the adapter erases
+    settings: GuidanceParams,
 ) -> tuple[list[torch.nn.Parameter], Callable[[], None] | None]:
     """(parameters of a fresh adapter named `NAME`, the projection that holds them, if `settings` asks for one)."""
     seed = stream_seed(settings.seed, request_id, "adapter") % 2**31
     parameters = attach(pipe.unet, NAME, parameters=settings.parameters, rank=settings.rank, seed=seed)
     if settings.start == "closed-form":
-        start_in_closed_form(pipe.unet, NAME, given, settings)
+        start_in_closed_form(pipe.unet, NAME, pool([moments(pipe, table) for table in tables]), settings)
     return parameters, null_space_projection(pipe.unet, NAME, uncond) if settings.null_space else None
 
 

@@ -16,7 +16,6 @@ from components.common.paths import CACHE, CONCEPTS, GUIDANCE
 from components.common.stage import log, run_stage
 from components.diffusion import load_pipeline
 from components.guidance.adapters import target_modules, write_adapter
-from components.guidance.closed_form import moments
 from components.guidance.prepare import NAME, prepare, start_adapter
 from components.guidance.train import GuidanceStep, train_guidance
 from components.requests import load_requests
@@ -33,7 +32,7 @@ def guidance(request_id: str) -> None:
     target_modules(pipe.unet, settings.parameters)
     table = read_table(CONCEPTS / request_id)
     lesson = prepare(pipe, request_id, request, table, settings)
-    parameters, project = start_adapter(pipe, request_id, lesson.uncond, moments(pipe, table), settings)
+    parameters, project = start_adapter(pipe, request_id, lesson.uncond, [table], settings)
     inputs = {"base": digest(params.base.path / "unet"), "concepts": digest(CONCEPTS / request_id)}
     key = key_of(inputs | {"params": settings.model_dump_json()})
     checkpoint = CACHE / "guidance" / f"{request_id}-{key}.safetensors"

@@ -1,11 +1,12 @@
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 import torch
 
 from benchmarks.guidance_curve import TERMS, curve, objective, plot
 from components.common.config import load_params
 from components.diffusion import encode
-from components.guidance import Lesson, Moments, cache_trajectories
+from components.guidance import Lesson, cache_trajectories
 
 PARAMS = load_params().guidance.model_copy(
     update={"rank": 2, "steps": 5, "batch": 2, "solver_steps": 2, "precision": "no", "start": "random"}
@@ -43,8 +44,7 @@ def test_objective_of_the_base(tiny_pipe, lesson):
 
 def test_curve_has_its_ends(tiny_pipe, lesson):
     """Points before the first step, every second one, and after the last; training moves what is measured."""
-    none = torch.zeros(32, 32, dtype=torch.float64)
-    points = list(curve(tiny_pipe, "r", lesson, lesson, Moments(none, none, none, none), PARAMS, every=2))
+    points = list(curve(tiny_pipe, "r", lesson, lesson, pd.DataFrame(), PARAMS, every=2))
 
     assert [p["step"] for p in points] == [0, 2, 4, 5]
     assert points[-1]["uncond"] > points[0]["uncond"]

@@ -11,6 +11,7 @@ from components.evaluate import (
     calibration_error,
     erased,
     judge_gates,
+    likeness,
     mean_interval,
     proportion,
     rate_of,
@@ -168,3 +169,15 @@ def test_studio_draws_no_image_twice(tiny_pipe, monkeypatch):
     studio.draw([Picture("a cat", 2), Picture("a dog", 1)])
 
     assert drawn == [1, 2, 1]
+
+
+def test_likeness_is_ssim_of_each_pair():
+    """An image is wholly like itself; of two pairs each has its own value, and order does not matter."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    other = images.copy()
+    other[1] = 255 - other[1]
+    found = likeness(images, other)
+
+    assert found[0] == 1.0
+    assert found[1] < 0.5
+    np.testing.assert_allclose(found, likeness(other, images), atol=1e-6)

@@ -130,11 +130,12 @@ def test_moments_without_an_anchor_want_the_empty_prompt(tiny_pipe):
     torch.testing.assert_close(found.wanted, torch.einsum("ld,ple->de", empty, c) / c.shape[:2].numel())
 
 
-def test_pooled_moments_are_means(given):
-    """Two requests count the same in one adapter for both."""
+def test_pooled_requests_count_as_they_do_alone(given):
+    """What each wants is added up and what is to stay is not, so that one more request makes none of the others weaker."""
     other = Moments(*(3 * each for each in given))
 
-    torch.testing.assert_close(pool([given, other]), Moments(*(2 * each for each in given)))
+    expected = Moments(4 * given.target, 4 * given.wanted, 2 * given.keep, 2 * given.uncond)
+    torch.testing.assert_close(pool([given, other]), expected)
 
 
 def test_start_edits_hidden_states(tiny_pipe):

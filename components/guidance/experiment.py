@@ -1,0 +1,61 @@
+"""Trains an adapter as the stage does, into any folder: what reports and benchmarks compare."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from tqdm import tqdm
+
+from components.collect.stage import where
+from components.common.artifacts import digest
+from components.common.config import GuidanceParams, Params
+from components.diffusion import load_pipeline
+from components.guidance.adapters import write_adapter
+from components.guidance.prepare import NAME, join, prepare, start_adapter
+from components.guidance.train import train_guidance
+from components.requests import Request
+
+
+class Trained(NamedTuple):
+    """One adapter and what it cost."""
+
+    folder: Path
+    seconds: float
+
+
+def train_one(
+    params: Params, requests: Mapping[str, Request], table: pd.DataFrame, folder: Path, settings: GuidanceParams
+) -> Trained:
+    """Trains one adapter as the stage does, into `folder`; for several requests one on all of them."""
+    begun = time.perf_counter()
+    pipe = load_pipeline(params.base.path)
+    tables = {i: where(table, table["request"] == i) for i in requests}
+    lesson = join([prepare(pipe, i, r, tables[i], settings) for i, r in requests.items()])
+    settings = of_several(settings, len(requests))
+    parameters, project = start_adapter(pipe, "+".join(requests), lesson.uncond, list(tables.values()), settings)
+    steps = train_guidance(pipe.unet, parameters, *lesson, settings, project=project)
+    title = ", ".join(r.target for r in requests.values())
+    for _ in tqdm(steps, total=settings.steps, desc=f"guidance {title}", unit="step", mininterval=5):
+        pass
+    inputs = {"base": digest(params.base.path / "unet")}
+    write_adapter(folder, pipe.unet, NAME, params=settings.model_dump(), inputs=inputs, facts={})
+    return Trained(folder, time.perf_counter() - begun)
+
+
+def of_several(settings: GuidanceParams, count: int) -> GuidanceParams:
+    """For one adapter of `count` requests: their steps and ranks added up, and as loss the sum of theirs.
+
+    A batch is drawn from all their prompts, so that its surgical term is the mean of theirs; what is held weighs as much less.
+    """
+    return settings.model_copy(
+        update={
+            "steps": settings.steps * count,
+            "rank": settings.rank * count,
+            "uncond_weight": settings.uncond_weight / count,
+            "retain_weight": settings.retain_weight / count,
+        }
+    )
