@@ -88,7 +88,7 @@ def fit_scores(
         by_name, groups, max_features=settings.max_features, min_contrast=settings.min_contrast
     )
 
-    def fit(features: torch.Tensor, against: C, start: Score | None = None) -> Score:
+    def fit(features: torch.Tensor, against: C) -> Score:
         wanted = torch.cat([labels, torch.full((len(against),), -1)]).numpy()
         codes, counts = named.join([against]).columns(features).numpy(), None
         if merge:
@@ -96,8 +96,7 @@ def fit_scores(
             row = np.flatnonzero(idle)[:1]
             counts = np.concatenate([np.ones((~idle).sum()), np.full(len(row), idle.sum())])
             codes, wanted = (np.concatenate([part[~idle], part[row]]) for part in (codes, wanted))
-        before = None if start is None else (start[0].numpy(), start[1].numpy())
-        weights, bias = fit_score(codes, wanted, counts=counts, start=before)
+        weights, bias = fit_score(codes, wanted, counts=counts)
         return torch.from_numpy(weights).float(), torch.from_numpy(bias).float()
 
     def most_like(features: torch.Tensor, score: Score, count: int) -> C:
@@ -109,9 +108,8 @@ def fit_scores(
     mistaken_for = most_like(own, first, mistaken)
     context = context_features(by_name, mistaken_for.firing(), own, settings.context_features)
     features = torch.cat([own, context])
-    widened = torch.nn.functional.pad(first[0], (0, len(context))), first[1]
-    second = fit(features, others, widened)
-    weights, bias = fit(features, others.join([most_like(features, second, hardest)]), second)
+    second = fit(features, others)
+    weights, bias = fit(features, others.join([most_like(features, second, hardest)]))
     return Fitted(features, len(own), contrast, weights, bias)
 
 

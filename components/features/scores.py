@@ -86,14 +86,12 @@ def fit_score(
     *,
     strength: float = 0.1,
     counts: np.ndarray | None = None,
-    start: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(weights (N, S), bias (N,)): for each name a balanced logistic regression of its tokens against all others.
 
     `activations` is (T, S); `labels` (T,) holds the index of the name whose token it is, or -1. `strength` is the
     inverse of the L2 penalty, on features scaled to unit variance. `counts` (T,) says how many equal tokens each row
-    stands for; without it each is one. `start`, (weights, bias) of a fit that resembles this one, saves iterations: the
-    optimum is one and the same.
+    stands for; without it each is one.
     """
     if counts is None:
         spread = activations.std(0) + 1e-6
@@ -106,9 +104,7 @@ def fit_score(
     for name in range(labels.max() + 1):
         use = (labels == name) | (labels < 0)
         mine = labels[use] == name
-        model = LogisticRegression(C=strength, solver="newton-cholesky", max_iter=100, warm_start=start is not None)
-        if start is not None:
-            model.coef_, model.intercept_ = start[0][name : name + 1] * spread, start[1][name : name + 1]
+        model = LogisticRegression(C=strength, solver="newton-cholesky", max_iter=100)
         each = np.ones(len(mine)) if counts is None else counts[use]
         share = np.where(mine, each[mine].sum(), each[~mine].sum())  # each class weighs half of all tokens
         model.fit(scaled[use], mine, sample_weight=each * each.sum() / (2 * share))

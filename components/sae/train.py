@@ -95,10 +95,11 @@ def train_sae(
         idle, threshold = extra.get("idle", idle), extra.get("threshold", threshold)
     sae.to(device)
     model, optimizer = accelerator.prepare(sae, optimizer)
+    room = torch.empty(params.batch, sae.d_sae, device=device)
     rank, ranks = accelerator.process_index, accelerator.num_processes
     for step in range(start, params.steps):
         x = store.batch(params.batch, generator(params.seed + rank, "sae", step)).to(device) * scale
-        decoded, *entries = model(x, params.activation)
+        decoded, *entries = model(x, params.activation, room)
         active = Active(*entries)
         positive = active.values > 0
         fired: Any = accelerator.reduce(torch.zeros_like(sae.b_enc).index_fill(0, active.latents[positive], 1.0))

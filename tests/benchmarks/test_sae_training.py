@@ -28,7 +28,7 @@ def test_plain_loss_is_ours_on_the_same_weights():
     theirs.backward()
     mine.backward()
     for theirs_grad, mine_grad in (
-        (plain.W_enc.grad.T, sae.W_enc.grad),
+        (plain.W_enc.grad, sae.encoder.grad),
         (plain.W_dec.grad.T, sae.W_dec.grad),
         (plain.b_lat.grad, sae.b_enc.grad),
         (plain.b_pre.grad, sae.b_dec.grad),

@@ -144,27 +144,6 @@ def test_fit_score_separates_what_can_be_separated():
     assert scores[labels == 1, 1].min() > 0 > scores[labels < 0, 1].max()
 
 
-def test_fit_score_starts_anywhere_and_ends_where_it_must(monkeypatch):
-    """Begun at the fit of half the features, or far away, the search ends at the same optimum; begun at it, it takes fewer steps."""
-    rng = np.random.default_rng(0)
-    labels = rng.integers(-1, 2, 400)
-    activations = rng.exponential(size=(400, 6)) + np.eye(3)[labels] @ rng.normal(size=(3, 6))
-    cold = fit_score(activations, labels)
-    half, bias = fit_score(activations[:, :3], labels)
-    steps = []
-    fit = LogisticRegression.fit
-    monkeypatch.setattr(
-        LogisticRegression, "fit", lambda self, *a, **k: steps.append(fit(self, *a, **k).n_iter_[0]) or self
-    )
-    fit_score(activations, labels)
-
-    for start in ((np.pad(half, ((0, 0), (0, 3))), bias), (np.full((2, 6), 3.0), np.full(2, -5.0)), cold):
-        weights, intercept = fit_score(activations, labels, start=start)
-        np.testing.assert_allclose(weights, cold[0], atol=2e-4)
-        np.testing.assert_allclose(intercept, cold[1], atol=2e-4)
-    assert max(steps[-2:]) < min(steps[:2])
-
-
 def test_fit_score_counts_are_repeated_rows():
     """A row that counts three times is three rows."""
     rng = np.random.default_rng(1)
