@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from accelerate import PartialState
@@ -44,6 +45,17 @@ TOKENS = 16384
 """Rows of the file that batches are drawn from."""
 BYTES = 4 * 4 + 4
 """A parameter in float32: weight, gradient, Adam's two moments, and as much again for what a step holds."""
+
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "the encoder's product": ("aten::addmm", "aten::mm", "aten::bmm", "aten::matmul"),
+    "ranking": ("aten::topk", "aten::sort"),
+    "memory: fills and copies": ("aten::copy_", "aten::fill_", "aten::zero", "Optimizer.zero_grad"),
+    "decoder and gradients, active latents": ("aten::_embedding_bag", "aten::index", "aten::gather", "aten::scatter"),
+    "Adam": ("aten::_fused_adam", "aten::_foreach", "Optimizer.step"),
+}
+"""Names of torch's operations by what they are for, the first that fits; dense decoders count with the products."""
+OTHER = "everything else"
 
 
 class Shape(NamedTuple):
@@ -285,6 +297,48 @@ def measure(names: Sequence[str], task: Task, *, steps: int, repeats: int) -> li
     ]
 
 
+def parts_of(name: str, task: Task, *, steps: int) -> dict[str, float]:
+    """Milliseconds of one contender's step by `PARTS`, from torch's profiler, after three steps to warm up."""
+    running = CONTENDERS[name](task)
+    take(running, 3, task.device)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        take(running, steps, task.device)
+    spent = dict.fromkeys([*PARTS, OTHER], 0.0)
+    for event in profiler.key_averages():
+        part = next((p for p, names in PARTS.items() if event.key.startswith(names)), OTHER)
+        spent[part] += event.self_cpu_time_total / 1000 / steps
+    return spent
+
+
+def plot_parts(found: dict[str, dict[str, float]]) -> plt.Figure:
+    """One stacked bar a contender: what its step is spent on, those parts first that no exact trainer is without."""
+    figure, axis = plt.subplots(figsize=(8, 0.6 + 0.5 * len(found)), layout="constrained")
+    left = np.zeros(len(found))
+    for part in [*PARTS, OTHER]:
+        width = np.array([spent[part] for spent in found.values()])
+        axis.barh(list(found), width, left=left, label=part)
+        left += width
+    axis.set(xlabel="milliseconds a step")
+    axis.invert_yaxis()
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+def profile(shape: Shape, names: Sequence[str], *, steps: int, out: Path = RESULTS) -> dict[str, dict[str, float]]:
+    """Profiles the named contenders on the CPU without a dead latent, and publishes numbers and plot."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = write_tokens(Path(folder) / "tokens.f32", shape.d_in, tokens=max(TOKENS, shape.batch))
+        task = Task(shape, store, torch.device("cpu"), busy=False)
+        found = {name: parts_of(name, task, steps=steps) for name in tqdm(names, desc="profile", unit="contender")}
+        del store
+    rows = [[name, *(f"{ms:.1f}" for ms in spent.values())] for name, spent in found.items()]
+    record = {"environment": environment(PACKAGES), "shape": shape._asdict(), "steps": steps, "milliseconds": found}
+    title = "_".join((f"{NAME}_parts", *map(str, shape), "cpu"))
+    publish(title, record, table(("contender", *PARTS, OTHER), rows), out)
+    plot_parts(found).savefig(out / f"{title}.png", dpi=80)
+    return found
+
+
 def run(
     shape: Shape, device: torch.device, names: Sequence[str], *, steps: int, repeats: int, out: Path = RESULTS
 ) -> list[dict[str, Any]]:
@@ -320,8 +374,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="steps a turn; 0: about as many tokens for every shape")
     parser.add_argument("--repeats", type=int, default=7, help="turns")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--profile", action="store_true", help="what a step is spent on, on the CPU, instead of its speed"
+    )
     parser.add_argument("--quick", action="store_true", help="a tiny shape, to see that everything runs; no results")
     given = parser.parse_args()
+    if given.profile and given.device != "cpu":
+        parser.error("--profile: of the CPU alone; leave --device out")
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: there is no CUDA device; use --device cpu")
     os.environ["ACCELERATE_USE_CPU"] = str(given.device == "cpu").lower()
@@ -330,6 +389,9 @@ def main() -> None:
     steps = given.steps or max(1, 10 * SHAPES["small"].d_sae // shape.d_sae)
     with tempfile.TemporaryDirectory() as nowhere:
         out = Path(nowhere) if given.quick else RESULTS
+        if given.profile:
+            profile(shape, given.contenders, steps=max(5, steps), out=out)
+            return
         run(shape, PartialState().device, given.contenders, steps=steps, repeats=given.repeats, out=out)
 
 

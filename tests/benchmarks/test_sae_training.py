@@ -1,9 +1,10 @@
 import json
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from benchmarks.sae_training import BASELINE, CONTENDERS, PlainSae, Shape, plain_loss, run
+from benchmarks.sae_training import BASELINE, CONTENDERS, PARTS, PlainSae, Shape, plain_loss, plot_parts, profile, run
 from components.sae import SparseAutoencoder, fvu, topk
 
 
@@ -59,3 +60,15 @@ def test_quick_run_measures_every_installed_contender(tmp_path):
     assert all((r["tokens_per_second"] is None) == bool(r["why_not"]) for r in found)
     assert record["results"] == found
     assert record["environment"]["versions"]["torch"]
+
+
+def test_parts_of_a_step_are_all_of_it(tmp_path):
+    """A part each for product, ranking, gradients and Adam has time in it, and the plot's bars end where the parts add up to."""
+    found = profile(Shape(8, 64, 4, 32), ["expunge topk", "interpret-then-deactivate"], steps=2, out=tmp_path)
+    figure = plot_parts(found)
+    ends = [bar.get_x() + bar.get_width() for bar in figure.axes[0].containers[-1]]
+    plt.close(figure)
+
+    assert all(found["expunge topk"][part] > 0 for part in PARTS)
+    assert ends == pytest.approx([sum(spent.values()) for spent in found.values()])
+    assert [p.suffix for p in sorted(tmp_path.iterdir())] == [".json", ".png"]

@@ -144,6 +144,22 @@ def test_fit_score_separates_what_can_be_separated():
     assert scores[labels == 1, 1].min() > 0 > scores[labels < 0, 1].max()
 
 
+def test_fit_score_is_a_balanced_regression():
+    """Another solver, with scikit-learn's own balancing of classes and name by name, finds the same weights and bias."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(-1, 2, 400)
+    activations = rng.exponential(size=(400, 6)) + np.eye(3)[labels] @ rng.normal(size=(3, 6))
+    weights, bias = fit_score(activations, labels)
+    spread = activations.std(0) + 1e-6
+
+    for name in range(2):
+        use = (labels == name) | (labels < 0)
+        model = LogisticRegression(C=0.1, class_weight="balanced", solver="lbfgs", tol=1e-10, max_iter=10_000)
+        model.fit(activations[use] / spread, labels[use] == name)
+        np.testing.assert_allclose(weights[name], model.coef_[0] / spread, atol=2e-4)
+        np.testing.assert_allclose(bias[name], model.intercept_[0], atol=2e-4)
+
+
 def test_fit_score_counts_are_repeated_rows():
     """A row that counts three times is three rows."""
     rng = np.random.default_rng(1)
