@@ -27,7 +27,7 @@ from components.diffusion import load_pipeline
 from components.evaluate.guidance import MORE, measure_adapters
 from components.evaluate.images import Studio
 from components.evaluate.stage import pick_retain
-from components.guidance.experiment import train_one
+from components.evaluate.training import train_one
 from components.openmoji.judge import Judge
 from components.requests import Request, load_requests
 

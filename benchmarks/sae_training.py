@@ -49,9 +49,15 @@ BYTES = 4 * 4 + 4
 
 PARTS: dict[str, tuple[str, ...]] = {
     "the encoder's product": ("aten::addmm", "aten::mm", "aten::bmm", "aten::matmul"),
-    "ranking": ("aten::topk", "aten::sort"),
+    "ranking": ("aten::topk",),
     "memory: fills and copies": ("aten::copy_", "aten::fill_", "aten::zero", "Optimizer.zero_grad"),
-    "decoder and gradients, active latents": ("aten::_embedding_bag", "aten::index", "aten::gather", "aten::scatter"),
+    "decoder and gradients, active latents": (
+        "aten::_embedding_bag",
+        "aten::index",
+        "aten::gather",
+        "aten::scatter",
+        "aten::sort",
+    ),
     "Adam": ("aten::_fused_adam", "aten::_foreach", "Optimizer.step"),
 }
 """Names of torch's operations by what they are for, the first that fits; dense decoders count with the products."""
@@ -329,7 +335,12 @@ def profile(shape: Shape, names: Sequence[str], *, steps: int, out: Path = RESUL
     with tempfile.TemporaryDirectory() as folder:
         store = write_tokens(Path(folder) / "tokens.f32", shape.d_in, tokens=max(TOKENS, shape.batch))
         task = Task(shape, store, torch.device("cpu"), busy=False)
-        found = {name: parts_of(name, task, steps=steps) for name in tqdm(names, desc="profile", unit="contender")}
+        found: dict[str, dict[str, float]] = {}
+        for name in tqdm(names, desc="profile", unit="contender"):
+            try:
+                found[name] = parts_of(name, task, steps=steps)
+            except ImportError as error:
+                tqdm.write(f"{name}: not installed ({error.name})")
         del store
     rows = [[name, *(f"{ms:.1f}" for ms in spent.values())] for name, spent in found.items()]
     record = {"environment": environment(PACKAGES), "shape": shape._asdict(), "steps": steps, "milliseconds": found}

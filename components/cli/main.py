@@ -165,7 +165,8 @@ def guidance_report(
         list[int] | None, typer.Option(min=1, help="How many adapters act at once; repeatable; default 1, 5 and 10.")
     ] = None,
     jointly: Annotated[  # noqa: FBT002 - a command-line flag
-        bool, typer.Option(help="Train one adapter on the fewest that act together, in as many steps as theirs.")
+        bool,
+        typer.Option(help="Train one adapter on the fewest that act together, with their steps and ranks added up."),
     ] = True,
     dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
 ) -> None:

@@ -2,7 +2,16 @@
 
 from components.evaluate.gates import Gate, Verdict, judge_gates
 from components.evaluate.images import Picture, Studio
-from components.evaluate.metrics import Metric, calibration_error, erased, likeness, mean_interval, proportion, rate_of
+from components.evaluate.metrics import (
+    Metric,
+    calibration_error,
+    erased,
+    likeness,
+    mean_interval,
+    paired_change,
+    proportion,
+    rate_of,
+)
 
 __all__ = [
     "Gate",
@@ -15,6 +24,7 @@ __all__ = [
     "judge_gates",
     "likeness",
     "mean_interval",
+    "paired_change",
     "proportion",
     "rate_of",
 ]

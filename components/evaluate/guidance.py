@@ -30,15 +30,15 @@ from components.common.seeding import stream_seed
 from components.diffusion import load_pipeline, load_text
 from components.evaluate.detection import fit_all
 from components.evaluate.images import Picture, Studio
-from components.evaluate.metrics import Metric, likeness, mean_interval, proportion, rate_of
+from components.evaluate.metrics import Metric, likeness, mean_interval, paired_change, proportion, rate_of
 from components.evaluate.prompts import world_requests
 from components.evaluate.purification import measure_purification
 from components.evaluate.report import grid, png
 from components.evaluate.stage import anchored_in, erased_of, measure_drift, pick_retain, pick_targets
+from components.evaluate.training import train_one
 from components.features import RequestFilter
 from components.features.fit import shared_tokens
 from components.features.reading import Reader
-from components.guidance.experiment import train_one
 from components.openmoji.judge import Judge
 from components.requests import Request
 from components.sae import read_sae
@@ -239,7 +239,7 @@ def measure_adapters(
         there.append(rate_of(said.present(), asked))
         out[f"concepts_kept{suffix}"] = proportion(there[-1])
         out[f"styles_kept{suffix}"] = proportion([a == b for a, b in zip(said.style(), kept["style"], strict=True)])
-    out["concepts_change"] = mean_interval(there[1].astype(float) - there[0])
+    out["concepts_change"] = paired_change(*there)
     out["ssim_unrelated"] = mean_interval(likeness(after, before))
     return out | {"uncond_drift": {} if gated else measure_drift(studio, list(adapters), kept, params)}  # never touched
 

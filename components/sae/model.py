@@ -24,7 +24,7 @@ FORMAT = "expunge/sae"
 WEIGHTS = "sae_weights.safetensors"
 CONFIG = "cfg.json"
 Architecture = Literal["topk", "jumprelu"]
-_ROWS = 1024
+_ROWS = 1024  # of the decoder, that a pass over them takes at once: what fits into a cache
 _STRIDE = 61  # every 61st entry is enough to guess a bound; a prime, so that no column is sampled alone
 
 
@@ -103,7 +103,7 @@ class SparsePass(torch.autograd.Function):
     def forward(
         ctx: Any,  # noqa: ANN401 - torch's context
         x: torch.Tensor,
-        encoder: torch.Tensor,  # (F, D): columns of W_enc
+        encoder: torch.Tensor,  # (F, D): W_enc's transpose
         b_enc: torch.Tensor,
         w_dec: torch.Tensor,
         b_dec: torch.Tensor,
@@ -150,7 +150,7 @@ def jump_codes(
 
 
 class SparseAutoencoder(nn.Module):
-    """Weights of an SAE in SAELens' names and orientation, and its inference form."""
+    """Weights of an SAE, and its inference form; SAELens' names, but for `encoder`, of which its `W_enc` is the transpose."""
 
     threshold: torch.Tensor
     """(F,) JumpReLU thresholds; zeros for TopK."""
@@ -204,7 +204,7 @@ class SparseAutoencoder(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """The training pass of x (T, D) with `topk` or `batchtopk`: (reconstruction, and `Active`'s fields).
 
-        `room` (T, F) takes the pre-activations: fresh memory at every step costs a CPU a tenth of its time.
+        `room` (T, F) takes the pre-activations: to ask for fresh memory at every step costs a CPU time.
         """
         done: Any = SparsePass.apply(x, self.encoder, self.b_enc, self.W_dec, self.b_dec, self.k, activation, room)
         return done

@@ -35,7 +35,7 @@ def train_one(
     pipe = load_pipeline(params.base.path)
     tables = {i: where(table, table["request"] == i) for i in requests}
     lesson = join([prepare(pipe, i, r, tables[i], settings) for i, r in requests.items()])
-    settings = of_several(settings, len(requests))
+    settings = of_several(settings, len(requests), most=lesson.uncond.shape[-1])
     parameters, project = start_adapter(pipe, "+".join(requests), lesson.uncond, list(tables.values()), settings)
     steps = train_guidance(pipe.unet, parameters, *lesson, settings, project=project)
     title = ", ".join(r.target for r in requests.values())
@@ -46,15 +46,16 @@ def train_one(
     return Trained(folder, time.perf_counter() - begun)
 
 
-def of_several(settings: GuidanceParams, count: int) -> GuidanceParams:
-    """For one adapter of `count` requests: their steps and ranks added up, and as loss the sum of theirs.
+def of_several(settings: GuidanceParams, count: int, *, most: int) -> GuidanceParams:
+    """For one adapter of `count` requests: their steps added up, and their ranks, to `most` at the utmost.
 
-    A batch is drawn from all their prompts, so that its surgical term is the mean of theirs; what is held weighs as much less.
+    Its objective has all their surgical terms, and what is held only once: Σ S + λ U + μ R. A batch is drawn from all their
+    prompts, so that its surgical term is their mean; so λ and μ are divided by as many.
     """
     return settings.model_copy(
         update={
             "steps": settings.steps * count,
-            "rank": settings.rank * count,
+            "rank": min(settings.rank * count, max(most, settings.rank)),
             "uncond_weight": settings.uncond_weight / count,
             "retain_weight": settings.retain_weight / count,
         }
