@@ -103,7 +103,7 @@ def ablate(
     judge = Judge.load(params.base.judge)
     with tempfile.TemporaryDirectory() as room:
         trained = {
-            name: train_one(params, alone, rows, Path(room) / str(i), settings_of(params.guidance, VARIANTS[name]))
+            name: train_one(params, alone, rows, Path(room), settings_of(params.guidance, VARIANTS[name]))
             for i, name in enumerate(names)
         }
         labels = {f"v{i}": item.folder for i, item in enumerate(trained.values())}  # PEFT's names hold no dots

@@ -12,7 +12,7 @@ gated            each adapter acts on the prompts alone that its request's filte
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from components.collect.concepts import build_prompts, known_targets
 from components.collect.stage import read_table, where
 from components.common.artifacts import SIDECAR, canonical, digest, new_folder
 from components.common.config import Params
-from components.common.paths import CORPUS, GUIDANCE_REPORT, SAE
+from components.common.paths import CACHE, CORPUS, GUIDANCE_REPORT, SAE
 from components.common.seeding import stream_seed
 from components.diffusion import load_pipeline, load_text
 from components.evaluate.detection import fit_all
@@ -87,40 +87,37 @@ def report_guidance(
     )
     judge = Judge.load(params.base.judge)
     filters = fit_filters(params, everyone)
-    with tempfile.TemporaryDirectory() as room:
-        trained = {
-            name: train_one(params, {name: r}, table, Path(room) / name, params.guidance)
-            for name, r in everyone.items()
-        }
-        first = next(iter(everyone))
-        free = params.guidance.model_copy(update={"uncond_weight": 0.0, "null_space": False})
-        others = {WITHOUT: train_one(params, {first: everyone[first]}, table, Path(room) / "bare", free)}
-        if jointly and (few := fewest(together)):
-            members = dict(list(everyone.items())[:few])
-            others[JOINTLY] = train_one(params, members, table, Path(room) / "joint", params.guidance)
-        folders = {name: item.folder for name, item in (trained | others).items()}
-        studio = Studio(load_pipeline(params.base.path), filters, params.base.hookpoint, folders, params.evaluate)
-        measured = where(table, table["split"] == "evaluate")
-        kept = pick_retain(measured, dict(everyone), retain, params.evaluate.seed)
-        pictures: dict[str, np.ndarray] = {}
-        alone: dict[str, dict[str, Any]] = {}
-        for name in [*single, WITHOUT]:
-            about = first if name == WITHOUT else name
-            found = measure_adapters(
-                [name], {about: everyone[about]}, measured, kept, studio, judge, params, seeds, prompts, pictures
-            )
-            alone[name] = found | {"seconds": mean_interval([(trained | others)[name].seconds])}
-        purified: dict[str, dict[str, Metric]] = {}
-        for name in single:
-            done = measure_purification(studio, judge, name, everyone[name], params, count=PURIFIED)
-            purified[name], pictures[f"purified {name}"] = done
-        joint = {
-            name: measure_adapters(
-                group.adapters, dict(list(everyone.items())[: group.requests]), measured, kept, studio, judge, params,
-                1, max(4, prompts // 2), pictures, gated=group.gated,
-            )
-            for name, group in groups_of(list(everyone), together, jointly=jointly).items()
-        }  # fmt: skip
+    room = CACHE / "guidance-report"  # adapters are kept until all is measured, so that a report that stops goes on
+    trained = {name: train_one(params, {name: r}, table, room, params.guidance) for name, r in everyone.items()}
+    first = next(iter(everyone))
+    free = params.guidance.model_copy(update={"uncond_weight": 0.0, "null_space": False})
+    others = {WITHOUT: train_one(params, {first: everyone[first]}, table, room, free)}
+    if jointly and (few := fewest(together)):
+        members = dict(list(everyone.items())[:few])
+        others[JOINTLY] = train_one(params, members, table, room, params.guidance)
+    folders = {name: item.folder for name, item in (trained | others).items()}
+    studio = Studio(load_pipeline(params.base.path), filters, params.base.hookpoint, folders, params.evaluate)
+    measured = where(table, table["split"] == "evaluate")
+    kept = pick_retain(measured, dict(everyone), retain, params.evaluate.seed)
+    pictures: dict[str, np.ndarray] = {}
+    alone: dict[str, dict[str, Any]] = {}
+    for name in [*single, WITHOUT]:
+        about = first if name == WITHOUT else name
+        found = measure_adapters(
+            [name], {about: everyone[about]}, measured, kept, studio, judge, params, seeds, prompts, pictures
+        )
+        alone[name] = found | {"seconds": mean_interval([(trained | others)[name].seconds])}
+    purified: dict[str, dict[str, Metric]] = {}
+    for name in single:
+        done = measure_purification(studio, judge, name, everyone[name], params, count=PURIFIED)
+        purified[name], pictures[f"purified {name}"] = done
+    joint = {
+        name: measure_adapters(
+            group.adapters, dict(list(everyone.items())[: group.requests]), measured, kept, studio, judge, params,
+            1, max(4, prompts // 2), pictures, gated=group.gated,
+        )
+        for name, group in groups_of(list(everyone), together, jointly=jointly).items()
+    }  # fmt: skip
     record = {
         "requests": {name: {"target": r.target, "kind": r.kind, "anchor": r.anchor} for name, r in everyone.items()},
         "alone": {name: _plain(found) for name, found in alone.items()},
@@ -138,6 +135,7 @@ def report_guidance(
         for name, picture in pictures.items():
             (folder / f"{name.replace(' ', '-')}.png").write_bytes(png(picture))
     plt.close("all")
+    shutil.rmtree(room)
     return record
 
 

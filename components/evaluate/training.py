@@ -11,10 +11,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from components.collect.stage import where
-from components.common.artifacts import digest
+from components.common.artifacts import digest, key_of, read_sidecar
 from components.common.config import GuidanceParams, Params
 from components.diffusion import load_pipeline
-from components.guidance.adapters import write_adapter
+from components.guidance.adapters import FORMAT, write_adapter
 from components.guidance.prepare import NAME, join, prepare, start_adapter
 from components.guidance.train import train_guidance
 from components.requests import Request
@@ -28,9 +28,20 @@ class Trained(NamedTuple):
 
 
 def train_one(
-    params: Params, requests: Mapping[str, Request], table: pd.DataFrame, folder: Path, settings: GuidanceParams
+    params: Params, requests: Mapping[str, Request], table: pd.DataFrame, room: Path, settings: GuidanceParams
 ) -> Trained:
-    """Trains one adapter as the stage does, into `folder`; for several requests one on all of them."""
+    """Trains one adapter as the stage does; for several requests one on all of them.
+
+    Its folder in `room` is named by all that it is made from, the code too; one that is there already is taken as it is.
+    """
+    made_from = {
+        "base": digest(params.base.path / "unet"),
+        "code": code_of("collect", "diffusion", "guidance", "openmoji"),
+    }
+    made_from |= {"params": settings.model_dump_json(), "concepts": params.concepts.model_dump_json()}
+    folder = room / key_of(made_from | {i: r.model_dump_json() for i, r in requests.items()})
+    if folder.is_dir():
+        return Trained(folder, read_sidecar(folder, FORMAT)["facts"]["seconds"])
     begun = time.perf_counter()
     pipe = load_pipeline(params.base.path)
     tables = {i: where(table, table["request"] == i) for i in requests}
@@ -41,9 +52,17 @@ def train_one(
     title = ", ".join(r.target for r in requests.values())
     for _ in tqdm(steps, total=settings.steps, desc=f"guidance {title}", unit="step", mininterval=5):
         pass
-    inputs = {"base": digest(params.base.path / "unet")}
-    write_adapter(folder, pipe.unet, NAME, params=settings.model_dump(), inputs=inputs, facts={})
-    return Trained(folder, time.perf_counter() - begun)
+    seconds = time.perf_counter() - begun
+    inputs = {"base": made_from["base"]}
+    write_adapter(folder, pipe.unet, NAME, params=settings.model_dump(), inputs=inputs, facts={"seconds": seconds})
+    return Trained(folder, seconds)
+
+
+def code_of(*slices: str) -> str:
+    """A digest of the source files of some slices of `components`."""
+    root = Path(__file__).parents[1]
+    texts = {str(p.relative_to(root)): p.read_text(encoding="utf-8") for s in slices for p in (root / s).rglob("*.py")}
+    return key_of(texts)
 
 
 def of_several(settings: GuidanceParams, count: int, *, most: int) -> GuidanceParams:

@@ -1,9 +1,12 @@
 import pytest
 import torch
 
+from components.collect.concepts import build_prompts
 from components.common.config import load_params
-from components.evaluate.training import of_several
+from components.evaluate import training
+from components.evaluate.training import of_several, train_one
 from components.guidance import guidance_loss
+from components.requests import Request
 
 
 def test_one_adapter_for_several_has_all_their_surgical_terms():
@@ -36,3 +39,26 @@ def test_steps_and_ranks_of_several_add_up():
     )
     assert of_several(alone, 40, most=256).rank == 256
     assert of_several(alone, 1, most=256) == alone
+
+
+def test_adapter_that_is_there_is_not_trained_again(tiny_pipe, tmp_path, monkeypatch):
+    """What was trained from the same things is taken as it is, seconds too; another seed is another adapter."""
+    tiny_pipe.save_pretrained(tmp_path / "base")
+    found = load_params()
+    settings = found.guidance.model_copy(
+        update={"rank": 2, "steps": 1, "batch": 2, "trajectories": 2, "retain_trajectories": 4, "solver_steps": 2,
+                "retain_solver_steps": 2, "start": "random", "precision": "no"}
+    )  # fmt: skip
+    params = found.model_copy(update={"base": found.base.model_copy(update={"path": tmp_path / "base"})})
+    requests = {"r": Request(target="cat", kind="object", anchor="dog")}
+    table = build_prompts(requests, per_name=2, retain=8, mixed=2, seed=0)
+    trained = train_one(params, requests, table, tmp_path / "room", settings)
+
+    def refuse(path):
+        raise AssertionError(path)
+
+    monkeypatch.setattr(training, "load_pipeline", refuse)
+    assert train_one(params, requests, table, tmp_path / "room", settings) == trained
+    assert trained.seconds > 0
+    with pytest.raises(AssertionError):
+        train_one(params, requests, table, tmp_path / "room", settings.model_copy(update={"seed": 1}))
