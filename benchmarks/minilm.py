@@ -306,14 +306,8 @@ class SparseCodes:
 
     def columns(self, features: torch.Tensor) -> torch.Tensor:
         """The codes of some features, (T, S)."""
-        matrix = self.store.by_token[self.rows]
-        place = np.full(matrix.shape[1], -1)
-        place[features.numpy()] = np.arange(len(features))
-        where = place[matrix.indices]
-        keep = where >= 0
-        out = np.zeros((len(self.rows), len(features)), np.float32)
-        out[np.repeat(np.arange(len(self.rows)), np.diff(matrix.indptr))[keep], where[keep]] = matrix.data[keep]
-        return torch.from_numpy(out)
+        matrix = sparse.csr_array(self.store.by_latent[:, features.numpy()])
+        return torch.from_numpy(matrix[self.rows].toarray())
 
     def scores(self, features: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """Each token's score, (T,)."""
