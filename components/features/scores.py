@@ -96,9 +96,8 @@ def fit_score(
     if counts is None:
         spread = activations.std(0) + 1e-6
     else:
-        middle = np.average(activations, axis=0, weights=counts)
-        spread = np.sqrt(np.average((activations - middle) ** 2, axis=0, weights=counts)) + 1e-6
-        spread = spread.astype(activations.dtype)
+        share = (counts / counts.sum()).astype(activations.dtype)
+        spread = np.sqrt(share @ (activations - share @ activations) ** 2) + 1e-6
     scaled = activations / spread
     weights, bias = [], []
     for name in range(labels.max() + 1):
