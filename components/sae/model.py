@@ -93,9 +93,11 @@ def bounds(groups: torch.Tensor, count: int) -> torch.Tensor:
 
 
 class SparsePass(torch.autograd.Function):
-    """Encodes, selects and decodes, touching only active entries after the selection, forwards and backwards.
+    """Decodes chosen entries of a code, touching those alone, forwards and backwards.
 
-    With δ = ∂L/∂x̂ and γ_n = δ_t · W_dec[f] for the n-th entry (t, f): ∂W_dec[f] = Σ z_n δ_t, ∂W_enc[:, f] = Σ γ_n (x_t - b_dec),
+        x̂_t = b_dec + Σ z_n W_dec[f]    over the entries n = (t, f),  z_n = ReLU((x_t - b_dec) · W_enc[:, f] + b_enc[f])
+
+    With δ = ∂L/∂x̂ and γ_n = δ_t · W_dec[f] where z_n > 0: ∂W_dec[f] = Σ z_n δ_t, ∂W_enc[:, f] = Σ γ_n (x_t - b_dec),
     ∂b_enc[f] = Σ γ_n and ∂b_dec = Σ δ_t - W_enc ∂b_enc. Nothing flows to x.
     """
 
@@ -104,20 +106,15 @@ class SparsePass(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401 - torch's context
         x: torch.Tensor,
         encoder: torch.Tensor,  # (F, D): W_enc's transpose
-        b_enc: torch.Tensor,
+        b_enc: torch.Tensor,  # noqa: ARG004 - its gradient is asked for
         w_dec: torch.Tensor,
         b_dec: torch.Tensor,
-        k: int,
-        activation: str,
-        room: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(reconstruction (T, D), and the active entries' tokens, latents and values)."""
-        centred = x - b_dec
-        active = SELECT[activation](torch.addmm(b_enc, centred, encoder.T, out=room), k)
-        decoded = weighted_rows(bounds(active.tokens, len(x)), active.latents, w_dec, active.values) + b_dec
-        ctx.save_for_backward(centred, encoder, w_dec, *active)
-        ctx.mark_non_differentiable(*active)
-        return decoded, active.tokens, active.latents, active.values
+        *active: torch.Tensor,
+    ) -> torch.Tensor:
+        """(T, D) from `Active`'s fields, whose values are z."""
+        tokens, latents, values = active
+        ctx.save_for_backward(x - b_dec, encoder, w_dec, *active)
+        return weighted_rows(bounds(tokens, len(x)), latents, w_dec, values) + b_dec
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401 - torch's context
@@ -206,7 +203,14 @@ class SparseAutoencoder(nn.Module):
 
         `room` (T, F) takes the pre-activations: to ask for fresh memory at every step costs a CPU time.
         """
-        done: Any = SparsePass.apply(x, self.encoder, self.b_enc, self.W_dec, self.b_dec, self.k, activation, room)
+        with torch.no_grad():
+            pre = torch.addmm(self.b_enc, x - self.b_dec, self.encoder.T, out=room)
+            active = SELECT[activation](pre, self.k)
+        return self.decode_active(x, active), *active
+
+    def decode_active(self, x: torch.Tensor, active: Active) -> torch.Tensor:
+        """The reconstruction of x (T, D) from chosen entries of its code, differentiable by the weights."""
+        done: Any = SparsePass.apply(x, self.encoder, self.b_enc, self.W_dec, self.b_dec, *active)
         return done
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,10 @@ from components.common.config import SaeParams
 from components.common.seeding import generator
 from components.sae.activations import ActivationStore
 from components.sae.losses import auxk_loss, fvu
-from components.sae.model import Active, SparseAutoencoder
+from components.sae.model import Active, SparseAutoencoder, topk_entries
+
+DENSE = 32
+"""Dead latents for each that a token may use, up to which a dense product costs less than to gather rows."""
 
 
 class SaeStep(NamedTuple):
@@ -66,6 +69,22 @@ def fit_encoder_scale(sae: SparseAutoencoder, x: torch.Tensor) -> None:
     sae.W_enc.mul_((step * wanted).sum() / step.square().sum().clamp(min=1e-12))
 
 
+def auxiliary_loss(
+    sae: SparseAutoencoder,
+    x: torch.Tensor,  # (T, D)
+    residual: torch.Tensor,  # (T, D)
+    dead: torch.Tensor,  # (F,) bool
+    auxk: int,
+    pre: torch.Tensor,  # (T, F) pre-activations of x; overwritten
+) -> torch.Tensor:
+    """`auxk_loss` of the dead latents: dense where they are few, by the chosen entries alone where they are many."""
+    latents = dead.nonzero().squeeze(1)
+    if len(latents) <= DENSE * auxk:
+        return auxk_loss(residual, sae.pre_activations(x, latents), sae.W_dec[latents], auxk)
+    strongest = topk_entries(pre.index_fill_(1, (~dead).nonzero().squeeze(1), float("-inf")), auxk)
+    return fvu(residual, sae.decode_active(x, strongest) - sae.b_dec).nan_to_num(0.0)
+
+
 def train_sae(
     sae: SparseAutoencoder,
     store: ActivationStore,
@@ -107,10 +126,7 @@ def train_sae(
         idle = torch.where(fired, 0, idle + len(x) * ranks)
         dead = idle > params.dead_after
         unexplained = fvu(x, decoded)
-        idle_latents = dead.nonzero().squeeze(1).to(device)
-        auxiliary = auxk_loss(
-            (x - decoded).detach(), sae.pre_activations(x, idle_latents), sae.W_dec[idle_latents], params.auxk
-        )
+        auxiliary = auxiliary_loss(sae, x, (x - decoded).detach(), dead.to(device), params.auxk, room)
         optimizer.zero_grad()
         accelerator.backward(unexplained + params.auxk_coefficient * auxiliary)
         sae.project_gradient()

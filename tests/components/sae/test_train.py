@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from components.common.config import SaeParams
-from components.sae import ActivationStore, SparseAutoencoder, evaluate_sae, geometric_median, train_sae
+from components.sae import ActivationStore, SparseAutoencoder, evaluate_sae, geometric_median, train, train_sae
+from components.sae.train import auxiliary_loss
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "sae.json"
 PARAMS = SaeParams(
@@ -88,3 +89,20 @@ def test_geometric_median_resists_an_outlier():
     x = torch.tensor([[0.0], [0.0], [0.0], [100.0]])
 
     assert geometric_median(x).item() == pytest.approx(0, abs=0.1)
+
+
+def test_auxiliary_loss_of_chosen_entries_equals_the_dense_form(monkeypatch):
+    """Where dead latents are many, loss and all gradients are those of the dense product over them, differentiated by torch."""
+    rng, found = torch.Generator().manual_seed(0), {}
+    x, residual, dead = torch.randn(20, 8, generator=rng), torch.randn(20, 8, generator=rng), torch.arange(64) % 2 == 0
+    sae = SparseAutoencoder(8, 64, k=4)
+    sae.initialise(torch.randn(8, generator=rng), torch.randn(64, 8, generator=rng))
+    for dense in (0, 64):
+        monkeypatch.setattr(train, "DENSE", dense)
+        sae.zero_grad()
+        loss = auxiliary_loss(sae, x, residual, dead, 3, sae.pre_activations(x).detach())
+        loss.backward()
+        found[dense] = [loss.detach(), *(p.grad for p in sae.parameters())]
+
+    assert all(value.abs().sum() > 0 for value in found[0])
+    torch.testing.assert_close(found[0], found[64])
