@@ -206,7 +206,7 @@ class SparseAutoencoder(nn.Module):
         with torch.no_grad():
             pre = torch.addmm(self.b_enc, x - self.b_dec, self.encoder.T, out=room)
             active = SELECT[activation](pre, self.k)
-        return self.decode_active(x, active), *active
+        return self.decode_active(x, active), active.tokens, active.latents, active.values
 
     def decode_active(self, x: torch.Tensor, active: Active) -> torch.Tensor:
         """The reconstruction of x (T, D) from chosen entries of its code, differentiable by the weights."""
