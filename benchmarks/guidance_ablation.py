@@ -104,7 +104,7 @@ def ablate(
     with tempfile.TemporaryDirectory() as room:
         trained = {
             name: train_one(params, alone, rows, Path(room), settings_of(params.guidance, VARIANTS[name]))
-            for i, name in enumerate(names)
+            for name in names
         }
         labels = {f"v{i}": item.folder for i, item in enumerate(trained.values())}  # PEFT's names hold no dots
         studio = Studio(load_pipeline(params.base.path), {}, params.base.hookpoint, labels, params.evaluate)
