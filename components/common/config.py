@@ -168,13 +168,17 @@ class GuidanceParams(Section):
     steps: int = Field(gt=0)
     """Optimiser steps."""
     batch: int = Field(gt=0)
-    """Samples a step for each of the three terms."""
+    """Samples a step about the target; without null_space as many, and half as many more, with the empty prompt."""
+    retain_batch: int = Field(gt=0)
+    """Samples a step of prompts to retain."""
     lr: float = Field(gt=0)
     """AdamW's learning rate."""
     uncond_weight: float = Field(ge=0)
-    """λ: weight of the drift of the unconditional score."""
+    """λ: weight of the drift of the unconditional score; in the null space it is held without."""
     retain_weight: float = Field(ge=0)
     """Weight of the drift on prompts to retain, neighbours first."""
+    map_weight: float = Field(ge=0)
+    """Weight in training of what the closed-form start minimises over all prompts; with that start alone."""
     anchor_share: float = Field(ge=0, le=1)
     """Part of the cached trajectories about the target that draw the anchor instead; none without an anchor."""
     precision: Literal["no", "bf16"]

@@ -1,8 +1,9 @@
 """The report on the adapters alone: `expunge guidance report` writes `reports/guidance/`.
 
 Beside the requests that ship it trains adapters for more kinds of target, a character and a whole category, and for as many
-further concepts as are to act together; it takes the unconditional term away once, to show what it is for, and trains, if
-asked, one adapter jointly on as many requests as the fewest that act together, with their ranks and steps added up.
+further concepts as are to act together; it takes all that holds the unconditional output away once, to show what it is for
+(λ and ν at 0, no null space), and trains, if asked, one adapter jointly on as many requests as the fewest that act together,
+with their ranks and steps added up.
 
 UA, IRA, CRA     as in metrics.py, of the adapters alone; no prompt is ever edited here
 concepts_change  concepts kept less the base's, prompt by prompt: its interval is that of the pairs, not of either share
@@ -90,7 +91,7 @@ def report_guidance(
     room = CACHE / "guidance-report"  # adapters are kept until all is measured, so that a report that stops goes on
     trained = {name: train_one(params, {name: r}, table, room, params.guidance) for name, r in everyone.items()}
     first = next(iter(everyone))
-    free = params.guidance.model_copy(update={"uncond_weight": 0.0, "null_space": False})
+    free = params.guidance.model_copy(update={"uncond_weight": 0.0, "start_uncond_weight": 0.0, "null_space": False})
     others = {WITHOUT: train_one(params, {first: everyone[first]}, table, room, free)}
     if jointly and (few := fewest(together)):
         members = dict(list(everyone.items())[:few])

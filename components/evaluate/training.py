@@ -47,8 +47,8 @@ def train_one(
     tables = {i: where(table, table["request"] == i) for i in requests}
     lesson = join([prepare(pipe, i, r, tables[i], settings) for i, r in requests.items()])
     settings = of_several(settings, len(requests), most=lesson.uncond.shape[-1])
-    parameters, project = start_adapter(pipe, "+".join(requests), lesson.uncond, list(tables.values()), settings)
-    steps = train_guidance(pipe.unet, parameters, *lesson, settings, project=project)
+    fresh = start_adapter(pipe, "+".join(requests), lesson.uncond, list(tables.values()), settings)
+    steps = train_guidance(pipe.unet, fresh.parameters, *lesson, settings, project=fresh.project, prior=fresh.prior)
     title = ", ".join(r.target for r in requests.values())
     for _ in tqdm(steps, total=settings.steps, desc=f"guidance {title}", unit="step", mininterval=5):
         pass

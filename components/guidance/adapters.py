@@ -19,7 +19,7 @@ FORMAT = "expunge/adapter"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 _PREFIX = "unet."
 _KV = ("to_k", "to_v")
-_RANK_TOLERANCE = 1e-6  # of singular values, against the largest
+_FAINT = 1e-2  # singular values of the empty prompt's states below this part of the largest span directions left free
 SUFFIXES = {
     "xattn-kv": ("attn2.to_k", "attn2.to_v"),
     "xattn": ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
@@ -55,12 +55,13 @@ def _reads_prompt(unet: UNet2DConditionModel, name: str) -> list[torch.nn.Parame
 def null_space_projection(unet: UNet2DConditionModel, name: str, uncond: torch.Tensor) -> Callable[[], None]:
     """A step that makes the adapter blind to the empty prompt: A <- A (I - V Vᵀ), V a basis of its hidden states.
 
-    `uncond` is (1, L, D). Keys and values of the empty prompt are then those of the base, so that an adapter of keys and values
+    `uncond` is (1, L, D). Keys and values of the empty prompt are then the base's, so that an adapter of keys and values
     alone cannot move the unconditional output at any timestep; nor can a sum of such adapters. SPEED (arXiv 2503.07392)
-    holds the null tokens in closed form by the same means.
+    holds the null tokens in closed form by the same means. Directions in which these states hardly differ from 0 are left
+    free: they tell one position of padding from the next, and an adapter that may not read them cannot read other prompts.
     """
     _, spread, rows = torch.linalg.svd(uncond[0].double(), full_matrices=False)
-    basis = rows[spread > _RANK_TOLERANCE * spread[0]].float()  # (r, D)
+    basis = rows[spread > _FAINT * spread[0]].float()  # (r, D)
     downs = _reads_prompt(unet, name)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Where an adapter starts: the linear map of hidden states that takes the target's to the anchor's, in closed form.
+"""The linear map of hidden states that takes the target's to the anchor's, in closed form: where an adapter starts.
 
     P prompts about the target, K prompts to keep, L token positions, D hidden, r rank, O outputs of a projection
 
@@ -12,12 +12,13 @@ With V = W (I + M) one M solves it for every W, so that to edit all layers is to
     M = (E a cᵀ - E c cᵀ) S⁻¹,    S = E c cᵀ + μ E k kᵀ + ν E u uᵀ + ρ I,    u states of the empty prompt
 
 Of all M of rank r the best is U Uᵀ M, U the leading eigenvectors of M S Mᵀ (reduced-rank regression, Izenman 1975). A
-LoRA holds it as it is: B = W U, A = Uᵀ M. What a linear map cannot tell apart is left to training.
+LoRA holds it as it is: B = W U, A = Uᵀ M. What a linear map of all layers cannot tell apart is left to training, whose
+trajectories are of few prompts; so what is minimised here stays part of its loss, for all the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -69,10 +70,12 @@ def corresponding(target_ids: torch.Tensor, anchor_ids: torch.Tensor, eos_token_
 
 
 def moments(pipe: StableDiffusionPipeline, table: pd.DataFrame) -> Moments:
-    """Those of one request's prompts in `table`, never of the evaluation's; without an anchor a is the empty prompt's state."""
+    """Those of one request's prompts in `table`, never of the evaluation's; without an anchor a is the empty prompt's state.
+
+    Every prompt that carries the target counts as one about it, ordinary English too: such a prompt is nothing to keep.
+    """
     table = where(table, table["split"] != "evaluate")
-    about = table["role"].isin(("target", "alias", "mixed"))
-    spoken, kept = where(table, about), where(table, ~about)["prompt"].drop_duplicates().tolist()
+    spoken, kept = where(table, table["carries"]), where(table, ~table["carries"])["prompt"].drop_duplicates().tolist()
     eos = pipe.tokenizer.eos_token_id
     assert isinstance(eos, int)  # a CLIPTokenizer has one
 
@@ -106,6 +109,12 @@ def pool(each: Sequence[Moments]) -> Moments:
     return Moments(target.sum(0), wanted.sum(0), keep.mean(0), uncond.mean(0))
 
 
+def _system(given: Moments, *, retain_weight: float, uncond_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(S, E (a - c) cᵀ) of the module's equations, (D, D) each."""
+    scatter = given.target + retain_weight * given.keep + uncond_weight * given.uncond
+    return scatter + _RIDGE * torch.eye(len(scatter), dtype=scatter.dtype), given.wanted - given.target
+
+
 def steer(
     given: Moments, *, rank: int, retain_weight: float, uncond_weight: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,9 +122,8 @@ def steer(
     size = len(given.target)
     if rank > size:
         raise UserError(f"guidance.rank={rank} exceeds the {size} dimensions of the prompt's hidden states", "lower it")
-    scatter = given.target + retain_weight * given.keep + uncond_weight * given.uncond
-    scatter = scatter + _RIDGE * torch.eye(size, dtype=scatter.dtype)
-    step = torch.linalg.solve(scatter, given.wanted - given.target, left=False)  # (D, D)
+    scatter, change = _system(given, retain_weight=retain_weight, uncond_weight=uncond_weight)
+    step = torch.linalg.solve(scatter, change, left=False)  # (D, D)
     _, vectors = torch.linalg.eigh(step @ scatter @ step.T)  # ascending
     up = vectors[:, -rank:].flip(1)
     return up, up.T @ step
@@ -127,9 +135,41 @@ def start_in_closed_form(unet: UNet2DConditionModel, name: str, given: Moments, 
     up, down = steer(
         given, rank=params.rank, retain_weight=params.start_retain_weight, uncond_weight=params.start_uncond_weight
     )
-    for path, layer in unet.named_modules():
-        if path.endswith(SUFFIXES["xattn-kv"]):
-            raised = layer.get_submodule("base_layer").get_parameter("weight").double() @ up  # (O, r)
-            balance = (down.norm() / raised.norm()).sqrt()  # so that A and B are of one size, and learn at one rate
-            layer.get_parameter(f"lora_A.{name}.weight").copy_(down / balance)
-            layer.get_parameter(f"lora_B.{name}.weight").copy_(raised * balance)
+    for layer in _keys_and_values(unet):
+        raised = layer.get_submodule("base_layer").get_parameter("weight").double() @ up  # (O, r)
+        balance = (down.norm() / raised.norm()).sqrt()  # so that A and B are of one size, and learn at one rate
+        layer.get_parameter(f"lora_A.{name}.weight").copy_(down / balance)
+        layer.get_parameter(f"lora_B.{name}.weight").copy_(raised * balance)
+
+
+def map_loss(
+    unet: UNet2DConditionModel, name: str, given: Moments, params: GuidanceParams
+) -> Callable[[], torch.Tensor]:
+    """What the closed form minimises, as a loss of the adapter's keys and values: their mean, carrying gradient.
+
+    With Δ = B A, of one projection and up to a constant,
+
+        (E |Δ c - W (a - c)|² + μ E |Δ k|² + ν E |Δ u|² + ρ |Δ|²) / E |W c|² = (tr Δ S Δᵀ - 2 tr Δ E c (a - c)ᵀ Wᵀ) / tr W E c cᵀ Wᵀ
+
+    It costs as much for thousands of prompts as for one, since it reads nothing of them but their moments.
+    """
+    scatter, change = _system(given, retain_weight=params.start_retain_weight, uncond_weight=params.start_uncond_weight)
+    spread, scatter, change = given.target.float(), scatter.float(), change.float()
+    parts = []
+    for layer in _keys_and_values(unet):
+        weight = layer.get_submodule("base_layer").get_parameter("weight").detach().float()  # (O, D)
+        down, up = (layer.get_parameter(f"lora_{m}.{name}.weight") for m in "AB")  # (r, D), (O, r)
+        parts.append((down, up, weight @ change, torch.einsum("od,de,oe->", weight, spread, weight)))
+
+    def loss() -> torch.Tensor:
+        each = [
+            (((up.T @ up) * (down @ scatter @ down.T)).sum() - 2 * (up * (wanted @ down.T)).sum()) / scale
+            for down, up, wanted, scale in parts
+        ]
+        return torch.stack(each).mean()
+
+    return loss
+
+
+def _keys_and_values(unet: UNet2DConditionModel) -> list[torch.nn.Module]:
+    return [layer for path, layer in unet.named_modules() if path.endswith(SUFFIXES["xattn-kv"])]

@@ -18,7 +18,7 @@ from components.common.config import GuidanceParams
 from components.common.seeding import stream_seed
 from components.diffusion import encode
 from components.guidance.adapters import attach, null_space_projection
-from components.guidance.closed_form import moments, pool, start_in_closed_form
+from components.guidance.closed_form import map_loss, moments, pool, start_in_closed_form
 from components.guidance.train import Cache, cache_trajectories
 from components.requests import Request
 
@@ -47,7 +47,7 @@ def prepare(
     """Draws prompts from `table`, never those of the evaluation, and runs the frozen model's trajectories on them."""
     table = where(table, table["split"] != "evaluate")
     rng = np.random.default_rng(stream_seed(settings.seed, request_id))
-    pairs = pick(where(table, table["role"].isin(("target", "alias", "mixed"))), settings.trajectories, rng)
+    pairs = pick(where(table, table["carries"]), settings.trajectories, rng)
     near = pick(where(table, table["role"] == "neighbour"), settings.retain_trajectories // 4, rng)
     far = pick(where(table, table["role"].isin(("retain", "anchor"))), settings.retain_trajectories - len(near), rng)
     kept = pd.concat([near, far])["prompt"].tolist()
@@ -85,19 +85,33 @@ def join(lessons: Sequence[Lesson]) -> Lesson:
     )
 
 
+class Fresh(NamedTuple):
+    """An adapter that is about to be trained."""
+
+    parameters: list[torch.nn.Parameter]
+    project: Callable[[], None] | None
+    """Holds them in the null space of the empty prompt's states, if that is asked for."""
+    prior: Callable[[], torch.Tensor] | None
+    """What is added to the loss of a step, unless its weight is 0."""
+
+
 def start_adapter(
     pipe: StableDiffusionPipeline,
     request_id: str,
     uncond: torch.Tensor,  # (1, L, D)
     tables: Sequence[pd.DataFrame],  # of each request that the adapter erases
     settings: GuidanceParams,
-) -> tuple[list[torch.nn.Parameter], Callable[[], None] | None]:
-    """(parameters of a fresh adapter named `NAME`, the projection that holds them, if `settings` asks for one)."""
+) -> Fresh:
+    """Attaches an adapter named `NAME`, at its start."""
     seed = stream_seed(settings.seed, request_id, "adapter") % 2**31
     parameters = attach(pipe.unet, NAME, parameters=settings.parameters, rank=settings.rank, seed=seed)
+    prior = None
     if settings.start == "closed-form":
-        start_in_closed_form(pipe.unet, NAME, pool([moments(pipe, table) for table in tables]), settings)
-    return parameters, null_space_projection(pipe.unet, NAME, uncond) if settings.null_space else None
+        given = pool([moments(pipe, table) for table in tables])
+        start_in_closed_form(pipe.unet, NAME, given, settings)
+        prior = map_loss(pipe.unet, NAME, given, settings) if settings.map_weight else None
+    project = null_space_projection(pipe.unet, NAME, uncond) if settings.null_space else None
+    return Fresh(parameters, project, prior)
 
 
 def pick(table: pd.DataFrame, count: int, rng: np.random.Generator) -> pd.DataFrame:

@@ -32,13 +32,21 @@ def guidance(request_id: str) -> None:
     target_modules(pipe.unet, settings.parameters)
     table = read_table(CONCEPTS / request_id)
     lesson = prepare(pipe, request_id, request, table, settings)
-    parameters, project = start_adapter(pipe, request_id, lesson.uncond, [table], settings)
+    fresh = start_adapter(pipe, request_id, lesson.uncond, [table], settings)
     inputs = {"base": digest(params.base.path / "unet"), "concepts": digest(CONCEPTS / request_id)}
     key = key_of(inputs | {"params": settings.model_dump_json()})
     checkpoint = CACHE / "guidance" / f"{request_id}-{key}.safetensors"
     steps = list(
         tqdm(
-            train_guidance(pipe.unet, parameters, *lesson, settings, project=project, checkpoint=checkpoint),
+            train_guidance(
+                pipe.unet,
+                fresh.parameters,
+                *lesson,
+                settings,
+                project=fresh.project,
+                prior=fresh.prior,
+                checkpoint=checkpoint,
+            ),
             total=settings.steps,
             desc=f"guidance {request_id}",
             unit="step",
@@ -51,7 +59,7 @@ def guidance(request_id: str) -> None:
         NAME,
         params=settings.model_dump(),
         inputs=inputs,
-        facts={"parameters": sum(p.numel() for p in parameters), "final": last_losses(steps)},
+        facts={"parameters": sum(p.numel() for p in fresh.parameters), "final": last_losses(steps)},
     )
     plot_training(steps).savefig(GUIDANCE / request_id / "training.png", dpi=80)
     checkpoint.unlink(missing_ok=True)

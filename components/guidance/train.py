@@ -1,10 +1,11 @@
 """Trains one adapter on cached trajectories of the frozen model.
 
-    N cached states, B samples a step, Z latent channels, h = w latent side, L token positions, D hidden
+    N cached states, B samples a step, K of prompts to retain, Z latent channels, h = w latent side, L token positions, D hidden
 
 x_t come from sampling the frozen model once, with target, anchor and retain prompts; the frozen outputs that the loss
 needs are computed once with them, so that a step runs the trained model alone, in one batch. The empty prompt is held
-both where the target is drawn and where anything else is: held at the former alone, it drifts at the latter.
+both where the target is drawn and where anything else is: held at the former alone, it drifts at the latter. In the null
+space its output cannot move, so that it is known without a pass, and its term is 0.
 """
 
 from __future__ import annotations
@@ -122,6 +123,7 @@ def train_guidance(
     *,
     project: Callable[[], None]
     | None = None,  # called at the start and after every step: keeps parameters where they belong
+    prior: Callable[[], torch.Tensor] | None = None,  # of the parameters alone; joins the loss at `map_weight`
     checkpoint: Path | None = None,
     every: int = 50,
 ) -> Iterator[GuidanceStep]:
@@ -133,38 +135,42 @@ def train_guidance(
     holder = torch.nn.ParameterList(parameters)
     start = load_checkpoint(checkpoint, {"adapter": holder}, optimizer)[0] if checkpoint else 0
     model, optimizer = accelerator.prepare(unet, optimizer)
-    b = params.batch
+    b, count = params.batch, params.retain_batch
     with in_training_form(unet, params):
         for step in range(start, params.steps):
             rng = generator(params.seed + accelerator.process_index, "guidance", step)
             e = torch.randint(len(erase.latents), (b,), generator=rng)
-            k = torch.randint(len(keep.latents), (b,), generator=rng)
+            k = torch.randint(len(keep.latents), (count,), generator=rng)
             f = torch.randint(len(keep.latents), (b // 2,), generator=rng)  # held with the empty prompt
-            x = torch.cat([erase.latents[e], erase.latents[e], keep.latents[f], keep.latents[k]])  # (3B + B/2, Z, h, w)
-            time = torch.cat([erase.timesteps[e], erase.timesteps[e], keep.timesteps[f], keep.timesteps[k]])
-            empty = uncond.expand(b + len(f), -1, -1)
-            states = torch.cat([target[erase.prompt[e]], empty, retain[keep.prompt[k]]])
+            frozen_uncond = torch.cat([erase.uncond[e], keep.uncond[f]])
+            moves = 0 if params.null_space else len(frozen_uncond)
+            empty_x = torch.cat([erase.latents[e], keep.latents[f]])[:moves]
+            empty_time = torch.cat([erase.timesteps[e], keep.timesteps[f]])[:moves]
+            x = torch.cat([erase.latents[e], empty_x, keep.latents[k]])  # (B + B + B/2 + K, Z, h, w)
+            time = torch.cat([erase.timesteps[e], empty_time, keep.timesteps[k]])
+            states = torch.cat([target[erase.prompt[e]], uncond.expand(moves, -1, -1), retain[keep.prompt[k]]])
             x, time, states = (tensor.to(accelerator.device) for tensor in (x, time, states))
             with precision_of(params, accelerator.device):
                 out = model(x, time, states).sample.float().cpu()  # the caches stay where they are
-            out_target, out_uncond, out_retain = out.split([b, len(empty), b])
+            out_target, out_uncond, out_retain = out.split([b, moves, count])
             loss = guidance_loss(
                 out_target,
-                out_uncond,
+                out_uncond if moves else frozen_uncond,
                 erase.cond[e] - erase.uncond[e],
-                torch.cat([erase.uncond[e], keep.uncond[f]]),
+                frozen_uncond,
                 out_retain,
                 keep.cond[k],
                 uncond_weight=params.uncond_weight,
                 retain_weight=params.retain_weight,
             )
+            total = loss.total + params.map_weight * prior() if prior else loss.total
             for group in optimizer.param_groups:
                 group["lr"] = params.lr * min(1.0, (step + 1) / 10, (params.steps - step) / (0.3 * params.steps))
             optimizer.zero_grad()
-            accelerator.backward(loss.total)
+            accelerator.backward(total)
             accelerator.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             project()
             if checkpoint is not None and (step + 1) % every == 0 and accelerator.is_main_process:
                 save_checkpoint(checkpoint, {"adapter": holder}, optimizer, step + 1)
-            yield GuidanceStep(step + 1, *(term.item() for term in loss))
+            yield GuidanceStep(step + 1, total.item(), loss.surgical.item(), loss.uncond.item(), loss.retain.item())

@@ -7,19 +7,22 @@ from components.common.config import load_params
 from components.common.errors import UserError
 from components.diffusion import encode, tokenize
 from components.guidance import Moments, attach, corresponding, moments, start_in_closed_form, steer
-from components.guidance.closed_form import pool
+from components.guidance.closed_form import map_loss, pool
+from components.guidance.prepare import prepare
+from components.requests import Request
 
 ROWS = [
-    ("a cat", "a dog", "target", "select"),
-    ("neon cat on a car", "neon dog on a car", "mixed", "select"),
-    ("an owl", "", "retain", "select"),
-    ("a car", "", "neighbour", "calibrate"),
-    ("a red cat", "a red dog", "target", "evaluate"),
+    ("a cat", "a dog", "target", "select", True),
+    ("neon cat on a car", "neon dog on a car", "mixed", "select", True),
+    ("an owl", "", "retain", "select", False),
+    ("a car", "", "neighbour", "calibrate", False),
+    ("a red cat", "a red dog", "target", "evaluate", True),
 ]
+IN_ENGLISH = ("my cat will jump", "my dog will jump", "context", "calibrate", True)
 
 
-def table(*, anchor=True):
-    rows = pd.DataFrame(ROWS, columns=["prompt", "counterpart", "role", "split"])
+def table(*more, anchor=True):
+    rows = pd.DataFrame([*ROWS, *more], columns=["prompt", "counterpart", "role", "split", "carries"])
     return rows if anchor else rows.assign(counterpart="")
 
 
@@ -121,6 +124,15 @@ def test_moments_by_hand(tiny_pipe):
     torch.testing.assert_close(found.keep, k.T @ k / len(k))
 
 
+def test_moments_count_the_target_in_ordinary_english_as_the_target(tiny_pipe):
+    """A prompt that carries the target is never among those to keep, whatever role it was composed for."""
+    plain, more = moments(tiny_pipe, table()), moments(tiny_pipe, table(IN_ENGLISH))
+    c = encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, ["a cat", "neon cat on a car", IN_ENGLISH[0]]).double()
+
+    torch.testing.assert_close(more.target, torch.einsum("pld,ple->de", c, c) / c.shape[:2].numel())
+    assert torch.equal(more.keep, plain.keep)
+
+
 def test_moments_without_an_anchor_want_the_empty_prompt(tiny_pipe):
     """No counterpart: every state of the target is to become that of the empty prompt at its position."""
     found = moments(tiny_pipe, table(anchor=False))
@@ -156,3 +168,56 @@ def test_start_edits_hidden_states(tiny_pipe):
         for name, weight in tiny_pipe.unet.named_parameters():
             if ".lora_B.r." in name and not name.split(".lora_B")[0].endswith(("to_k", "to_v")):
                 assert not weight.any()
+
+
+def test_map_loss_is_what_the_closed_form_minimises(tiny_pipe):
+    """Summed over samples of states it is the module's equation, less what the base has, on random A and B."""
+    projection = next(m for n, m in tiny_pipe.unet.named_modules() if n.endswith("attn2.to_k"))
+    weight, size = projection.weight.detach().double(), projection.in_features
+    c, a, k, u = (normal(n, size, seed=i) for i, n in enumerate((40, 40, 60, 5)))
+    given = Moments(c.T @ c / 40, a.T @ c / 40, k.T @ k / 60, u.T @ u / 5)
+    attach(tiny_pipe.unet, "r", parameters="xattn-kv", rank=3, seed=0)
+    found = []
+    for path, layer in tiny_pipe.unet.named_modules():
+        if path.endswith(("attn2.to_k", "attn2.to_v")):
+            with torch.no_grad():
+                layer.lora_B["r"].weight.copy_(normal(layer.out_features, 3, seed=9))
+            weight = layer.base_layer.weight.double()
+            step = layer.lora_B["r"].weight.double() @ layer.lora_A["r"].weight.double()
+            off = ((c @ step.T - (a - c) @ weight.T).square().sum() - ((a - c) @ weight.T).square().sum()) / 40
+            held = 2 * (k @ step.T).square().sum() / 60 + 3 * (u @ step.T).square().sum() / 5
+            found.append((off + held + 1e-4 * step.square().sum()) / ((c @ weight.T).square().sum() / 40))
+    params = load_params().guidance.model_copy(update={"start_retain_weight": 2.0, "start_uncond_weight": 3.0})
+
+    torch.testing.assert_close(map_loss(tiny_pipe.unet, "r", given, params)().double(), torch.stack(found).mean())
+
+
+def test_map_loss_is_least_at_the_start(tiny_pipe):
+    """At full rank the closed form leaves it no gradient, and it lies below what a fresh adapter has."""
+    found = moments(tiny_pipe, table())
+    size = found.target.shape[0]
+    params = load_params().guidance.model_copy(update={"rank": size})
+    parameters = attach(tiny_pipe.unet, "r", parameters="xattn-kv", rank=size, seed=0)
+    loss = map_loss(tiny_pipe.unet, "r", found, params)
+    fresh = torch.autograd.grad(loss(), parameters)
+    start_in_closed_form(tiny_pipe.unet, "r", found, params)
+    solved = torch.autograd.grad(loss(), parameters)
+
+    assert loss().item() < 0
+    assert max(g.abs().max() for g in solved) < 1e-3 * max(g.abs().max() for g in fresh)
+
+
+def test_trajectories_are_drawn_of_every_prompt_that_carries_the_target(tiny_pipe):
+    """Ordinary English among them, the evaluation's never; what is kept carries it nowhere."""
+    settings = load_params().guidance.model_copy(
+        update={"trajectories": 8, "retain_trajectories": 8, "solver_steps": 1, "retain_solver_steps": 1}
+    )
+    lesson = prepare(
+        tiny_pipe, "r", Request(target="cat", kind="object", anchor="dog"), table(IN_ENGLISH), settings
+    )
+
+    def states(*prompts):
+        return encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, prompts)
+
+    assert torch.equal(lesson.target, states("a cat", "neon cat on a car", IN_ENGLISH[0]))
+    assert torch.equal(lesson.retain, states("a car", "an owl"))

@@ -28,8 +28,8 @@ from components.guidance.train import in_training_form, precision_of
 GOLDEN = Path(__file__).parents[2] / "golden" / "guidance.json"
 PARAMS = GuidanceParams(
     parameters="xattn", rank=4, start="random", start_retain_weight=1.0, start_uncond_weight=1.0, trajectories=4, retain_trajectories=4,
-    solver_steps=3, retain_solver_steps=3, guidance_scale=3.0, steps=10, batch=4, lr=0.01,
-    uncond_weight=1.0, retain_weight=1.0, anchor_share=0.5, precision="no", gradient_checkpointing=False, null_space=False,
+    solver_steps=3, retain_solver_steps=3, guidance_scale=3.0, steps=10, batch=4, retain_batch=4, lr=0.01,
+    uncond_weight=1.0, retain_weight=1.0, map_weight=0.0, anchor_share=0.5, precision="no", gradient_checkpointing=False, null_space=False,
     seed=0,
 )  # fmt: skip
 
@@ -274,6 +274,50 @@ def test_target_modules_unknown_is_one_sentence(tiny_pipe):
     """A selection without modules names those that exist."""
     with pytest.raises(UserError, match=r"guidance.parameters='xattn-q' selects no module .* xattn-kv, xattn, attn"):
         target_modules(tiny_pipe.unet, "xattn-q")
+
+
+def test_null_space_spares_only_passes_whose_outcome_is_known(tiny_pipe, caches):
+    """The first step has the terms that it has where the empty prompt's output is computed, and that term is 0 in both."""
+    found = []
+    for null_space in (True, False):
+        params = PARAMS.model_copy(update={"parameters": "xattn-kv", "null_space": null_space, "steps": 1})
+        (step,) = run(tiny_pipe, caches, params)[1]
+        found.append(step)
+        tiny_pipe.unet.delete_adapters("default")
+
+    assert found[0].uncond == 0
+    assert found[1].uncond < 1e-9
+    assert found[0] == pytest.approx(found[1], rel=1e-4, abs=1e-9)
+
+
+def test_null_space_leaves_faint_directions_free(tiny_pipe):
+    """A direction that carries a thousandth of the empty prompt's largest is read as before, the largest no more."""
+    size = tiny_pipe.unet.config.cross_attention_dim
+    parameters = attach(tiny_pipe.unet, "r", parameters="xattn-kv", rank=2, seed=0)
+    downs = [p for p in parameters if p.shape[1] == size]
+    before = [p.detach().clone() for p in downs]
+    uncond = torch.zeros(1, 4, size)
+    uncond[0, 0, 0], uncond[0, 1, 1] = 10.0, 0.01
+    null_space_projection(tiny_pipe.unet, "r", uncond)()
+
+    assert downs
+    for old, new in zip(before, downs, strict=True):
+        torch.testing.assert_close(new.detach()[:, 0], torch.zeros(2))
+        torch.testing.assert_close(new.detach()[:, 1:], old[:, 1:])
+
+
+def test_prior_joins_the_loss_at_its_weight(tiny_pipe, caches):
+    """A step's loss is the objective's plus the weight times the prior, and the prior moves the adapter."""
+    alone, (plain, *_) = run(tiny_pipe, caches, PARAMS.model_copy(update={"steps": 2}))
+    tiny_pipe.unet.delete_adapters("default")
+    params = PARAMS.model_copy(update={"steps": 2, "map_weight": 3.0})
+    parameters = attach(tiny_pipe.unet, "default", parameters=params.parameters, rank=params.rank, seed=0)
+    pull = lambda: sum((p - 1).square().mean() for p in parameters)  # noqa: E731 - one line
+    expected = plain.loss + 3 * pull().item()
+    first, _ = train_guidance(tiny_pipe.unet, parameters, *caches, params, prior=pull)
+
+    assert first.loss == pytest.approx(expected, rel=1e-5)
+    assert not any(torch.equal(a, b) for a, b in zip(alone, parameters, strict=True))
 
 
 def test_null_space_holds_the_unconditional_output(tiny_pipe, caches):

@@ -16,7 +16,7 @@ from diffusers import UNet2DConditionModel
 from components.common.config import load_params
 from components.guidance import Cache, attach, train_guidance
 
-settings = load_params().guidance.model_copy(update={"batch": 1, "steps": 1, "gradient_checkpointing": True})
+settings = load_params().guidance.model_copy(update={"batch": 1, "retain_batch": 1, "steps": 1, "gradient_checkpointing": True})
 torch.manual_seed(0)
 unet = UNet2DConditionModel(  # runwayml/stable-diffusion-v1-5's unet/config.json
     sample_size=64, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8,
