@@ -49,10 +49,10 @@ from components.features import (
     RequestFilter,
     auroc,
     conformal_threshold,
+    fit,
     prompt_scores,
     write_filters,
 )
-from components.features import fit
 from components.features.fit import Fitted, fit_scores
 from components.features.reading import Codes, Reader, Tokens
 from components.openmoji import world
