@@ -2,7 +2,7 @@
 
     python -m benchmarks.guidance_ablation --request r-d20b6f34
 
-Every variant changes one thing. All of them train on the same prompts and are judged on the same held-out ones, from the
+Every variant changes one thing (without the null space, or with more than keys and values, all that hangs on it). All of them train on the same prompts and are judged on the same held-out ones, from the
 same seeds; the plot shows likeness of unrelated images against the largest drift of the unconditional output in any timestep bucket.
 """
 
@@ -24,7 +24,7 @@ from components.collect.stage import where
 from components.common.config import GuidanceParams, Params, load_params
 from components.common.errors import UserError
 from components.diffusion import load_pipeline
-from components.evaluate.guidance import MORE, measure_adapters
+from components.evaluate.guidance import MORE, UNHELD, measure_adapters
 from components.evaluate.images import Studio
 from components.evaluate.stage import pick_retain
 from components.evaluate.training import train_one
@@ -32,14 +32,12 @@ from components.openmoji.judge import Judge
 from components.requests import Request, load_requests
 
 PACKAGES = ("expunge", "torch", "diffusers", "peft")
-_FREE = {"null_space": False, "start_uncond_weight": 0.0}
-"""Nothing holds the unconditional output but λ."""
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "as in params.yaml": {},
-    "λ = 0, no null space": {**_FREE, "uncond_weight": 0.0},
-    "λ = 1, no null space": {**_FREE, "uncond_weight": 1.0},
-    "λ = 20, no null space": {**_FREE, "uncond_weight": 20.0},
-    "λ = 100, no null space": {**_FREE, "uncond_weight": 100.0},
+    "λ = 0, no null space": UNHELD,
+    "λ = 1, no null space": {**UNHELD, "uncond_weight": 1.0},
+    "λ = 20, no null space": {**UNHELD, "uncond_weight": 20.0},
+    "λ = 100, no null space": {"start_uncond_weight": 0.0, "null_space": False},
     "all of cross-attention": {"parameters": "xattn", "null_space": False},
     "all of attention": {"parameters": "attn", "null_space": False},
     "random start": {"start": "random"},

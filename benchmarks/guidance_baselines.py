@@ -32,7 +32,6 @@ from benchmarks.baselines import ablation_loss, aligned, diffuse, esd_loss, sign
 from benchmarks.guidance_ablation import everyone
 from benchmarks.report import RESULTS, environment, publish, quartiles, spread, table
 from components.collect.concepts import build_prompts, known_targets, names_for
-from components.collect.stage import where
 from components.common.config import Params, load_params
 from components.common.errors import UserError
 from components.common.seeding import generator, stream_seed
@@ -41,7 +40,7 @@ from components.diffusion.sampling import start_noise
 from components.evaluate import Metric, Picture, Studio, likeness, mean_interval, proportion, rate_of
 from components.evaluate.stage import anchored_in, erased_of, pick_retain, pick_targets
 from components.guidance import Cache, attach, cache_trajectories, prepare, relative_drift, train_guidance
-from components.guidance.prepare import NAME, pick, start_adapter
+from components.guidance.prepare import NAME, pick_prompts, start_adapter
 from components.guidance.train import precision_of
 from components.openmoji import world
 from components.openmoji.judge import Judge
@@ -57,6 +56,8 @@ ESD_SCALE, ESD_GUIDANCE, ESD_STEPS = 1.0, 3.0, 50
 """η, the guidance under which x_t is sampled, and the solver steps of a whole sample (its code: 50 of DDIM)."""
 DIFFUSION_WEIGHT = 1.0
 """Weight of concept ablation's regulariser."""
+FEW_STEPS = 10
+"""Solver steps that give a good image with this model: of concept ablation's anchors, and of ESD where it is favoured."""
 SPOILT = 0.05
 """What IRA may lose against the base where a UA counts as reached: a model that draws nothing has erased everything."""
 WATCHED = 16
@@ -142,7 +143,7 @@ def ablation(pipe: StableDiffusionPipeline, task: Task) -> Iterator[object]:
     noise = start_noise(pipe, [stream_seed(settings.seed, "ablation", i) for i in range(len(task.wanted))])
     with precision_of(settings, noise.device):
         *_, last = trajectories(
-            pipe, task.wanted, task.uncond, noise, steps=settings.solver_steps, guidance_scale=settings.guidance_scale
+            pipe, task.wanted, task.uncond, noise, steps=FEW_STEPS, guidance_scale=settings.guidance_scale
         )
     parameters = adapter(pipe, task)
     optimizer, b = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.0), settings.batch
@@ -169,7 +170,7 @@ def uce(pipe: StableDiffusionPipeline, task: Task) -> Iterator[object]:
     request, anchor = task.request, task.request.anchor
     names = names_for(request, "select")
     spoken = [(name, name, anchor) for name in names]
-    spoken += [(name, p, q) for p, q in zip(task.spoken, task.counterparts, strict=True) for name in names]
+    spoken += [(name, p, q) for p, q in zip(task.spoken, task.counterparts, strict=True) for name in names if name in p]
     sides = [state_pair(pipe, *row, anchor) for row in spoken]
     edited, wanted = (torch.cat(side) for side in zip(*(s for s in sides if s), strict=True))
     others = [c for c in world.CONCEPT_NAMES if c not in known_targets(request)]
@@ -185,8 +186,8 @@ def uce(pipe: StableDiffusionPipeline, task: Task) -> Iterator[object]:
 
 
 def esd_in_few(pipe: StableDiffusionPipeline, task: Task) -> Iterator[object]:
-    """ESD with as few solver steps as ours."""
-    return esd(pipe, task, solver_steps=task.params.guidance.solver_steps)
+    """ESD with as few solver steps as give a good image."""
+    return esd(pipe, task, solver_steps=FEW_STEPS)
 
 
 CONTENDERS: dict[str, Contender] = {
@@ -276,13 +277,9 @@ def collect(
     whole = build_prompts(
         {request_id: request}, per_name=made.per_name, retain=made.retain, mixed=made.mixed, seed=made.seed
     )
-    seen, count = whole.query("split != 'evaluate'"), params.guidance.trajectories
-    rng = np.random.default_rng(stream_seed(params.guidance.seed, request_id))
-    pairs = pick(where(seen, seen["role"].isin(("target", "alias", "mixed"))), count, rng)
-    kept = params.guidance.retain_trajectories
-    near = pick(where(seen, seen["role"] == "neighbour"), kept // 4, rng)
-    far = pick(where(seen, seen["role"].isin(("retain", "anchor"))), kept - len(near), rng)
-    lists = [pairs["prompt"].tolist(), pairs["counterpart"].tolist(), pd.concat([near, far])["prompt"].tolist()]
+    seen = whole.query("split != 'evaluate'")
+    pairs, kept = pick_prompts(seen, request_id, params.guidance)
+    lists = [pairs["prompt"].tolist(), pairs["counterpart"].tolist(), kept]
     states = [encode(pipe.text_encoder, pipe.tokenizer, prompts) for prompts in (*lists, [""])]
     held_out = whole.query("split == 'evaluate'")
     others = encode(pipe.text_encoder, pipe.tokenizer, held_out.query("role == 'retain'")["prompt"].tolist()[:WATCHED])

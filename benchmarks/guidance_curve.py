@@ -61,7 +61,8 @@ def objective(
                 )
                 add("uncond", loss.uncond, len(rows))
     found = {term: sums[term] / sizes[term] for term in sums}
-    total = found["surgical"] + settings.uncond_weight * found["uncond"] + settings.retain_weight * found["retain"]
+    held = 0.0 if settings.null_space else settings.uncond_weight  # there the term is no part of the loss
+    total = found["surgical"] + held * found["uncond"] + settings.retain_weight * found["retain"]
     return {"total": total, **found}
 
 

@@ -187,7 +187,7 @@ class GuidanceParams(Section):
     gradient_checkpointing: bool
     """Compute activations twice rather than keep them: a large U-Net then fits."""
     null_space: bool
-    """Keep the adapter blind to the empty prompt, so that the unconditional score cannot move; with xattn-kv alone."""
+    """Keep the adapter blind to what carries the empty prompt, so that the unconditional score hardly moves; with xattn-kv alone."""
     seed: int = Field(ge=0)
 
     @model_validator(mode="after")

@@ -53,6 +53,8 @@ MORE = {
 }  # fmt: skip
 """A character and a category, the two kinds that the requests which ship do not show."""
 WITHOUT = "without the unconditional term"
+UNHELD: Mapping[str, object] = {"uncond_weight": 0.0, "start_uncond_weight": 0.0, "null_space": False}
+"""Nothing holds the unconditional output: neither λ nor ν nor the null space."""
 JOINTLY = "trained jointly"
 GATED = "gated"
 PURIFIED = 16
@@ -91,7 +93,7 @@ def report_guidance(
     room = CACHE / "guidance-report"  # adapters are kept until all is measured, so that a report that stops goes on
     trained = {name: train_one(params, {name: r}, table, room, params.guidance) for name, r in everyone.items()}
     first = next(iter(everyone))
-    free = params.guidance.model_copy(update={"uncond_weight": 0.0, "start_uncond_weight": 0.0, "null_space": False})
+    free = params.guidance.model_copy(update=dict(UNHELD))
     others = {WITHOUT: train_one(params, {first: everyone[first]}, table, room, free)}
     if jointly and (few := fewest(together)):
         members = dict(list(everyone.items())[:few])

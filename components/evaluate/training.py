@@ -69,7 +69,7 @@ def of_several(settings: GuidanceParams, count: int, *, most: int) -> GuidancePa
     """For one adapter of `count` requests: their steps added up, and their ranks, to `most` at the utmost.
 
     Its objective has all their surgical terms, and what is held only once: Σ S + λ U + μ R. A batch is drawn from all their
-    prompts, so that its surgical term is their mean; so λ and μ are divided by as many.
+    prompts, so that its surgical term is their mean, as the map term is that of their pooled moments; so λ and μ are divided by as many.
     """
     return settings.model_copy(
         update={

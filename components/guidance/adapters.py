@@ -18,7 +18,6 @@ from components.common.errors import ArtifactError, UserError
 FORMAT = "expunge/adapter"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 _PREFIX = "unet."
-_KV = ("to_k", "to_v")
 _FAINT = 1e-2  # singular values of the empty prompt's states below this part of the largest span directions left free
 SUFFIXES = {
     "xattn-kv": ("attn2.to_k", "attn2.to_v"),
@@ -47,27 +46,29 @@ def attach(unet: UNet2DConditionModel, name: str, *, parameters: str, rank: int,
     return [p for n, p in unet.named_parameters() if f".{name}." in n]
 
 
-def _reads_prompt(unet: UNet2DConditionModel, name: str) -> list[torch.nn.Parameter]:
-    """A of the adapter's keys and values in cross-attention: what multiplies the hidden states of the prompt, (r, D) each."""
-    return [p for n, p in unet.named_parameters() if f".lora_A.{name}." in n and n.split(".attn2.")[-1][:4] in _KV]
+def keys_and_values(unet: UNet2DConditionModel) -> list[torch.nn.Module]:
+    """The projections that read the hidden states of the prompt."""
+    return [layer for path, layer in unet.named_modules() if path.endswith(SUFFIXES["xattn-kv"])]
 
 
 def null_space_projection(unet: UNet2DConditionModel, name: str, uncond: torch.Tensor) -> Callable[[], None]:
     """A step that makes the adapter blind to the empty prompt: A <- A (I - V Vᵀ), V a basis of its hidden states.
 
-    `uncond` is (1, L, D). Keys and values of the empty prompt are then the base's, so that an adapter of keys and values
-    alone cannot move the unconditional output at any timestep; nor can a sum of such adapters. SPEED (arXiv 2503.07392)
-    holds the null tokens in closed form by the same means. Directions in which these states hardly differ from 0 are left
-    free: they tell one position of padding from the next, and an adapter that may not read them cannot read other prompts.
+    `uncond` is (1, L, D). Keys and values of the empty prompt are then nearly the base's, so that an adapter of keys and
+    values alone hardly moves the unconditional output at any timestep; nor does a sum of such adapters. SPEED (arXiv
+    2503.07392) holds the null tokens in closed form by the same means. Directions in which these states hardly differ from 0
+    are left free: they tell one position of padding from the next, and an adapter that may not read them cannot read other
+    prompts (docs/decisions/0011-what-carries-the-target.md has what that leaves: a thousandth).
     """
     _, spread, rows = torch.linalg.svd(uncond[0].double(), full_matrices=False)
     basis = rows[spread > _FAINT * spread[0]].float()  # (r, D)
-    downs = _reads_prompt(unet, name)
+    downs = [layer.get_parameter(f"lora_A.{name}.weight") for layer in keys_and_values(unet)]  # (r, D) each
 
     @torch.no_grad()
     def project() -> None:
         for down in downs:
-            down.sub_((down @ basis.T) @ basis)
+            known = basis.to(down.device)  # where accelerate has put the adapter since
+            down.sub_((down @ known.T) @ known)
 
     return project
 

@@ -30,7 +30,7 @@ from components.collect.stage import where
 from components.common.config import GuidanceParams
 from components.common.errors import UserError
 from components.diffusion import encode, tokenize
-from components.guidance.adapters import SUFFIXES
+from components.guidance.adapters import keys_and_values
 
 _RIDGE = 1e-4  # ρ; hidden states leave a layer norm, so that their entries are of size one
 _BATCH = 256
@@ -135,7 +135,7 @@ def start_in_closed_form(unet: UNet2DConditionModel, name: str, given: Moments, 
     up, down = steer(
         given, rank=params.rank, retain_weight=params.start_retain_weight, uncond_weight=params.start_uncond_weight
     )
-    for layer in _keys_and_values(unet):
+    for layer in keys_and_values(unet):
         raised = layer.get_submodule("base_layer").get_parameter("weight").double() @ up  # (O, r)
         balance = (down.norm() / raised.norm()).sqrt()  # so that A and B are of one size, and learn at one rate
         layer.get_parameter(f"lora_A.{name}.weight").copy_(down / balance)
@@ -156,20 +156,16 @@ def map_loss(
     scatter, change = _system(given, retain_weight=params.start_retain_weight, uncond_weight=params.start_uncond_weight)
     spread, scatter, change = given.target.float(), scatter.float(), change.float()
     parts = []
-    for layer in _keys_and_values(unet):
-        weight = layer.get_submodule("base_layer").get_parameter("weight").detach().float()  # (O, D)
+    for layer in keys_and_values(unet):
+        weight = layer.get_submodule("base_layer").get_parameter("weight").detach().float().cpu()  # (O, D)
         down, up = (layer.get_parameter(f"lora_{m}.{name}.weight") for m in "AB")  # (r, D), (O, r)
         parts.append((down, up, weight @ change, torch.einsum("od,de,oe->", weight, spread, weight)))
 
     def loss() -> torch.Tensor:
-        each = [
-            (((up.T @ up) * (down @ scatter @ down.T)).sum() - 2 * (up * (wanted @ down.T)).sum()) / scale
-            for down, up, wanted, scale in parts
-        ]
+        each = []
+        for down, up, wanted, scale in parts:
+            a, b = down.cpu(), up.cpu()  # the moments stay where they are
+            each.append((((b.T @ b) * (a @ scatter @ a.T)).sum() - 2 * (b * (wanted @ a.T)).sum()) / scale)
         return torch.stack(each).mean()
 
     return loss
-
-
-def _keys_and_values(unet: UNet2DConditionModel) -> list[torch.nn.Module]:
-    return [layer for path, layer in unet.named_modules() if path.endswith(SUFFIXES["xattn-kv"])]

@@ -45,12 +45,7 @@ def prepare(
     pipe: StableDiffusionPipeline, request_id: str, request: Request, table: pd.DataFrame, settings: GuidanceParams
 ) -> Lesson:
     """Draws prompts from `table`, never those of the evaluation, and runs the frozen model's trajectories on them."""
-    table = where(table, table["split"] != "evaluate")
-    rng = np.random.default_rng(stream_seed(settings.seed, request_id))
-    pairs = pick(where(table, table["carries"]), settings.trajectories, rng)
-    near = pick(where(table, table["role"] == "neighbour"), settings.retain_trajectories // 4, rng)
-    far = pick(where(table, table["role"].isin(("retain", "anchor"))), settings.retain_trajectories - len(near), rng)
-    kept = pd.concat([near, far])["prompt"].tolist()
+    pairs, kept = pick_prompts(table, request_id, settings)
     spoken = pairs["prompt"].tolist()
 
     def states(prompts: list[str]) -> torch.Tensor:
@@ -83,6 +78,16 @@ def join(lessons: Sequence[Lesson]) -> Lesson:
         torch.cat([each.retain for each in lessons]),
         lessons[0].uncond,
     )
+
+
+def pick_prompts(table: pd.DataFrame, request_id: str, settings: GuidanceParams) -> tuple[pd.DataFrame, list[str]]:
+    """(rows of `table` about the target, prompts to keep, a quarter of them about neighbours), none of the evaluation's."""
+    table = where(table, table["split"] != "evaluate")
+    rng = np.random.default_rng(stream_seed(settings.seed, request_id))
+    pairs = pick(where(table, table["carries"]), settings.trajectories, rng)
+    near = pick(where(table, table["role"] == "neighbour"), settings.retain_trajectories // 4, rng)
+    far = pick(where(table, table["role"].isin(("retain", "anchor"))), settings.retain_trajectories - len(near), rng)
+    return pairs, pd.concat([near, far])["prompt"].tolist()
 
 
 class Fresh(NamedTuple):

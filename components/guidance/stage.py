@@ -20,6 +20,8 @@ from components.guidance.prepare import NAME, prepare, start_adapter
 from components.guidance.train import GuidanceStep, train_guidance
 from components.requests import load_requests
 
+TERMS = ("surgical", "uncond", "retain", "prior")
+
 
 def guidance(request_id: str) -> None:
     """Prepares what the adapter learns from, trains it, and writes `models/guidance/<request>`."""
@@ -67,19 +69,21 @@ def guidance(request_id: str) -> None:
 
 
 def last_losses(steps: list[GuidanceStep]) -> dict[str, float]:
-    """Means of the terms over the last tenth of training."""
+    """Means over the last tenth of training of the terms that it had."""
     tail = steps[-max(1, len(steps) // 10) :]
-    return {
-        name: round(float(np.mean([getattr(s, name) for s in tail])), 6) for name in ("surgical", "uncond", "retain")
-    }
+    means = {name: float(np.mean([getattr(s, name) for s in tail])) for name in TERMS}
+    return {name: round(value, 6) for name, value in means.items() if value}
 
 
 def plot_training(steps: list[GuidanceStep]) -> plt.Figure:
-    """The three terms over training."""
-    figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
-    for name in ("surgical", "uncond", "retain"):
-        axis.plot([s.step for s in steps], [getattr(s, name) for s in steps], label=name)
+    """The terms over training; the prior, which is an objective up to a constant, on a scale of its own."""
+    figure, (axis, other) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    for name in last_losses(steps):
+        (other if name == "prior" else axis).plot(
+            [s.step for s in steps], [getattr(s, name) for s in steps], label=name
+        )
     axis.set(xlabel="step", ylabel="loss", yscale="log")
+    other.set(xlabel="step", title="what the closed form minimises, over all prompts")
     axis.legend()
     return figure
 

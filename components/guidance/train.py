@@ -4,8 +4,8 @@
 
 x_t come from sampling the frozen model once, with target, anchor and retain prompts; the frozen outputs that the loss
 needs are computed once with them, so that a step runs the trained model alone, in one batch. The empty prompt is held
-both where the target is drawn and where anything else is: held at the former alone, it drifts at the latter. In the null
-space its output cannot move, so that it is known without a pass, and its term is 0.
+both where the target is drawn and where anything else is: held at the former alone, it drifts at the latter. Where a
+projection holds it, its output is taken for the frozen model's, without a pass, and its term is 0.
 """
 
 from __future__ import annotations
@@ -46,13 +46,16 @@ class Cache(NamedTuple):
 
 
 class GuidanceStep(NamedTuple):
-    """What one optimiser step yields."""
+    """What one optimiser step yields: the loss and its terms, unweighted."""
 
     step: int
     loss: float
     surgical: float
     uncond: float
+    """0 where a projection holds the empty prompt: not computed."""
     retain: float
+    prior: float
+    """0 without one."""
 
 
 def precision_of(params: GuidanceParams, device: torch.device) -> torch.autocast:
@@ -128,6 +131,7 @@ def train_guidance(
     every: int = 50,
 ) -> Iterator[GuidanceStep]:
     """Trains the attached adapter in place; yields after every step, and resumes from `checkpoint` to the same bytes."""
+    held = project is not None
     project = project or (lambda: None)
     project()
     accelerator = Accelerator()
@@ -143,7 +147,7 @@ def train_guidance(
             k = torch.randint(len(keep.latents), (count,), generator=rng)
             f = torch.randint(len(keep.latents), (b // 2,), generator=rng)  # held with the empty prompt
             frozen_uncond = torch.cat([erase.uncond[e], keep.uncond[f]])
-            moves = 0 if params.null_space else len(frozen_uncond)
+            moves = 0 if held else len(frozen_uncond)
             empty_x = torch.cat([erase.latents[e], keep.latents[f]])[:moves]
             empty_time = torch.cat([erase.timesteps[e], keep.timesteps[f]])[:moves]
             x = torch.cat([erase.latents[e], empty_x, keep.latents[k]])  # (B + B + B/2 + K, Z, h, w)
@@ -163,7 +167,8 @@ def train_guidance(
                 uncond_weight=params.uncond_weight,
                 retain_weight=params.retain_weight,
             )
-            total = loss.total + params.map_weight * prior() if prior else loss.total
+            pull = prior() if prior else torch.zeros(())
+            total = loss.total + params.map_weight * pull
             for group in optimizer.param_groups:
                 group["lr"] = params.lr * min(1.0, (step + 1) / 10, (params.steps - step) / (0.3 * params.steps))
             optimizer.zero_grad()
@@ -173,4 +178,4 @@ def train_guidance(
             project()
             if checkpoint is not None and (step + 1) % every == 0 and accelerator.is_main_process:
                 save_checkpoint(checkpoint, {"adapter": holder}, optimizer, step + 1)
-            yield GuidanceStep(step + 1, total.item(), loss.surgical.item(), loss.uncond.item(), loss.retain.item())
+            yield GuidanceStep(step + 1, *(term.item() for term in (total, *loss[1:], pull)))

@@ -47,7 +47,7 @@ def test_curve_has_its_ends(tiny_pipe, lesson):
     points = list(curve(tiny_pipe, "r", lesson, lesson, pd.DataFrame(), PARAMS, every=2))
 
     assert [p["step"] for p in points] == [0, 2, 4, 5]
-    assert points[-1]["uncond"] > points[0]["uncond"]
+    assert points[-1]["retain"] > points[0]["retain"]
 
 
 def test_plot_marks_the_least():

@@ -100,6 +100,16 @@ def test_cached_and_plain_path_select_the_same_features(reader, shared):
     torch.testing.assert_close(plain.weights, fast.weights, rtol=1e-3, atol=1e-3)
 
 
+def test_every_regression_of_a_fit_is_on_the_clock(shared):
+    """Three a concept, each of which takes time; after the block nothing is counted any more."""
+    with minilm.clocked_regressions() as spent:
+        minilm.fit_concept("cat", shared)
+    minilm.fit_concept("teapot", shared)
+
+    assert len(spent) == 3
+    assert min(spent) > 0
+
+
 def test_merged_rows_fit_as_single_ones_do():
     """A regression in which one row stands for 50 equal tokens is that of the 50 tokens, weights and bias."""
     rng = np.random.default_rng(0)
