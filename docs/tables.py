@@ -86,7 +86,7 @@ def adapters_table() -> str:
     """The adapters alone, one by one and together."""
     record = json.loads((ROOT / "reports/guidance/metrics.json").read_text())
     keys = ("ua_base", "ua", "anchor_rate", "neighbours_base", "neighbours", "concepts_kept_base", "concepts_kept",
-            "concepts_change", "styles_kept", "ssim_unrelated")  # fmt: skip
+            "concepts_change", "styles_kept", "ssim_unrelated", "ssim_ordinary")  # fmt: skip
     rows = [f"| adapters | {' | '.join(keys)} | largest drift | seconds |", f"|{'---|' * (len(keys) + 3)}"]
     names = {k: f"{r['target']} → {r['anchor'] or 'nothing'}" for k, r in record["requests"].items()}
     listed = {names.get(k, k): v for k, v in record["alone"].items()}

@@ -8,6 +8,7 @@ with their ranks and steps added up.
 UA, IRA, CRA     as in metrics.py, of the adapters alone; no prompt is ever edited here
 concepts_change  concepts kept less the base's, prompt by prompt: its interval is that of the pairs, not of either share
 neighbours       share of images of neighbours, those aside that another acting request erases, in which the neighbour is found
+ssim_ordinary    likeness to the base's image of a phrase of ordinary English that names no target
 gated            each adapter acts on the prompts alone that its request's filter flags; otherwise all act on all, summed
 """
 
@@ -22,7 +23,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from components.collect.concepts import build_prompts, known_targets
+from components.collect.concepts import build_prompts, known_targets, names_for
 from components.collect.stage import read_table, where
 from components.common.artifacts import SIDECAR, canonical, digest, new_folder
 from components.common.config import Params
@@ -32,7 +33,7 @@ from components.diffusion import load_pipeline, load_text
 from components.evaluate.detection import fit_all
 from components.evaluate.images import Picture, Studio
 from components.evaluate.metrics import Metric, likeness, mean_interval, paired_change, proportion, rate_of
-from components.evaluate.prompts import world_requests
+from components.evaluate.prompts import benign_prompts, world_requests
 from components.evaluate.purification import measure_purification
 from components.evaluate.report import grid, png
 from components.evaluate.stage import anchored_in, erased_of, measure_drift, pick_retain, pick_targets
@@ -40,6 +41,7 @@ from components.evaluate.training import train_one
 from components.features import RequestFilter
 from components.features.fit import shared_tokens
 from components.features.reading import Reader
+from components.openmoji.captions import mentions
 from components.openmoji.judge import Judge
 from components.requests import Request
 from components.sae import read_sae
@@ -57,6 +59,8 @@ UNHELD: Mapping[str, object] = {"uncond_weight": 0.0, "start_uncond_weight": 0.0
 """Nothing holds the unconditional output: neither λ nor ν nor the null space."""
 JOINTLY = "trained jointly"
 GATED = "gated"
+ORDINARY = 64
+"""Phrases of ordinary English, about nothing that the model was taught to draw, of which images are compared too."""
 PURIFIED = 16
 """Held-out renders of each target that are purified."""
 
@@ -242,6 +246,11 @@ def measure_adapters(
         out[f"styles_kept{suffix}"] = proportion([a == b for a, b in zip(said.style(), kept["style"], strict=True)])
     out["concepts_change"] = paired_change(*there)
     out["ssim_unrelated"] = mean_interval(likeness(after, before))
+    spoken = tuple(name for request in requests.values() for name in names_for(request, "evaluate"))
+    phrases = [p for p in benign_prompts(2 * ORDINARY, seed=seed) if not mentions(p, spoken)][:ORDINARY]
+    plain = [Picture(p, stream_seed(seed, "ordinary", i) % 2**31) for i, p in enumerate(phrases)]
+    images = studio.draw(plain, adapters=list(adapters), gated=gated)
+    out["ssim_ordinary"] = mean_interval(likeness(images, studio.draw(plain)))
     return out | {"uncond_drift": {} if gated else measure_drift(studio, list(adapters), kept, params)}  # never touched
 
 
