@@ -95,7 +95,8 @@ def adapters_table() -> str:
         buckets = [m["value"] for m in found["uncond_drift"].values()]
         drift = f"{100 * max(buckets):.2f} %" if buckets else "—"
         seconds = f"{found['seconds']['value']:.0f}" if "seconds" in found else ""
-        rows.append(f"| {name} | {' | '.join(_cell(found[k]) for k in keys)} | {drift} | {seconds} |")
+        cells = (_cell(found[k]) if k in found else "—" for k in keys)
+        rows.append(f"| {name} | {' | '.join(cells)} | {drift} | {seconds} |")
     return "\n".join(rows)
 
 
