@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -189,29 +190,66 @@ def guidance_report(
         )
 
 
+Named = Annotated[list[str] | None, typer.Option("--request", help="A request to erase; default all; repeatable.")]
+
+
 @export.command("diffusers")
 def export_diffusers(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write: new, empty or a previous export.")],
-    named: Annotated[
-        list[str] | None, typer.Option("--request", help="A request to erase; default all; repeatable.")
-    ] = None,
+    named: Named = None,
+    summed: Annotated[  # noqa: FBT002 - a command-line flag
+        bool, typer.Option("--sum", help="Add several adapters up instead of fusing them.")
+    ] = False,
     dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
 ) -> None:
     """Writes a StableDiffusionPipeline folder whose U-Net holds the adapters; the filter is not part of it."""
     params, requests = load_params(), guided_requests(named)
     adapters = {request_id: GUIDANCE / request_id for request_id in requests}
-    from components.diffusion import check_folder  # noqa: PLC0415 - slow to import
+    from components.collect.stage import read_concepts  # noqa: PLC0415 - slow to import
+    from components.diffusion import check_folder  # noqa: PLC0415
     from components.export.merged import check_target, write_merged  # noqa: PLC0415
-    from components.guidance import check_adapters  # noqa: PLC0415
+    from components.guidance import check_adapters, check_fusible, write_fused  # noqa: PLC0415
 
     check_folder(params.base.path)
     check_target(folder, params.base.path)
     check_adapters(adapters, params.base.path / "unet")
+    fusing = len(adapters) > 1 and not summed
+    if fusing:
+        check_fusible(adapters)
     if dry_run:
         typer.echo(f"would write {params.base.path} without {', '.join(adapters)} into {folder}")
         return
-    changed = write_merged(folder, params.base.path, adapters)
+    with tempfile.TemporaryDirectory() as room:
+        fused = Path(room) / "fused"
+        if fusing:
+            write_fused(fused, params.base.path, adapters, requests, read_concepts(requests))
+        changed = write_merged(folder, params.base.path, adapters, fused if fusing else None)
     typer.echo(f"{folder}: without {', '.join(adapters)}, {len(changed)} tensors of the U-Net changed")
+
+
+@export.command("adapter")
+def export_adapter(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write: new, empty or a previous export.")],
+    named: Named = None,
+    dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
+) -> None:
+    """Writes one LoRA in the place of several requests' adapters, for programs that have no filter to gate them."""
+    params, requests = load_params(), guided_requests(named)
+    adapters = {request_id: GUIDANCE / request_id for request_id in requests}
+    from components.collect.stage import read_concepts  # noqa: PLC0415 - slow to import
+    from components.diffusion import check_folder  # noqa: PLC0415
+    from components.export.merged import check_target  # noqa: PLC0415
+    from components.guidance import ADAPTER, check_adapters, check_fusible, write_fused  # noqa: PLC0415
+
+    check_folder(params.base.path)
+    check_target(folder, params.base.path, ADAPTER)
+    check_adapters(adapters, params.base.path / "unet")
+    check_fusible(adapters)
+    if dry_run:
+        typer.echo(f"would write one adapter in the place of {', '.join(adapters)} into {folder}")
+        return
+    write_fused(folder, params.base.path, adapters, requests, read_concepts(requests))
+    typer.echo(f"{folder}: one adapter that erases {', '.join(adapters)}")
 
 
 @app.command("run")

@@ -6,7 +6,7 @@ evaluation. A prompt carries the target when one of its names is in it, whatever
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 from typing import NamedTuple
 
@@ -65,6 +65,14 @@ def _split_names(names: tuple[str, ...], split: Split) -> list[str]:
     if len(names) == 1:
         return list(names)
     return list(names) if split == "evaluate" else list(names[:-1])
+
+
+def carried(prompts: Sequence[str], requests: Mapping[str, Request], split: Split) -> np.ndarray:
+    """(P, R) bool: which prompts carry which request's target, by the names that `split` uses, whatever they were made for."""
+    names = [tuple(names_for(request, split)) for request in requests.values()]
+    return np.array([[mentions(prompt, each) for each in names] for prompt in prompts], dtype=bool).reshape(
+        -1, len(names)
+    )
 
 
 def build_prompts(requests: dict[str, Request], *, per_name: int, retain: int, mixed: int, seed: int) -> pd.DataFrame:

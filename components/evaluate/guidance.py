@@ -10,6 +10,7 @@ concepts_change  concepts kept less the base's, prompt by prompt: its interval i
 neighbours       share of images of neighbours, those aside that another acting request erases, in which the neighbour is found
 ssim_ordinary    likeness to the base's image of a phrase of ordinary English that names no target
 gated            each adapter acts on the prompts alone that its request's filter flags; otherwise all act on all, summed
+fused            one adapter made of them in closed form (components/guidance/fuse.py) acts on all
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from components.evaluate.training import train_one
 from components.features import RequestFilter
 from components.features.fit import shared_tokens
 from components.features.reading import Reader
+from components.guidance import write_fused
 from components.openmoji.captions import mentions
 from components.openmoji.judge import Judge
 from components.requests import Request
@@ -59,6 +61,7 @@ UNHELD: Mapping[str, object] = {"uncond_weight": 0.0, "start_uncond_weight": 0.0
 """Nothing holds the unconditional output: neither λ nor ν nor the null space."""
 JOINTLY = "trained jointly"
 GATED = "gated"
+FUSED = "fused"
 ORDINARY = 64
 """Phrases of ordinary English, about nothing that the model was taught to draw, of which images are compared too."""
 PURIFIED = 16
@@ -99,10 +102,14 @@ def report_guidance(
     first = next(iter(everyone))
     free = params.guidance.model_copy(update=dict(UNHELD))
     others = {WITHOUT: train_one(params, {first: everyone[first]}, table, room, free)}
-    if jointly and (few := fewest(together)):
-        members = dict(list(everyone.items())[:few])
+    if jointly and (counts := several(together)):
+        members = dict(list(everyone.items())[: counts[0]])
         others[JOINTLY] = train_one(params, members, table, room, params.guidance)
     folders = {name: item.folder for name, item in (trained | others).items()}
+    for n in several(together):
+        members = dict(list(everyone.items())[:n])
+        folders[f"{FUSED} {n}"] = room / f"{FUSED}-{n}"
+        write_fused(room / f"{FUSED}-{n}", params.base.path, {i: folders[i] for i in members}, members, table)
     studio = Studio(load_pipeline(params.base.path), filters, params.base.hookpoint, folders, params.evaluate)
     measured = where(table, table["split"] == "evaluate")
     kept = pick_retain(measured, dict(everyone), retain, params.evaluate.seed)
@@ -146,18 +153,20 @@ def report_guidance(
     return record
 
 
-def fewest(together: Sequence[int]) -> int:
-    """The smallest number of several adapters that act at once, 0 for none."""
-    return min((n for n in together if n > 1), default=0)
+def several(together: Sequence[int]) -> list[int]:
+    """How many adapters act at once, in ascending order, where it is more than one."""
+    return sorted({n for n in together if n > 1})
 
 
 def groups_of(names: Sequence[str], together: Sequence[int], *, jointly: bool) -> dict[str, Group]:
-    """What acts at once: the first adapters of `names` summed, the same ones gated, and one trained jointly on the fewest."""
+    """What acts at once: the first adapters of `names` summed, gated, and fused, and one trained jointly on the fewest."""
     out: dict[str, Group] = {}
     for n in sorted(set(together)):
         out |= {str(n): Group(list(names[:n]), n), f"{n}, {GATED}": Group(list(names[:n]), n, gated=True)}
-    if jointly and (few := fewest(together)):
-        out[f"{few}, {JOINTLY}"] = Group([JOINTLY], few)
+    counts = several(together)
+    out |= {f"{n}, {FUSED}": Group([f"{FUSED} {n}"], n) for n in counts}
+    if jointly and counts:
+        out[f"{counts[0]}, {JOINTLY}"] = Group([JOINTLY], counts[0])
     return out
 
 
@@ -267,7 +276,7 @@ def plot_drift(alone: Mapping[str, Mapping[str, Any]]) -> plt.Figure:
 
 
 def plot_together(together: Mapping[str, Mapping[str, Any]]) -> plt.Figure:
-    """What is erased and what is kept as more adapters act at once: summed, gated, and one trained jointly; the base dotted."""
+    """What is erased and what is kept as more adapters act at once: summed, gated, fused, trained jointly; the base dotted."""
     panels = {"ua": "target gone", "neighbours": "neighbours found", "concepts_kept": "unrelated concepts found"}
     figure, axes = plt.subplots(1, len(panels), figsize=(10, 3), layout="constrained", sharey=True)
     ways = {key.partition(", ")[2] or "summed" for key in together}

@@ -1,6 +1,6 @@
 """The erased model as a plain diffusers folder: the adapters' products added into the U-Net's own weights.
 
-    W' = W + Σ_r B_r A_r          (Hu et al. 2021; one LoRA r a request, its scale within B)
+    W' = W + Σ_r B_r A_r          (Hu et al. 2021; one LoRA r a request, or one fused of several; its scale within B)
 
 Every file of the base is copied as it is, but those of the U-Net's weights, whose changed tensors are replaced in the dtype
 that they have there. `StableDiffusionPipeline.from_pretrained` opens the folder with nothing of ours installed. The filter
@@ -33,8 +33,8 @@ it no longer draws what they erase. Nothing above was measured on this copy. The
 """
 
 
-def check_target(folder: Path, base: Path) -> None:
-    """`UserError` unless `folder` is new, empty, or a previous export with nothing added to it."""
+def check_target(folder: Path, base: Path, kind: str = FORMAT) -> None:
+    """`UserError` unless `folder` is new, empty, or a previous export of that kind with nothing added to it."""
     inner, outer = folder.resolve(), base.resolve()
     if inner == outer or outer in inner.parents:
         raise UserError(f"{folder} lies in the base model {base}", "name another folder")
@@ -47,7 +47,8 @@ def check_target(folder: Path, base: Path) -> None:
     if not present:
         return
     try:
-        ours = read_sidecar(folder, FORMAT)["files"].keys() | {SIDECAR}
+        sidecar = read_sidecar(folder, kind)
+        ours = {*sidecar.get("files", ()), SIDECAR, *([sidecar["weights"]["file"]] if "weights" in sidecar else ())}
     except ArtifactError as error:
         raise UserError(f"{folder} is not empty and is no previous export", "name a new or empty folder") from error
     if foreign := sorted(present - ours):
@@ -65,14 +66,14 @@ def merge_weights(base: Path, adapters: Mapping[str, Path]) -> dict[str, torch.T
     return {k: v for k, v in pipe.unet.state_dict().items() if not torch.equal(v, before[k])}
 
 
-def write_merged(folder: Path, base: Path, adapters: Mapping[str, Path]) -> list[str]:
+def write_merged(folder: Path, base: Path, adapters: Mapping[str, Path], fused: Path | None = None) -> list[str]:
     """Writes the pipeline of `base` with `adapters`, by request, into `folder`; returns the names of the changed tensors.
 
-    The old folder stays until the new one is whole. `UserError` for a folder that is not ours to replace, `ArtifactError`
+    Adapters are summed, or `fused`, one adapter made of them (components/guidance/fuse.py), stands in their place. The old folder stays until the new one is whole. `UserError` for a folder that is not ours to replace, `ArtifactError`
     for an altered adapter.
     """
     check_target(folder, base)
-    changed = merge_weights(base, adapters)
+    changed = merge_weights(base, adapters if fused is None else {"fused": fused})
     inputs = {f"adapter/{name}": digest(path) for name, path in adapters.items()}
     inputs |= {f"base/{name}": value for name, value in folder_digests(base).items()}
     named = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
@@ -91,7 +92,7 @@ def write_merged(folder: Path, base: Path, adapters: Mapping[str, Path]) -> list
             "version": VERSION,
             "requests": sorted(adapters),
             "inputs": inputs,
-            "facts": {"changed": sorted(changed)},
+            "facts": {"changed": sorted(changed), "fused": fused is not None},
             "files": {p.relative_to(partial).as_posix(): digest(p) for p in sorted(partial.rglob("*")) if p.is_file()},
         }
         (partial / SIDECAR).write_text(canonical(sidecar), encoding="utf-8")

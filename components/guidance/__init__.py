@@ -1,5 +1,6 @@
 """All-but-One: one LoRA adapter a request on the U-Net, how to load several at once, and purifying a real image."""
 
+from components.guidance.adapters import FORMAT as ADAPTER
 from components.guidance.adapters import (
     attach,
     check_adapters,
@@ -10,6 +11,7 @@ from components.guidance.adapters import (
     write_adapter,
 )
 from components.guidance.closed_form import Moments, corresponding, moments, start_in_closed_form, steer
+from components.guidance.fuse import check_fusible, confine, fuse, write_fused
 from components.guidance.gating import gate_adapters, gate_by_detection
 from components.guidance.losses import GuidanceLoss, classifier_guidance, guidance_loss, relative_drift
 from components.guidance.picture import read_geometry, read_photo
@@ -18,6 +20,7 @@ from components.guidance.purify import default_prompt, ladder, psnr, purify
 from components.guidance.train import Cache, GuidanceStep, cache_trajectories, train_guidance
 
 __all__ = [
+    "ADAPTER",
     "Cache",
     "GuidanceLoss",
     "GuidanceStep",
@@ -26,9 +29,12 @@ __all__ = [
     "attach",
     "cache_trajectories",
     "check_adapters",
+    "check_fusible",
     "classifier_guidance",
+    "confine",
     "corresponding",
     "default_prompt",
+    "fuse",
     "gate_adapters",
     "gate_by_detection",
     "guidance_loss",
@@ -48,4 +54,5 @@ __all__ = [
     "train_guidance",
     "use_adapters",
     "write_adapter",
+    "write_fused",
 ]

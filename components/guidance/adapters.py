@@ -51,17 +51,24 @@ def keys_and_values(unet: UNet2DConditionModel) -> list[torch.nn.Module]:
     return [layer for path, layer in unet.named_modules() if path.endswith(SUFFIXES["xattn-kv"])]
 
 
+def empty_directions(uncond: torch.Tensor) -> torch.Tensor:
+    """An orthonormal basis (r, D) of the directions that carry the hidden states (1, L, D) of the empty prompt.
+
+    Directions in which these states hardly differ from 0 are not among them: they tell one position of padding from the
+    next, and hold half of what any other prompt's states are long (docs/decisions/0011-what-carries-the-target.md).
+    """
+    _, spread, rows = torch.linalg.svd(uncond[0].double(), full_matrices=False)
+    return rows[spread > _FAINT * spread[0]].float()
+
+
 def null_space_projection(unet: UNet2DConditionModel, name: str, uncond: torch.Tensor) -> Callable[[], None]:
-    """A step that makes the adapter blind to the empty prompt: A <- A (I - V Vᵀ), V a basis of its hidden states.
+    """A step that makes the adapter blind to the empty prompt: A <- A (I - V Vᵀ), V its `empty_directions`.
 
     `uncond` is (1, L, D). Keys and values of the empty prompt are then nearly the base's, so that an adapter of keys and
     values alone hardly moves the unconditional output at any timestep; nor does a sum of such adapters. SPEED (arXiv
-    2503.07392) holds the null tokens in closed form by the same means. Directions in which these states hardly differ from 0
-    are left free: they tell one position of padding from the next, and an adapter that may not read them cannot read other
-    prompts (docs/decisions/0011-what-carries-the-target.md has what that leaves: a thousandth).
+    2503.07392) holds the null tokens in closed form by the same means.
     """
-    _, spread, rows = torch.linalg.svd(uncond[0].double(), full_matrices=False)
-    basis = rows[spread > _FAINT * spread[0]].float()  # (r, D)
+    basis = empty_directions(uncond)
     downs = [layer.get_parameter(f"lora_A.{name}.weight") for layer in keys_and_values(unet)]  # (r, D) each
 
     @torch.no_grad()

@@ -81,13 +81,18 @@ def join(lessons: Sequence[Lesson]) -> Lesson:
 
 
 def pick_prompts(table: pd.DataFrame, request_id: str, settings: GuidanceParams) -> tuple[pd.DataFrame, list[str]]:
-    """(rows of `table` about the target, prompts to keep, a quarter of them about neighbours), none of the evaluation's."""
+    """(rows of `table` about the target, prompts to keep), none of the evaluation's.
+
+    A quarter of what is kept is about neighbours; of the rest half shows two concepts, which are the first to be lost.
+    """
     table = where(table, table["split"] != "evaluate")
     rng = np.random.default_rng(stream_seed(settings.seed, request_id))
     pairs = pick(where(table, table["carries"]), settings.trajectories, rng)
     near = pick(where(table, table["role"] == "neighbour"), settings.retain_trajectories // 4, rng)
-    far = pick(where(table, table["role"].isin(("retain", "anchor"))), settings.retain_trajectories - len(near), rng)
-    return pairs, pd.concat([near, far])["prompt"].tolist()
+    rest = where(table, table["role"].isin(("retain", "anchor")))
+    two = pick(where(rest, rest["pair"]), (settings.retain_trajectories - len(near)) // 2, rng)
+    one = pick(where(rest, ~rest["pair"]), settings.retain_trajectories - len(near) - len(two), rng)
+    return pairs, pd.concat([near, two, one])["prompt"].tolist()
 
 
 class Fresh(NamedTuple):

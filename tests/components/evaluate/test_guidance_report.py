@@ -1,12 +1,12 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from components.evaluate.guidance import GATED, JOINTLY, Group, groups_of, plot_together
+from components.evaluate.guidance import FUSED, GATED, JOINTLY, Group, groups_of, plot_together
 from components.evaluate.metrics import proportion
 
 
 def test_groups_are_measured_on_what_they_erase():
-    """Summed and gated groups are the same first adapters; the joint one stands for the fewest that act together."""
+    """Summed and gated groups are the same first adapters, a fused one stands for them, the joint one for the fewest together."""
     found = groups_of(["a", "b", "c"], [3, 1, 2], jointly=True)
 
     assert found == {
@@ -16,6 +16,8 @@ def test_groups_are_measured_on_what_they_erase():
         f"2, {GATED}": Group(["a", "b"], 2, gated=True),
         "3": Group(["a", "b", "c"], 3),
         f"3, {GATED}": Group(["a", "b", "c"], 3, gated=True),
+        f"2, {FUSED}": Group([f"{FUSED} 2"], 2),
+        f"3, {FUSED}": Group([f"{FUSED} 3"], 3),
         f"2, {JOINTLY}": Group([JOINTLY], 2),
     }
 
@@ -39,5 +41,5 @@ def test_plot_has_a_line_for_every_way():
     plt.close(figure)
 
     assert legend is not None
-    assert sorted(t.get_text() for t in legend.get_texts()) == sorted(["summed", GATED, JOINTLY])
-    assert [len(c[0].get_xdata()) for c in figure.axes[0].containers] == [2, 2, 1]
+    assert sorted(t.get_text() for t in legend.get_texts()) == sorted(["summed", GATED, FUSED, JOINTLY])
+    assert [len(c[0].get_xdata()) for c in figure.axes[0].containers] == [1, 2, 2, 1]

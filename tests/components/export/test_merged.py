@@ -4,11 +4,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
+from components.collect.stage import TABLE
 from components.common.artifacts import digest
 from components.common.errors import ArtifactError, UserError
 from components.diffusion import check_folder
@@ -19,10 +21,10 @@ ROOT = Path(__file__).parents[3]
 EXPUNGE = Path(sys.executable).parent / "expunge"
 
 
-def fabricate(pipe, folder, unet, *, seed):
+def fabricate(pipe, folder, unet, *, seed, parameters="xattn"):
     """An adapter with random weights, written to `folder` as one trained on `unet`."""
     rng = torch.Generator().manual_seed(seed)
-    for parameter in attach(pipe.unet, "made", parameters="xattn", rank=4, seed=seed):
+    for parameter in attach(pipe.unet, "made", parameters=parameters, rank=4, seed=seed):
         parameter.data = 0.3 * torch.randn(parameter.shape, generator=rng)
     write_adapter(folder, pipe.unet, "made", params={}, inputs={"base": digest(unet)}, facts={})
     pipe.unet.delete_adapters("made")
@@ -151,3 +153,48 @@ def test_cli_export_diffusers(base, tmp_path):
     assert refused.stderr.strip() == (
         "expunge: models is not empty and is no previous export; name a new or empty folder"
     )
+
+
+def test_cli_fuses_several_requests(base, tiny_pipe, tmp_path):
+    """Several adapters are fused into one, or added up if asked; adapters that cannot be fused are refused before anything is written."""
+    params = (ROOT / "params.yaml").read_text().replace("path: assets/openmoji", f"path: {base}")
+    (tmp_path / "params.yaml").write_text(params)
+    asked = {"r-1": "{target: cat, kind: object, anchor: dog}", "r-2": "{target: car, kind: object, anchor: bicycle}"}
+    (tmp_path / "requests.yaml").write_text("requests:\n" + "".join(f"  {i}: {text}\n" for i, text in asked.items()))
+    for seed, (name, word) in enumerate({"r-1": "cat", "r-2": "car"}.items()):
+        fabricate(tiny_pipe, tmp_path / "models" / "guidance" / name, base / "unet", seed=seed, parameters="xattn-kv")
+        rows = [
+            (name, "select", f"a {word}", word, "", True, False),
+            (name, "select", "an owl", "owl", "", False, False),
+        ]
+        columns = ["request", "split", "prompt", "concepts", "style", "carries", "pair"]
+        table = pd.DataFrame(rows, columns=columns).assign(role="target", counterpart="", spoken="")
+        folder = tmp_path / "data" / "concepts" / name
+        folder.mkdir(parents=True)
+        table.to_parquet(folder / TABLE)
+
+    def expunge(*arguments):
+        command = [EXPUNGE, "export", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    adapter, fused, summed = (
+        expunge("adapter", "one"),
+        expunge("diffusers", "out"),
+        expunge("diffusers", "sum", "--sum"),
+    )
+    for done in (adapter, fused, summed):
+        assert done.returncode == 0, done.stderr
+    said = {f: json.loads((tmp_path / f / "artifact.json").read_text())["facts"] for f in ("one", "out", "sum")}
+
+    assert adapter.stdout.strip() == "one: one adapter that erases r-1, r-2"
+    assert said["one"]["requests"] == ["r-1", "r-2"]
+    assert (said["out"]["fused"], said["sum"]["fused"]) == (True, False)
+    assert np.abs(draw(tmp_path / "out") - draw(tmp_path / "sum")).max() > 1e-3
+    assert np.abs(draw(tmp_path / "out") - draw(base, [tmp_path / "one"])).max() < 1e-2
+
+    fabricate(tiny_pipe, tmp_path / "models" / "guidance" / "r-2", base / "unet", seed=1)
+    refused, summed = expunge("diffusers", "new"), expunge("diffusers", "new", "--sum", "--dry-run")
+    assert refused.returncode == 2
+    assert "only keys and values of cross-attention can be fused" in refused.stderr
+    assert summed.returncode == 0, summed.stderr
+    assert not (tmp_path / "new").exists()
