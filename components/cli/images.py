@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from components.cli.options import DryRun, guided_requests
+from components.cli.options import DryRun, Named, guided_requests
 from components.common.config import load_params
 from components.common.errors import UserError
 from components.common.paths import FILTER, GUIDANCE
@@ -95,9 +95,7 @@ def explain(
 @images.command("purify")
 def purify_image(
     image: Annotated[Path, typer.Argument(help="The image to purify, such as a PNG or a JPEG.")],
-    named: Annotated[
-        list[str] | None, typer.Option("--request", help="A request to erase; default all; repeatable.")
-    ] = None,
+    named: Named = None,
     prompt: Annotated[str, typer.Option(help='What the image shows; default the targets, such as "a cat".')] = "",
     strength: Annotated[
         float, typer.Option(min=0, max=1, help="How far up to noise: 0 not at all, 1 all the way.")

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from components.cli.images import images
-from components.cli.options import DryRun, guided_requests
+from components.cli.options import DryRun, Named, guided_requests
 from components.common.config import load_params
 from components.common.errors import ArtifactError, ExpungeError, UserError
 from components.common.paths import EVALUATE, GUIDANCE
@@ -190,9 +190,6 @@ def guidance_report(
         )
 
 
-Named = Annotated[list[str] | None, typer.Option("--request", help="A request to erase; default all; repeatable.")]
-
-
 @export.command("diffusers")
 def export_diffusers(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write: new, empty or a previous export.")],
@@ -208,7 +205,7 @@ def export_diffusers(
     from components.collect.stage import read_concepts  # noqa: PLC0415 - slow to import
     from components.diffusion import check_folder  # noqa: PLC0415
     from components.export.merged import check_target, write_merged  # noqa: PLC0415
-    from components.guidance import check_adapters, check_fusible, write_fused  # noqa: PLC0415
+    from components.guidance import check_adapters, check_fusible, choose_prompts, write_fused  # noqa: PLC0415
 
     check_folder(params.base.path)
     check_target(folder, params.base.path)
@@ -216,13 +213,15 @@ def export_diffusers(
     fusing = len(adapters) > 1 and not summed
     if fusing:
         check_fusible(adapters)
+        table = read_concepts(requests)
+        choose_prompts(table, requests)
     if dry_run:
         typer.echo(f"would write {params.base.path} without {', '.join(adapters)} into {folder}")
         return
     with tempfile.TemporaryDirectory() as room:
         fused = Path(room) / "fused"
         if fusing:
-            write_fused(fused, params.base.path, adapters, requests, read_concepts(requests))
+            write_fused(fused, params.base.path, adapters, requests, table)
         changed = write_merged(folder, params.base.path, adapters, fused if fusing else None)
     typer.echo(f"{folder}: without {', '.join(adapters)}, {len(changed)} tensors of the U-Net changed")
 
@@ -239,16 +238,18 @@ def export_adapter(
     from components.collect.stage import read_concepts  # noqa: PLC0415 - slow to import
     from components.diffusion import check_folder  # noqa: PLC0415
     from components.export.merged import check_target  # noqa: PLC0415
-    from components.guidance import ADAPTER, check_adapters, check_fusible, write_fused  # noqa: PLC0415
+    from components.guidance import check_adapters, check_fusible, choose_prompts, fused_files, write_fused  # noqa: PLC0415
 
     check_folder(params.base.path)
-    check_target(folder, params.base.path, ADAPTER)
+    check_target(folder, params.base.path, fused_files)
     check_adapters(adapters, params.base.path / "unet")
     check_fusible(adapters)
+    table = read_concepts(requests)
+    choose_prompts(table, requests)
     if dry_run:
         typer.echo(f"would write one adapter in the place of {', '.join(adapters)} into {folder}")
         return
-    write_fused(folder, params.base.path, adapters, requests, read_concepts(requests))
+    write_fused(folder, params.base.path, adapters, requests, table)
     typer.echo(f"{folder}: one adapter that erases {', '.join(adapters)}")
 
 

@@ -10,6 +10,7 @@ from components.common.errors import UserError
 from components.requests import Request, load_requests
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, change nothing.")]
+Named = Annotated[list[str] | None, typer.Option("--request", help="A request to erase; default all; repeatable.")]
 
 
 def guided_requests(named: list[str] | None) -> dict[str, Request]:

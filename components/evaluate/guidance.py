@@ -106,7 +106,7 @@ def report_guidance(
         members = dict(list(everyone.items())[: counts[0]])
         others[JOINTLY] = train_one(params, members, table, room, params.guidance)
     folders = {name: item.folder for name, item in (trained | others).items()}
-    for n in several(together):
+    for n in several(together) if fusible(params) else []:
         members = dict(list(everyone.items())[:n])
         folders[f"{FUSED} {n}"] = room / f"{FUSED}-{n}"
         write_fused(room / f"{FUSED}-{n}", params.base.path, {i: folders[i] for i in members}, members, table)
@@ -130,7 +130,7 @@ def report_guidance(
             group.adapters, dict(list(everyone.items())[: group.requests]), measured, kept, studio, judge, params,
             1, max(4, prompts // 2), pictures, gated=group.gated,
         )
-        for name, group in groups_of(list(everyone), together, jointly=jointly).items()
+        for name, group in groups_of(list(everyone), together, jointly=jointly, fused=fusible(params)).items()
     }  # fmt: skip
     record = {
         "requests": {name: {"target": r.target, "kind": r.kind, "anchor": r.anchor} for name, r in everyone.items()},
@@ -158,13 +158,18 @@ def several(together: Sequence[int]) -> list[int]:
     return sorted({n for n in together if n > 1})
 
 
-def groups_of(names: Sequence[str], together: Sequence[int], *, jointly: bool) -> dict[str, Group]:
+def fusible(params: Params) -> bool:
+    """Whether adapters are maps of hidden states alone."""
+    return params.guidance.parameters == "xattn-kv"
+
+
+def groups_of(names: Sequence[str], together: Sequence[int], *, jointly: bool, fused: bool) -> dict[str, Group]:
     """What acts at once: the first adapters of `names` summed, gated, and fused, and one trained jointly on the fewest."""
     out: dict[str, Group] = {}
     for n in sorted(set(together)):
         out |= {str(n): Group(list(names[:n]), n), f"{n}, {GATED}": Group(list(names[:n]), n, gated=True)}
     counts = several(together)
-    out |= {f"{n}, {FUSED}": Group([f"{FUSED} {n}"], n) for n in counts}
+    out |= {f"{n}, {FUSED}": Group([f"{FUSED} {n}"], n) for n in counts if fused}
     if jointly and counts:
         out[f"{counts[0]}, {JOINTLY}"] = Group([JOINTLY], counts[0])
     return out

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -28,13 +28,18 @@ FORMAT = "expunge/merged"
 _CHANGED = """
 ## Changed
 
-This is an edited copy: the adapters of {requests} were added into the U-Net's weights by `expunge export diffusers`, so that
-it no longer draws what they erase. Nothing above was measured on this copy. The licence is the base model's.
+This is an edited copy: {added} into the U-Net's weights by `expunge export diffusers`, so that it no longer
+draws what they erase. Nothing above was measured on this copy. The licence is the base model's.
 """
 
 
-def check_target(folder: Path, base: Path, kind: str = FORMAT) -> None:
-    """`UserError` unless `folder` is new, empty, or a previous export of that kind with nothing added to it."""
+def merged_files(folder: Path) -> set[str]:
+    """The names of the files of a previous export; `ArtifactError` for a folder that holds none."""
+    return {*read_sidecar(folder, FORMAT)["files"], SIDECAR}
+
+
+def check_target(folder: Path, base: Path, written: Callable[[Path], set[str]] = merged_files) -> None:
+    """`UserError` unless `folder` is new, empty, or holds nothing but what `written` says that a previous export wrote."""
     inner, outer = folder.resolve(), base.resolve()
     if inner == outer or outer in inner.parents:
         raise UserError(f"{folder} lies in the base model {base}", "name another folder")
@@ -47,8 +52,7 @@ def check_target(folder: Path, base: Path, kind: str = FORMAT) -> None:
     if not present:
         return
     try:
-        sidecar = read_sidecar(folder, kind)
-        ours = {*sidecar.get("files", ()), SIDECAR, *([sidecar["weights"]["file"]] if "weights" in sidecar else ())}
+        ours = written(folder)
     except ArtifactError as error:
         raise UserError(f"{folder} is not empty and is no previous export", "name a new or empty folder") from error
     if foreign := sorted(present - ours):
@@ -69,12 +73,17 @@ def merge_weights(base: Path, adapters: Mapping[str, Path]) -> dict[str, torch.T
 def write_merged(folder: Path, base: Path, adapters: Mapping[str, Path], fused: Path | None = None) -> list[str]:
     """Writes the pipeline of `base` with `adapters`, by request, into `folder`; returns the names of the changed tensors.
 
-    Adapters are summed, or `fused`, one adapter made of them (components/guidance/fuse.py), stands in their place. The old folder stays until the new one is whole. `UserError` for a folder that is not ours to replace, `ArtifactError`
+    Adapters are summed, or `fused`, one adapter made of them (components/guidance/fuse.py), stands in their place. The
+    old folder stays until the new one is whole. `UserError` for a folder that is not ours to replace, `ArtifactError`
     for an altered adapter.
     """
     check_target(folder, base)
     changed = merge_weights(base, adapters if fused is None else {"fused": fused})
     inputs = {f"adapter/{name}": digest(path) for name, path in adapters.items()}
+    added = f"the adapters of {', '.join(adapters)} were added"
+    if fused is not None:
+        inputs["fused"] = digest(fused)
+        added = f"one adapter, fused of those of {', '.join(adapters)}, was added"
     inputs |= {f"base/{name}": value for name, value in folder_digests(base).items()}
     named = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
     parts = [name for name, kind in named.items() if isinstance(kind, list) and kind[0] is not None]
@@ -86,7 +95,7 @@ def write_merged(folder: Path, base: Path, adapters: Mapping[str, Path], fused: 
         assert written == set(changed)  # load_pipeline read the same names from the same files
         card = base / "README.md"
         text = card.read_text(encoding="utf-8") if card.is_file() else "# A Stable Diffusion pipeline\n"
-        (partial / "README.md").write_text(text + _CHANGED.format(requests=", ".join(adapters)), encoding="utf-8")
+        (partial / "README.md").write_text(text + _CHANGED.format(added=added), encoding="utf-8")
         sidecar = {
             "format": FORMAT,
             "version": VERSION,

@@ -1,6 +1,5 @@
 """All-but-One: one LoRA adapter a request on the U-Net, how to load several at once, and purifying a real image."""
 
-from components.guidance.adapters import FORMAT as ADAPTER
 from components.guidance.adapters import (
     attach,
     check_adapters,
@@ -11,7 +10,7 @@ from components.guidance.adapters import (
     write_adapter,
 )
 from components.guidance.closed_form import Moments, corresponding, moments, start_in_closed_form, steer
-from components.guidance.fuse import check_fusible, confine, fuse, write_fused
+from components.guidance.fuse import check_fusible, choose_prompts, confine, fuse, fused_files, write_fused
 from components.guidance.gating import gate_adapters, gate_by_detection
 from components.guidance.losses import GuidanceLoss, classifier_guidance, guidance_loss, relative_drift
 from components.guidance.picture import read_geometry, read_photo
@@ -20,7 +19,6 @@ from components.guidance.purify import default_prompt, ladder, psnr, purify
 from components.guidance.train import Cache, GuidanceStep, cache_trajectories, train_guidance
 
 __all__ = [
-    "ADAPTER",
     "Cache",
     "GuidanceLoss",
     "GuidanceStep",
@@ -30,11 +28,13 @@ __all__ = [
     "cache_trajectories",
     "check_adapters",
     "check_fusible",
+    "choose_prompts",
     "classifier_guidance",
     "confine",
     "corresponding",
     "default_prompt",
     "fuse",
+    "fused_files",
     "gate_adapters",
     "gate_by_detection",
     "guidance_loss",

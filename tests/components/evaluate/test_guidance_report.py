@@ -7,7 +7,7 @@ from components.evaluate.metrics import proportion
 
 def test_groups_are_measured_on_what_they_erase():
     """Summed and gated groups are the same first adapters, a fused one stands for them, the joint one for the fewest together."""
-    found = groups_of(["a", "b", "c"], [3, 1, 2], jointly=True)
+    found = groups_of(["a", "b", "c"], [3, 1, 2], jointly=True, fused=True)
 
     assert found == {
         "1": Group(["a"], 1),
@@ -24,8 +24,8 @@ def test_groups_are_measured_on_what_they_erase():
 
 def test_groups_of_one_have_no_joint_training():
     """One adapter trained on one request is no joint training."""
-    assert list(groups_of(["a"], [1], jointly=True)) == ["1", f"1, {GATED}"]
-    assert JOINTLY not in "".join(groups_of(["a", "b"], [1, 2], jointly=False))
+    assert list(groups_of(["a"], [1], jointly=True, fused=True)) == ["1", f"1, {GATED}"]
+    assert JOINTLY not in "".join(groups_of(["a", "b"], [1, 2], jointly=False, fused=False))
 
 
 def test_plot_has_a_line_for_every_way():
@@ -34,7 +34,7 @@ def test_plot_has_a_line_for_every_way():
     keys = ("ua", "neighbours", "concepts_kept")
     found = {
         name: dict.fromkeys([*keys, *(f"{k}_base" for k in keys)], rate)
-        for name in groups_of(["a", "b"], [1, 2], jointly=True)
+        for name in groups_of(["a", "b"], [1, 2], jointly=True, fused=True)
     }
     figure = plot_together(found)
     legend = figure.axes[0].get_legend()

@@ -156,7 +156,7 @@ def test_cli_export_diffusers(base, tmp_path):
 
 
 def test_cli_fuses_several_requests(base, tiny_pipe, tmp_path):
-    """Several adapters are fused into one, or added up if asked; adapters that cannot be fused are refused before anything is written."""
+    """Several adapters are fused into one, or added up if asked; what is missing or cannot be fused is refused by a dry run too."""
     params = (ROOT / "params.yaml").read_text().replace("path: assets/openmoji", f"path: {base}")
     (tmp_path / "params.yaml").write_text(params)
     asked = {"r-1": "{target: cat, kind: object, anchor: dog}", "r-2": "{target: car, kind: object, anchor: bicycle}"}
@@ -191,6 +191,13 @@ def test_cli_fuses_several_requests(base, tiny_pipe, tmp_path):
     assert (said["out"]["fused"], said["sum"]["fused"]) == (True, False)
     assert np.abs(draw(tmp_path / "out") - draw(tmp_path / "sum")).max() > 1e-3
     assert np.abs(draw(tmp_path / "out") - draw(base, [tmp_path / "one"])).max() < 1e-2
+
+    prompts = tmp_path / "data" / "concepts" / "r-2" / TABLE
+    prompts.rename(tmp_path / TABLE)
+    absent = expunge("adapter", "new", "--dry-run")
+    (tmp_path / TABLE).rename(prompts)
+    assert absent.returncode == 3
+    assert "prompts.parquet is missing; run the stage that writes it" in absent.stderr
 
     fabricate(tiny_pipe, tmp_path / "models" / "guidance" / "r-2", base / "unet", seed=1)
     refused, summed = expunge("diffusers", "new"), expunge("diffusers", "new", "--sum", "--dry-run")

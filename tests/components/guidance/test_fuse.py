@@ -4,9 +4,19 @@ import torch
 from safetensors.torch import load_file
 
 from components.common.artifacts import digest
-from components.common.errors import UserError
+from components.common.errors import ArtifactError, UserError
 from components.diffusion import encode
-from components.guidance import attach, check_fusible, confine, fuse, write_adapter, write_fused
+from components.export.merged import check_target
+from components.guidance import (
+    attach,
+    check_fusible,
+    choose_prompts,
+    confine,
+    fuse,
+    fused_files,
+    write_adapter,
+    write_fused,
+)
 from components.guidance.adapters import empty_directions
 from components.guidance.fuse import Scatter, scatter_of
 from components.requests import Request
@@ -23,6 +33,7 @@ ROWS = [
     ("s", "select", "a car"),
     ("s", "select", "cars and cats"),
     ("s", "select", "a kitty"),  # a name that is kept for the evaluation
+    ("s", "select", "a car and a kitty"),
     ("s", "evaluate", "a red car"),
     ("t", "select", "a tree"),  # of a request that takes no part
 ]
@@ -47,32 +58,37 @@ def make(pipe, folder, *, seed, parameters="xattn-kv"):
 
 
 def test_confined_maps_are_the_least_squares_fit_to_gated_ones():
-    """Against an optimiser that knows the samples: no map is nearer to each adapter on its own states and to none on the others."""
-    first, second, both, keep = (normal(30, 8, seed=i) for i in range(4))
+    """Against an optimiser that knows the samples: of all maps blind to V none is nearer to what gated adapters do."""
+    first, second, both, keep, empty = (normal(30, 8, seed=i) for i in range(5))
     one, other = normal(3, 8, seed=5), normal(5, 8, seed=6)[:3]
+    known = torch.linalg.qr(normal(8, 2, seed=7))[0].T  # (e, D)
     own = torch.stack([first.T @ first + both.T @ both, second.T @ second + both.T @ both])
     carrying = first.T @ first + second.T @ second + both.T @ both
-    given = Scatter(own, carrying, keep.T @ keep, torch.zeros(8, 8).double())
-    fitted = torch.zeros(3, 8, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([fitted], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+    given = Scatter(own, carrying, keep.T @ keep, empty.T @ empty)
+    free = torch.zeros(3, 8, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([free], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    def fitted():
+        return free - (free @ known.T) @ known
 
     def loss():
         optimizer.zero_grad()
         parts = [(first, one), (second, other), (both, one + other)]
-        value = sum((h @ (fitted - wanted).T).square().sum() for h, wanted in parts)
-        value = value + 6.0 * (keep @ fitted.T).square().sum() + 1e-4 * fitted.square().sum()
+        value = sum((h @ (fitted() - wanted).T).square().sum() for h, wanted in parts)
+        value = value + 6.0 * (keep @ fitted().T).square().sum() + (empty @ fitted().T).square().sum()
+        value = value + 1e-4 * fitted().square().sum()
         value.backward()
         return value
 
     optimizer.step(loss)
-    left, right = confine(given, retain_weight=6.0)
+    left, right = confine(given, known, retain_weight=6.0)
 
-    torch.testing.assert_close(one @ left + other @ right, fitted.detach(), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(one @ left + other @ right, fitted().detach(), atol=1e-6, rtol=1e-6)
 
 
 def test_scatter_counts_a_prompt_for_whatever_it_carries(tiny_pipe, table):
-    """A prompt counts by the names in it and not by whose it is; held-out names and the evaluation's prompts count nowhere."""
-    found = scatter_of(tiny_pipe, table, REQUESTS, seed=0)
+    """A prompt counts by the names in it and not by whose it is; with a held-out name, or of the evaluation, it counts nowhere."""
+    found = scatter_of(tiny_pipe, choose_prompts(table, REQUESTS))
 
     def mean(*prompts):
         h = encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, list(prompts)).double()
@@ -87,29 +103,31 @@ def test_scatter_counts_a_prompt_for_whatever_it_carries(tiny_pipe, table):
     torch.testing.assert_close(found.uncond, mean(""))
 
 
-def test_fused_adapter_is_blind_to_the_empty_prompt_and_keeps_b(tiny_pipe, table, tmp_path):
-    """Its B are the adapters' own side by side, and its A read nothing in the directions that carry the empty prompt."""
-    folders = {name: make(tiny_pipe, tmp_path / name, seed=i) for i, name in enumerate(REQUESTS)}
-    fused = fuse(tiny_pipe, folders, REQUESTS, table)
-    parts = [load_file(f / "pytorch_lora_weights.safetensors") for f in folders.values()]
-    known = empty_directions(encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, [""]))
-    ups = [key for key in fused if ".up." in key]
-    downs = [fused[key] for key in fused if ".down." in key]
+def test_fused_tensors_are_each_adapters_own():
+    """One below the other stand the A of adapters, of whatever ranks, each times its own map, and side by side their B as they are."""
+    down, up = "unet.x.attn2.to_k.lora.down.weight", "unet.x.attn2.to_k.lora.up.weight"
+    parts = {
+        name: {down: normal(rank, 8, seed=rank).float(), up: normal(5, rank, seed=rank).float()}
+        for name, rank in (("r", 2), ("s", 3))
+    }
+    maps = {"s": normal(8, 8), "r": normal(8, 8, seed=1)}
+    fused = fuse(parts, maps)
 
-    assert fused.keys() == parts[0].keys()
-    assert [key for key in ups if not torch.equal(fused[key], torch.cat([p[key] for p in parts], dim=1))] == []
-    assert {down.shape for down in downs} == {(8, 32)}
-    assert max(float((down @ known.T).norm() / down.norm()) for down in downs) < 1e-5
+    wanted = sum(t[up].double() @ t[down].double() @ maps[name] for name, t in parts.items())
+    torch.testing.assert_close(fused[up] @ fused[down], wanted.float(), atol=1e-4, rtol=1e-4)
+    assert torch.equal(fused[up], torch.cat([parts["r"][up], parts["s"][up]], dim=1))
 
 
 def test_fused_adapter_is_one_that_diffusers_opens(tiny_pipe, table, tmp_path):
-    """`load_lora_weights` opens what was written, and it acts; the adapters keep their bytes, and the same inputs give the same bytes."""
+    """`load_lora_weights` opens what was written, it acts and is blind to the empty prompt; adapters keep their bytes, and the same inputs give the same."""
     tiny_pipe.save_pretrained(tmp_path / "base")
     folders = {name: make(tiny_pipe, tmp_path / name, seed=i) for i, name in enumerate(REQUESTS)}
     before = {name: digest(folder) for name, folder in folders.items()}
     written = [tmp_path / "one", tmp_path / "again"]
     for folder in written:
         write_fused(folder, tmp_path / "base", folders, REQUESTS, table)
+    tensors = load_file(written[0] / "pytorch_lora_weights.safetensors")
+    known = empty_directions(encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, [""]))
     states = encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, ["a cat"])
     x, time = normal(1, 4, 8, 8).float(), torch.tensor([400])
     with torch.no_grad():
@@ -118,15 +136,31 @@ def test_fused_adapter_is_one_that_diffusers_opens(tiny_pipe, table, tmp_path):
         acting = tiny_pipe.unet(x, time, states).sample
 
     assert not torch.allclose(base, acting)
+    assert max(float((t @ known.T).norm() / t.norm()) for key, t in tensors.items() if ".down." in key) < 1e-5
     assert {name: digest(folder) for name, folder in folders.items()} == before
     assert digest(written[0]) == digest(written[1])
 
 
-def test_fuse_refuses_what_is_no_map_of_hidden_states(tiny_pipe, table, tmp_path):
-    """An adapter of queries and outputs, and a request that no prompt carries, are refused in one sentence."""
+def test_a_trained_adapter_is_no_export(tiny_pipe, table, tmp_path):
+    """A fused adapter may be written over, a trained one may not, though both are adapters."""
+    tiny_pipe.save_pretrained(tmp_path / "base")
+    folders = {name: make(tiny_pipe, tmp_path / name, seed=i) for i, name in enumerate(REQUESTS)}
+    write_fused(tmp_path / "one", tmp_path / "base", folders, REQUESTS, table)
+
+    check_target(tmp_path / "one", tmp_path / "base", fused_files)
+    with pytest.raises(UserError, match="is not empty and is no previous export"):
+        check_target(folders["r"], tmp_path / "base", fused_files)
+    with pytest.raises(ArtifactError, match="holds an adapter that was trained; name another folder"):
+        fused_files(folders["r"])
+
+
+def test_fuse_refuses_what_it_cannot_fuse(tiny_pipe, table, tmp_path):
+    """An adapter of queries and outputs, a single one, and a request that no prompt carries are refused in one sentence."""
     wide = make(tiny_pipe, tmp_path / "wide", seed=0, parameters="xattn")
     with pytest.raises(UserError, match="only keys and values of cross-attention can be fused; train it with"):
+        check_fusible({"r": wide, "s": wide})
+    with pytest.raises(UserError, match=r"r alone is nothing to fuse; load .*wide as it is"):
         check_fusible({"r": wide})
     unknown = {"q": Request(target="ghost", kind="character", anchor="dog")}
-    with pytest.raises(UserError, match="no prompt carries the target of q; run the stage that writes them"):
-        scatter_of(tiny_pipe, table.assign(request="q"), unknown, seed=0)
+    with pytest.raises(UserError, match="no prompt carries the target of q; write them again: dvc repro concepts"):
+        choose_prompts(table.assign(request="q"), unknown)

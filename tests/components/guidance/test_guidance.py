@@ -1,5 +1,6 @@
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -23,7 +24,7 @@ from components.guidance import (
     use_adapters,
     write_adapter,
 )
-from components.guidance.prepare import join, start_adapter
+from components.guidance.prepare import join, pick_prompts, start_adapter
 from components.guidance.train import in_training_form, precision_of
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "guidance.json"
@@ -412,3 +413,19 @@ def test_null_space_holds_the_unconditional_output(tiny_pipe, caches):
     assert moved[True][0] < 1e-5
     assert moved[False][0] > 100 * moved[True][0]
     assert moved[True][1] > 100 * moved[True][0]
+
+
+def test_retained_prompts_show_two_concepts_in_three_of_eight():
+    """A quarter is about neighbours; half of the rest shows two concepts, so that what is lost first is seen often enough."""
+    roles = [("neighbour", False)] * 30 + [("retain", False)] * 60 + [("retain", True)] * 20 + [("target", True)] * 9
+    rows = pd.DataFrame(roles, columns=["role", "pair"])
+    rows["prompt"] = [f"{role} {pair} {i}" for i, (role, pair) in enumerate(roles)]
+    rows = rows.assign(split="select", carries=rows["role"] == "target")
+    settings = load_params().guidance.model_copy(update={"retain_trajectories": 32, "trajectories": 4})
+    pairs, kept = pick_prompts(rows, "r", settings)
+    late, _ = pick_prompts(rows.assign(split="evaluate"), "r", settings)
+
+    assert (len(pairs), len(late)) == (4, 0)
+    assert Counter(text.rsplit(" ", 1)[0] for text in kept) == {
+        "neighbour False": 8, "retain True": 12, "retain False": 12,
+    }  # fmt: skip
