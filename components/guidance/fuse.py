@@ -107,7 +107,7 @@ def choose_prompts(table: pd.DataFrame, requests: Mapping[str, Request]) -> Chos
 def scatter_of(pipe: StableDiffusionPipeline, chosen: Chosen) -> Scatter:
     """The moments of what the text encoder of `pipe` makes of these prompts."""
     prompts, carries = chosen
-    some: np.ndarray = carries.any(1)
+    some = np.asarray(carries.any(1))
     weight = (carries / carries.sum(0)).sum(1)  # (P,)
     weight[~some] = 1 / max(1, int((~some).sum()))
     empty = encode(pipe.text_encoder, pipe.tokenizer, [""]).double()
