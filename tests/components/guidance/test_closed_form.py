@@ -23,6 +23,7 @@ IN_ENGLISH = ("my cat will jump", "my dog will jump", "context", "calibrate", Tr
 
 def table(*more, anchor=True):
     rows = pd.DataFrame([*ROWS, *more], columns=["prompt", "counterpart", "role", "split", "carries"])
+    rows = rows.assign(pair=rows["role"] == "mixed")
     return rows if anchor else rows.assign(counterpart="")
 
 
