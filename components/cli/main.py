@@ -210,19 +210,18 @@ def export_diffusers(
     check_folder(params.base.path)
     check_target(folder, params.base.path)
     check_adapters(adapters, params.base.path / "unet")
-    fusing = len(adapters) > 1 and not summed
-    if fusing:
+    table = read_concepts(requests) if len(adapters) > 1 and not summed else None  # of what is fused
+    if table is not None:
         check_fusible(adapters)
-        table = read_concepts(requests)
         choose_prompts(table, requests)
     if dry_run:
         typer.echo(f"would write {params.base.path} without {', '.join(adapters)} into {folder}")
         return
     with tempfile.TemporaryDirectory() as room:
         fused = Path(room) / "fused"
-        if fusing:
+        if table is not None:
             write_fused(fused, params.base.path, adapters, requests, table)
-        changed = write_merged(folder, params.base.path, adapters, fused if fusing else None)
+        changed = write_merged(folder, params.base.path, adapters, fused if table is not None else None)
     typer.echo(f"{folder}: without {', '.join(adapters)}, {len(changed)} tensors of the U-Net changed")
 
 
