@@ -2,7 +2,7 @@
 
     python -m benchmarks.guidance_ablation --request r-d20b6f34
 
-Every variant changes one thing (without the null space, or with more than keys and values, all that hangs on it). All of them train on the same prompts and are judged on the same held-out ones, from the
+Every variant changes one thing (where more than keys and values are trained, or the null space is left out, all that hangs on it). All of them train on the same prompts and are judged on the same held-out ones, from the
 same seeds; the plot shows likeness of unrelated images against the largest drift of the unconditional output in any timestep bucket.
 """
 
@@ -34,11 +34,12 @@ from components.requests import Request, load_requests
 PACKAGES = ("expunge", "torch", "diffusers", "peft")
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "as in params.yaml": {},
-    "λ = 0, no null space": UNHELD,
-    "λ = 1, no null space": {**UNHELD, "uncond_weight": 1.0},
-    "λ = 20, no null space": {**UNHELD, "uncond_weight": 20.0},
-    "λ = 100, no null space": {"start_uncond_weight": 0.0, "null_space": False},
-    "all of cross-attention": {"parameters": "xattn", "null_space": False},
+    "all of cross-attention, λ = 0": UNHELD,
+    "all of cross-attention, λ = 1": {**UNHELD, "uncond_weight": 1.0},
+    "all of cross-attention, λ = 20": {**UNHELD, "uncond_weight": 20.0},
+    "all of cross-attention, λ = 100": {"parameters": "xattn", "null_space": False},
+    "keys and values, λ = 0": {**UNHELD, "parameters": "xattn-kv"},
+    "keys and values, λ = 100, no null space": {"null_space": False},
     "all of attention": {"parameters": "attn", "null_space": False},
     "random start": {"start": "random"},
     "closed form, one step": {"steps": 0.001},

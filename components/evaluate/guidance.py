@@ -2,7 +2,7 @@
 
 Beside the requests that ship it trains adapters for more kinds of target, a character and a whole category, and for as many
 further concepts as are to act together; it takes all that holds the unconditional output away once, to show what it is for
-(λ and ν at 0, no null space), and trains, if asked, one adapter jointly on as many requests as the fewest that act together,
+(λ and ν at 0, no null space, all of cross-attention), and trains, if asked, one adapter jointly on as many requests as the fewest that act together,
 with their ranks and steps added up.
 
 UA, IRA, CRA     as in metrics.py, of the adapters alone; no prompt is ever edited here
@@ -56,14 +56,18 @@ MORE = {
     "x-weapon": Request(target="weapon", kind="category", anchor="umbrella", neighbours=("key", "camera")),
 }  # fmt: skip
 """A character and a category, the two kinds that the requests which ship do not show."""
-WITHOUT = "without the unconditional term"
-UNHELD: Mapping[str, object] = {"uncond_weight": 0.0, "start_uncond_weight": 0.0, "null_space": False}
-"""Nothing holds the unconditional output: neither λ nor ν nor the null space."""
+WITHOUT = "unconditional output not held"
+UNHELD: Mapping[str, object] = {
+    "uncond_weight": 0.0, "start_uncond_weight": 0.0, "null_space": False, "parameters": "xattn",
+}  # fmt: skip
+"""Nothing holds the unconditional output: neither λ nor ν nor the null space, nor that keys and values alone are trained."""
 JOINTLY = "trained jointly"
 GATED = "gated"
 FUSED = "fused"
 ORDINARY = 64
 """Phrases of ordinary English, about nothing that the model was taught to draw, of which images are compared too."""
+BESIDE_SEVERAL = 400
+"""Unrelated prompts, at most, that adapters together are measured on; each alone is measured on all."""
 PURIFIED = 16
 """Held-out renders of each target that are purified."""
 
@@ -127,8 +131,8 @@ def report_guidance(
         purified[name], pictures[f"purified {name}"] = done
     joint = {
         name: measure_adapters(
-            group.adapters, dict(list(everyone.items())[: group.requests]), measured, kept, studio, judge, params,
-            1, max(4, prompts // 2), pictures, gated=group.gated,
+            group.adapters, dict(list(everyone.items())[: group.requests]), measured, kept.head(BESIDE_SEVERAL), studio,
+            judge, params, 1, max(4, prompts // 2), pictures, gated=group.gated,
         )
         for name, group in groups_of(list(everyone), together, jointly=jointly, fused=fusible(params)).items()
     }  # fmt: skip

@@ -21,7 +21,7 @@ from components.guidance import psnr, purify
 from components.openmoji import world
 from components.openmoji.captions import fill
 from components.openmoji.dataset import HELD_OUT_SEEDS, Scene, draw
-from components.openmoji.judge import Judge
+from components.openmoji.judge import Judge, Judgement
 from components.requests import Request
 
 
@@ -30,7 +30,7 @@ class Purification(NamedTuple):
 
     metrics: dict[str, Metric]
     picture: np.ndarray
-    """Rows: originals, the base's reconstruction, purified by the base alone, by the erased model."""
+    """Rows: originals, the base's reconstruction, resampled by the base alone, by the erased model, by the base as the anchor."""
 
 
 def held_out(request: Request, count: int) -> list[Scene]:
@@ -46,6 +46,15 @@ def held_out(request: Request, count: int) -> list[Scene]:
     ]
 
 
+def anchored(scene: Scene, request: Request) -> Scene:
+    """The scene with the anchor in the target's place; the scene itself if there is none."""
+    if not request.anchor:
+        return scene
+    return (
+        scene._replace(style=request.anchor) if request.kind == "style" else scene._replace(concepts=(request.anchor,))
+    )
+
+
 def prompt_of(scene: Scene) -> str:
     """What the scene shows, concept and style."""
     plain = scene.style == world.DEFAULT_STYLE
@@ -58,29 +67,38 @@ def measure_purification(
     """Purifies `count` renders of the target with adapter `name`, and for comparison with none.
 
     `gone` and `anchored` are what the judge finds afterwards, `gone_base` what resampling alone does; `kept` is the other half of
-    the scene, its style or for a style its concept; `loop` is the PSNR, in decibels, of up and down with the base.
+    the scene, its style or for a style its concept. `anchored_base` and `kept_base` are of the base prompted with the anchor, as a
+    perfect adapter would have it. `loop` is the PSNR, in decibels, of up and down with the base.
     """
     pipe, scenes = studio.pipe, held_out(request, count)
     scale = params.evaluate.guidance_scale
-    rows: dict[str, list[np.ndarray]] = {"original": [], "loop": [], "base": [], "erased": []}
+    rows: dict[str, list[np.ndarray]] = {"original": [], "loop": [], "base": [], "erased": [], "ideal": []}
     loop = []
     for scene in tqdm(scenes, desc=f"purify {request.target}", unit="image", mininterval=5):
-        image, prompt = draw(scene), prompt_of(scene)
-        base, erased = (purify(pipe, image, acting, prompt=prompt, guidance_scale=scale) for acting in ([], [name]))
+        image, prompt, other = draw(scene), prompt_of(scene), prompt_of(anchored(scene, request))
+        base, erased, ideal = (
+            purify(pipe, image, acting, prompt=spoken, guidance_scale=scale)
+            for acting, spoken in (([], prompt), ([name], prompt), ([], other))
+        )
         loop.append(psnr(base.reconstruction, base.autoencoder))
-        for row, picture in zip(rows.values(), (image, base.reconstruction, base.image, erased.image), strict=True):
+        shown = (image, base.reconstruction, base.image, erased.image, ideal.image)
+        for row, picture in zip(rows.values(), shown, strict=True):
             row.append(picture)
     pictures = {key: np.stack(images) for key, images in rows.items()}
-    before, after = judge(pictures["base"]), judge(pictures["erased"])
-    if request.kind == "style":
-        kept = [s.concepts[0] in found for s, found in zip(scenes, after.present(), strict=True)]
-    else:
-        kept = [s.style == found for s, found in zip(scenes, after.style(), strict=True)]
+    before, after, ideal = (judge(pictures[key]) for key in ("base", "erased", "ideal"))
+
+    def kept(said: Judgement) -> list[bool]:
+        if request.kind == "style":
+            return [s.concepts[0] in found for s, found in zip(scenes, said.present(), strict=True)]
+        return [s.style == found for s, found in zip(scenes, said.style(), strict=True)]
+
     metrics = {
         "gone_base": proportion(erased_of(before, request)),
         "gone": proportion(erased_of(after, request)),
+        "anchored_base": proportion(anchored_in(ideal, request) if request.anchor else []),
         "anchored": proportion(anchored_in(after, request) if request.anchor else []),
-        "kept": proportion(kept),
+        "kept_base": proportion(kept(ideal)),
+        "kept": proportion(kept(after)),
         "loop": mean_interval(loop),
     }
     return Purification(metrics, grid(list(pictures.values())))

@@ -83,7 +83,7 @@ def plot_training(steps: list[GuidanceStep]) -> plt.Figure:
             [s.step for s in steps], [getattr(s, name) for s in steps], label=name
         )
     axis.set(xlabel="step", ylabel="loss", yscale="log")
-    other.set(xlabel="step", title="what the closed form minimises, over all prompts")
+    other.set(xlabel="step", title="closed form's objective, all prompts")
     axis.legend()
     return figure
 

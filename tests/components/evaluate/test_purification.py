@@ -4,8 +4,8 @@ import pytest
 from components.collect.concepts import known_targets
 from components.common.config import EvaluateParams, load_params
 from components.evaluate.images import Studio
-from components.evaluate.purification import held_out, measure_purification, prompt_of
-from components.openmoji.dataset import HELD_OUT_SEEDS
+from components.evaluate.purification import anchored, held_out, measure_purification, prompt_of
+from components.openmoji.dataset import HELD_OUT_SEEDS, Scene
 from components.openmoji.judge import Judge
 from components.requests import Request, load_requests
 
@@ -25,8 +25,22 @@ def test_held_out_scenes_show_the_target(request_):
     assert all(s.style in prompt_of(s) or s.style == "sticker" for s in scenes)
 
 
+@pytest.mark.parametrize(
+    ("request_", "scene", "expected"),
+    [
+        (WEAPON, Scene(("dagger",), "neon", 5), Scene(("umbrella",), "neon", 5)),
+        (Request(target="neon", kind="style", anchor="line art"), Scene(("owl",), "neon", 5), Scene(("owl",), "line art", 5)),
+        (Request(target="cat", kind="object"), Scene(("cat",), "neon", 5), Scene(("cat",), "neon", 5)),
+    ],
+    ids=["category", "style", "no anchor"],
+)  # fmt: skip
+def test_anchored_scene_has_the_anchor_in_the_targets_place(request_, scene, expected):
+    """The ideal that an adapter is compared with differs from the scene in what is erased, and in nothing else."""
+    assert anchored(scene, request_) == expected
+
+
 def test_purification_with_the_base_itself_is_the_loop_and_the_base(monkeypatch):
-    """Without an adapter the erased column is the base's own, and the loop returns the autoencoder's image at 25 dB or more."""
+    """Without an adapter the erased row is the base's own; prompted with the anchor the base draws it; the loop returns 25 dB or more."""
     from components.diffusion import load_pipeline
     from components.evaluate import purification
 
@@ -37,8 +51,9 @@ def test_purification_with_the_base_itself_is_the_loop_and_the_base(monkeypatch)
     monkeypatch.setattr(purification, "purify", lambda *a, **k: whole(*a[:2], [], **k))
     cat = next(r for r in load_requests().values() if r.target == "cat")
     found = measure_purification(studio, Judge.load(params.base.judge), "r", cat, params, count=2)
-    rows = np.split(np.asarray(found.picture), 4)
+    rows = np.split(np.asarray(found.picture), 5)
 
     assert found.metrics["gone"] == found.metrics["gone_base"]
     assert np.array_equal(rows[2], rows[3])
+    assert (found.metrics["anchored"].value, found.metrics["anchored_base"].value) == (0, 1)
     assert found.metrics["loop"].value >= 25
