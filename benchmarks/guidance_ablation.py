@@ -38,7 +38,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "all of cross-attention, λ = 1": {**UNHELD, "uncond_weight": 1.0},
     "all of cross-attention, λ = 20": {**UNHELD, "uncond_weight": 20.0},
     "all of cross-attention, λ = 100": {"parameters": "xattn", "null_space": False},
-    "keys and values, λ = 0": {**UNHELD, "parameters": "xattn-kv"},
+    "keys and values, λ = 0": {k: v for k, v in UNHELD.items() if k != "parameters"},
     "keys and values, λ = 100, no null space": {"null_space": False},
     "all of attention": {"parameters": "attn", "null_space": False},
     "random start": {"start": "random"},
