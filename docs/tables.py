@@ -94,8 +94,7 @@ def adapters_table() -> str:
     listed = {names.get(k, k): v for k, v in record["alone"].items()}
     listed |= {re.sub(r"^(\d+)", r"\1 together", k): v for k, v in _by_count(record["together"])}
     for name, found in listed.items():
-        buckets = [m["value"] for m in found["uncond_drift"].values()]
-        drift = f"{100 * max(buckets):.2f} %" if buckets else "—"
+        drift = f"{100 * _largest(found):.2f} %" if found["uncond_drift"] else "—"
         seconds = f"{found['seconds']['value']:.0f}" if "seconds" in found else ""
         cells = (_cell(found[k]) if k in found else "—" for k in keys)
         rows.append(f"| {name} | {' | '.join(cells)} | {drift} | {seconds} |")
@@ -108,7 +107,7 @@ def adapters_summary() -> str:
     single = {r["target"]: record["alone"][name] for name, r in record["requests"].items() if name in record["alone"]}
     (free,) = (found for name, found in record["alone"].items() if name not in record["requests"])
     (images,) = {found["concepts_kept_base"]["n"] for found in single.values()}
-    base = {found["concepts_kept_base"]["value"] for found in single.values()}
+    (base,) = {found["concepts_kept_base"]["value"] for found in single.values()}
     changed = "; ".join(f"*{name}* {_points(found['concepts_change'])}" for name, found in single.items())
     drift = 100 * max(_largest(found) for found in single.values())
     loose = 100 * _largest(free)
@@ -129,7 +128,7 @@ def adapters_summary() -> str:
                 " the gate of 1 %."
             ),
             (
-                f"Of unrelated concepts the base draws {100 * max(base):.1f} % (n = {images}). Prompt by prompt one adapter changes that, in points"
+                f"Of unrelated concepts the base draws {100 * base:.1f} % (n = {images}). Prompt by prompt one adapter changes that, in points"
                 f" with the interval of the pairs, by: {changed}, where −1 is the aim. Several at once:"
             ),
             "",

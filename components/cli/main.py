@@ -161,7 +161,9 @@ def filter_report(
 def guidance_report(
     seeds: Annotated[int, typer.Option(min=1, help="Images of each prompt.")] = 5,
     prompts: Annotated[int, typer.Option(min=2, help="Prompts about each target, and about its neighbours.")] = 12,
-    retain: Annotated[int, typer.Option(min=8, help="Unrelated prompts.")] = 100,
+    retain: Annotated[
+        int, typer.Option(min=8, help="Unrelated prompts; adapters together are measured on 400 of them at most.")
+    ] = 100,
     together: Annotated[
         list[int] | None, typer.Option(min=1, help="How many adapters act at once; repeatable; default 1, 5 and 10.")
     ] = None,
