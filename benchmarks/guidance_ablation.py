@@ -2,7 +2,7 @@
 
     python -m benchmarks.guidance_ablation --request r-d20b6f34
 
-Every variant changes one thing (where more than keys and values are trained, or the null space is left out, all that hangs on it). All of them train on the same prompts and are judged on the same held-out ones, from the
+Every variant changes one thing (where layers are trained that do not read the prompt, or the null space is left out, all that hangs on it; λ stands beside ν = 0 unless a name says otherwise). All of them train on the same prompts and are judged on the same held-out ones, from the
 same seeds; the plot shows likeness of unrelated images against the largest drift of the unconditional output in any timestep bucket.
 """
 
@@ -37,9 +37,10 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "all of cross-attention, λ = 0": UNHELD,
     "all of cross-attention, λ = 1": {**UNHELD, "uncond_weight": 1.0},
     "all of cross-attention, λ = 20": {**UNHELD, "uncond_weight": 20.0},
-    "all of cross-attention, λ = 100": {"parameters": "xattn", "null_space": False},
-    "keys and values, λ = 0": {k: v for k, v in UNHELD.items() if k != "parameters"},
-    "keys and values, λ = 100, no null space": {"null_space": False},
+    "all of cross-attention, λ = 100": {k: v for k, v in UNHELD.items() if k != "uncond_weight"},
+    "λ = ν = 0, no null space": {k: v for k, v in UNHELD.items() if k != "parameters"},
+    "λ = 100, ν = 1, no null space": {"null_space": False},
+    "keys and values": {"parameters": "xattn-kv"},
     "all of attention": {"parameters": "attn", "null_space": False},
     "random start": {"start": "random"},
     "closed form, one step": {"steps": 0.001},

@@ -54,6 +54,10 @@ SLICE = 2.5
 """Seconds of one contender's turn."""
 ESD_SCALE, ESD_GUIDANCE, ESD_STEPS = 1.0, 3.0, 50
 """η, the guidance under which x_t is sampled, and the solver steps of a whole sample (its code: 50 of DDIM)."""
+LR = 1e-3
+"""Learning rate of ESD and of concept ablation, so that what ours learns best at does not set theirs."""
+ESD_PARAMETERS, ABLATION_PARAMETERS = "xattn", "xattn-kv"
+"""What gets their LoRA: what the papers train, all of cross-attention (ESD-x) and its keys and values."""
 DIFFUSION_WEIGHT = 1.0
 """Weight of concept ablation's regulariser."""
 FEW_STEPS = 10
@@ -62,8 +66,9 @@ SPOILT = 0.05
 """What IRA may lose against the base where a UA counts as reached: a model that draws nothing has erased everything."""
 WATCHED = 16
 """Held-out prompts on whose trajectories the drift is measured."""
-PRESERVE_WEIGHT, RIDGE = 0.1, 0.1
-"""UCE's weight of each preserved state against one of an edited state, and its pull to the old weight."""
+PRESERVE_WEIGHT, PRESERVE_MORE, RIDGE = 0.1, 1.0, 0.1
+"""UCE's weight of each preserved state against one of an edited state, one that favours what is unrelated, and its pull to
+the old weight."""
 
 
 class Task(NamedTuple):
@@ -117,8 +122,8 @@ def ours(pipe: StableDiffusionPipeline, task: Task) -> Iterator[object]:
 def esd(pipe: StableDiffusionPipeline, task: Task, *, solver_steps: int = ESD_STEPS) -> Iterator[object]:
     """ESD on the LoRA: x_t is sampled inside every step, with the model being trained."""
     settings, frozen = task.params.guidance, copy.deepcopy(pipe.unet)
-    parameters = adapter(pipe, task)
-    optimizer, b = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.0), settings.batch
+    parameters = adapter(pipe, task, ESD_PARAMETERS)
+    optimizer, b = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0), settings.batch
     yield None
     for step in itertools.count():
         rng = generator(settings.seed, "esd", step)
@@ -134,7 +139,7 @@ def esd(pipe: StableDiffusionPipeline, task: Task, *, solver_steps: int = ESD_ST
         with precision_of(settings, noise.device):
             out = pipe.unet(x.latents, x.timestep, states).sample.float()
         loss = esd_loss(out, *said.chunk(2), erasure_scale=ESD_SCALE)
-        yield descend(optimizer, parameters, loss, step, settings.lr)
+        yield descend(optimizer, parameters, loss, step)
 
 
 def ablation(pipe: StableDiffusionPipeline, task: Task) -> Iterator[object]:
@@ -145,8 +150,8 @@ def ablation(pipe: StableDiffusionPipeline, task: Task) -> Iterator[object]:
         *_, last = trajectories(
             pipe, task.wanted, task.uncond, noise, steps=FEW_STEPS, guidance_scale=settings.guidance_scale
         )
-    parameters = adapter(pipe, task)
-    optimizer, b = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.0), settings.batch
+    parameters = adapter(pipe, task, ABLATION_PARAMETERS)
+    optimizer, b = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0), settings.batch
     alphas: Any = pipe.scheduler.alphas_cumprod
     yield None
     for step in itertools.count():
@@ -159,10 +164,10 @@ def ablation(pipe: StableDiffusionPipeline, task: Task) -> Iterator[object]:
         with precision_of(settings, noise.device):
             out_target, out_anchor = pipe.unet(x.repeat(2, 1, 1, 1), time_.repeat(2), both).sample.float().chunk(2)
         loss = ablation_loss(out_target, out_anchor, velocity, diffusion_weight=DIFFUSION_WEIGHT)
-        yield descend(optimizer, parameters, loss, step, settings.lr)
+        yield descend(optimizer, parameters, loss, step)
 
 
-def uce(pipe: StableDiffusionPipeline, task: Task) -> Iterator[object]:
+def uce(pipe: StableDiffusionPipeline, task: Task, *, preserve_weight: float = PRESERVE_WEIGHT) -> Iterator[object]:
     """UCE: keys and values of cross-attention in closed form, from bare names and from the prompts that we train on.
 
     Preserved are the empty prompt, the retained prompts, and every concept of the world that is not a target, by name.
@@ -179,7 +184,7 @@ def uce(pipe: StableDiffusionPipeline, task: Task) -> Iterator[object]:
         for path, module in pipe.unet.named_modules():
             if isinstance(module, torch.nn.Linear) and path.endswith(("attn2.to_k", "attn2.to_v")):
                 solved = uce_weight(
-                    module.weight, edited, wanted, preserved, preserve_weight=PRESERVE_WEIGHT, ridge=RIDGE
+                    module.weight, edited, wanted, preserved, preserve_weight=preserve_weight, ridge=RIDGE
                 )
                 module.weight.copy_(solved)
     yield None
@@ -190,23 +195,29 @@ def esd_in_few(pipe: StableDiffusionPipeline, task: Task) -> Iterator[object]:
     return esd(pipe, task, solver_steps=FEW_STEPS)
 
 
+def uce_that_preserves(pipe: StableDiffusionPipeline, task: Task) -> Iterator[object]:
+    """UCE with a heavier weight of what it preserves."""
+    return uce(pipe, task, preserve_weight=PRESERVE_MORE)
+
+
 CONTENDERS: dict[str, Contender] = {
     "expunge": ours, "esd": esd, "esd, few solver steps": esd_in_few, "concept ablation": ablation, "uce": uce,
+    "uce, preserving more": uce_that_preserves,
 }  # fmt: skip
 
 
-def adapter(pipe: StableDiffusionPipeline, task: Task) -> list[torch.nn.Parameter]:
-    """A fresh LoRA of the shipped rank and modules, the same for every contender that trains."""
+def adapter(pipe: StableDiffusionPipeline, task: Task, parameters: str) -> list[torch.nn.Parameter]:
+    """A fresh LoRA of the shipped rank."""
     settings = task.params.guidance
-    return attach(pipe.unet, NAME, parameters=settings.parameters, rank=settings.rank, seed=settings.seed)
+    return attach(pipe.unet, NAME, parameters=parameters, rank=settings.rank, seed=settings.seed)
 
 
 def descend(
-    optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], loss: torch.Tensor, step: int, lr: float
+    optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], loss: torch.Tensor, step: int
 ) -> float:
     """One step as ours takes it, clipped and warmed up over ten, at a constant rate after them."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * min(1.0, (step + 1) / 10)
+        group["lr"] = LR * min(1.0, (step + 1) / 10)
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -9,14 +9,14 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from components.cli.export import export
 from components.cli.images import images
-from components.cli.options import DryRun, Named, guided_requests
+from components.cli.options import DryRun
 from components.common.config import load_params
 from components.common.errors import ArtifactError, ExpungeError, UserError
 from components.common.paths import EVALUATE, GUIDANCE
@@ -31,7 +31,6 @@ filters = typer.Typer(no_args_is_help=True, help="The text filter.")
 app.add_typer(filters, name="filter")
 adapters = typer.Typer(no_args_is_help=True, help="The U-Net adapters.")
 app.add_typer(adapters, name="guidance")
-export = typer.Typer(no_args_is_help=True, help="The erased model in forms that other programs open.")
 app.add_typer(export, name="export")
 app.add_typer(images)
 
@@ -190,68 +189,6 @@ def guidance_report(
             f"{name:<30} UA {found['ua']['value']:.3f} (n={found['ua']['n']})  anchor {found['anchor_rate']['value']:.3f}"
             f"  neighbours {found['neighbours']['value']:.3f} (base {found['neighbours_base']['value']:.3f})  drift {drift:.4f}"
         )
-
-
-@export.command("diffusers")
-def export_diffusers(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write: new, empty or a previous export.")],
-    named: Named = None,
-    summed: Annotated[  # noqa: FBT002 - a command-line flag
-        bool, typer.Option("--sum", help="Add several adapters up instead of fusing them.")
-    ] = False,
-    dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
-) -> None:
-    """Writes a StableDiffusionPipeline folder whose U-Net holds the adapters; the filter is not part of it."""
-    params, requests = load_params(), guided_requests(named)
-    adapters = {request_id: GUIDANCE / request_id for request_id in requests}
-    from components.collect.stage import read_concepts  # noqa: PLC0415 - slow to import
-    from components.diffusion import check_folder  # noqa: PLC0415
-    from components.export.merged import check_target, write_merged  # noqa: PLC0415
-    from components.guidance import check_adapters, check_fusible, choose_prompts, write_fused  # noqa: PLC0415
-
-    check_folder(params.base.path)
-    check_target(folder, params.base.path)
-    check_adapters(adapters, params.base.path / "unet")
-    table = read_concepts(requests) if len(adapters) > 1 and not summed else None  # of what is fused
-    if table is not None:
-        check_fusible(adapters)
-        choose_prompts(table, requests)
-    if dry_run:
-        typer.echo(f"would write {params.base.path} without {', '.join(adapters)} into {folder}")
-        return
-    with tempfile.TemporaryDirectory() as room:
-        fused = Path(room) / "fused"
-        if table is not None:
-            write_fused(fused, params.base.path, adapters, requests, table)
-        changed = write_merged(folder, params.base.path, adapters, fused if table is not None else None)
-    typer.echo(f"{folder}: without {', '.join(adapters)}, {len(changed)} tensors of the U-Net changed")
-
-
-@export.command("adapter")
-def export_adapter(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write: new, empty or a previous export.")],
-    named: Named = None,
-    dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
-) -> None:
-    """Writes one LoRA in the place of several requests' adapters, for programs that have no filter to gate them."""
-    params, requests = load_params(), guided_requests(named)
-    adapters = {request_id: GUIDANCE / request_id for request_id in requests}
-    from components.collect.stage import read_concepts  # noqa: PLC0415 - slow to import
-    from components.diffusion import check_folder  # noqa: PLC0415
-    from components.export.merged import check_target  # noqa: PLC0415
-    from components.guidance import check_adapters, check_fusible, choose_prompts, fused_files, write_fused  # noqa: PLC0415
-
-    check_folder(params.base.path)
-    check_target(folder, params.base.path, fused_files)
-    check_adapters(adapters, params.base.path / "unet")
-    check_fusible(adapters)
-    table = read_concepts(requests)
-    choose_prompts(table, requests)
-    if dry_run:
-        typer.echo(f"would write one adapter in the place of {', '.join(adapters)} into {folder}")
-        return
-    write_fused(folder, params.base.path, adapters, requests, table)
-    typer.echo(f"{folder}: one adapter that erases {', '.join(adapters)}")
 
 
 @app.command("run")

@@ -145,12 +145,12 @@ class FeaturesParams(Section):
 class GuidanceParams(Section):
     """All-but-One fine-tuning of one LoRA adapter a request."""
 
-    parameters: Literal["xattn-kv", "xattn", "attn"]
-    """Which projections get a LoRA: cross-attention keys and values, all of cross-attention, all of attention."""
+    parameters: Literal["xattn-v", "xattn-kv", "xattn", "attn"]
+    """Which projections get a LoRA: cross-attention values, keys and values, all of cross-attention, all of attention."""
     rank: int = Field(gt=0)
     """Rank of the LoRA."""
     start: Literal["closed-form", "random"]
-    """Where keys and values start: at the least-squares map of the target's states to the anchor's, or where they change nothing."""
+    """Where values, and keys if they have a LoRA, start: at the least-squares map of the target's states to the anchor's, or where they change nothing."""
     start_retain_weight: float = Field(gt=0)
     """μ: weight of the states to keep in that map."""
     start_uncond_weight: float = Field(ge=0)
@@ -178,7 +178,8 @@ class GuidanceParams(Section):
     retain_weight: float = Field(ge=0)
     """Weight of the drift on prompts to retain, neighbours first."""
     map_weight: float = Field(ge=0)
-    """Weight in training of what the closed-form start minimises over all prompts; with that start alone."""
+    """Weight in training of what the closed-form start minimises over all prompts, a mean over the layers that have a LoRA and read
+    the prompt; with that start alone."""
     anchor_share: float = Field(ge=0, le=1)
     """Part of the cached trajectories about the target that draw the anchor instead; none without an anchor."""
     precision: Literal["no", "bf16"]
@@ -187,15 +188,20 @@ class GuidanceParams(Section):
     gradient_checkpointing: bool
     """Compute activations twice rather than keep them: a large U-Net then fits."""
     null_space: bool
-    """Keep the adapter blind to what carries the empty prompt, so that the unconditional score hardly moves; with xattn-kv alone."""
+    """Keep the adapter blind to what carries the empty prompt, so that the unconditional score hardly moves; with xattn-v and xattn-kv alone."""
     seed: int = Field(ge=0)
+
+    @property
+    def only_reads_prompt(self) -> bool:
+        """Whether all layers of an adapter read the prompt: it is then a map of the prompt's hidden states."""
+        return self.parameters in ("xattn-v", "xattn-kv")
 
     @model_validator(mode="after")
     def _null_space_holds(self) -> GuidanceParams:
-        if self.null_space and self.parameters != "xattn-kv":
+        if self.null_space and not self.only_reads_prompt:
             raise ValueError(
-                f"guidance.null_space holds keys and values alone, not guidance.parameters={self.parameters!r}; "
-                "use xattn-kv or null_space: false"
+                f"guidance.null_space needs an adapter of keys and values, or of values alone, not guidance.parameters={self.parameters!r}; "
+                "use xattn-v, xattn-kv or null_space: false"
             )
         return self
 

@@ -60,7 +60,7 @@ WITHOUT = "unconditional output not held"
 UNHELD: Mapping[str, object] = {
     "uncond_weight": 0.0, "start_uncond_weight": 0.0, "null_space": False, "parameters": "xattn",
 }  # fmt: skip
-"""Nothing holds the unconditional output: neither λ nor ν nor the null space, nor that keys and values alone are trained."""
+"""Nothing holds the unconditional output: neither λ nor ν nor the null space, and layers are trained that do not read the prompt."""
 JOINTLY = "trained jointly"
 GATED = "gated"
 FUSED = "fused"
@@ -164,7 +164,7 @@ def several(together: Sequence[int]) -> list[int]:
 
 def fusible(params: Params) -> bool:
     """Whether adapters are maps of hidden states alone."""
-    return params.guidance.parameters == "xattn-kv"
+    return params.guidance.only_reads_prompt
 
 
 def groups_of(names: Sequence[str], together: Sequence[int], *, jointly: bool, fused: bool) -> dict[str, Group]:

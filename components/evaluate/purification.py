@@ -76,10 +76,8 @@ def measure_purification(
     loop = []
     for scene in tqdm(scenes, desc=f"purify {request.target}", unit="image", mininterval=5):
         image, prompt, other = draw(scene), prompt_of(scene), prompt_of(anchored(scene, request))
-        base, erased, ideal = (
-            purify(pipe, image, acting, prompt=spoken, guidance_scale=scale)
-            for acting, spoken in (([], prompt), ([name], prompt), ([], other))
-        )
+        base, erased = (purify(pipe, image, acting, prompt=prompt, guidance_scale=scale) for acting in ([], [name]))
+        ideal = base if other == prompt else purify(pipe, image, [], prompt=other, guidance_scale=scale)
         loop.append(psnr(base.reconstruction, base.autoencoder))
         shown = (image, base.reconstruction, base.image, erased.image, ideal.image)
         for row, picture in zip(rows.values(), shown, strict=True):

@@ -20,6 +20,7 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 _PREFIX = "unet."
 _FAINT = 1e-2  # singular values of the empty prompt's states below this part of the largest span directions left free
 SUFFIXES = {
+    "xattn-v": ("attn2.to_v",),
     "xattn-kv": ("attn2.to_k", "attn2.to_v"),
     "xattn": ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
     "attn": tuple(f"{a}.{p}" for a in ("attn1", "attn2") for p in ("to_q", "to_k", "to_v", "to_out.0")),
@@ -46,9 +47,13 @@ def attach(unet: UNet2DConditionModel, name: str, *, parameters: str, rank: int,
     return [p for n, p in unet.named_parameters() if f".{name}." in n]
 
 
-def keys_and_values(unet: UNet2DConditionModel) -> list[torch.nn.Module]:
-    """The projections that read the hidden states of the prompt."""
-    return [layer for path, layer in unet.named_modules() if path.endswith(SUFFIXES["xattn-kv"])]
+def readers(unet: UNet2DConditionModel, name: str) -> list[torch.nn.Module]:
+    """The layers of the adapter `name` that read the prompt's hidden states: of its keys and values, those that it has."""
+    own = f"lora_A.{name}.weight"
+    layers = [layer for path, layer in unet.named_modules() if path.endswith(SUFFIXES["xattn-kv"])]
+    found = [layer for layer in layers if any(key == own for key, _ in layer.named_parameters())]
+    assert found, f"no adapter {name} reads the prompt"
+    return found
 
 
 def empty_directions(uncond: torch.Tensor) -> torch.Tensor:
@@ -64,12 +69,12 @@ def empty_directions(uncond: torch.Tensor) -> torch.Tensor:
 def null_space_projection(unet: UNet2DConditionModel, name: str, uncond: torch.Tensor) -> Callable[[], None]:
     """A step that makes the adapter blind to the empty prompt: A <- A (I - V Vᵀ), V its `empty_directions`.
 
-    `uncond` is (1, L, D). Keys and values of the empty prompt are then nearly the base's, so that an adapter of keys and
-    values alone hardly moves the unconditional output at any timestep; nor does a sum of such adapters. SPEED (arXiv
+    `uncond` is (1, L, D). What is read of the empty prompt is then nearly the base's, so that an adapter of keys and
+    values, or of values alone, hardly moves the unconditional output at any timestep; nor does a sum of such adapters. SPEED (arXiv
     2503.07392) holds the null tokens in closed form by the same means.
     """
     basis = empty_directions(uncond)
-    downs = [layer.get_parameter(f"lora_A.{name}.weight") for layer in keys_and_values(unet)]  # (r, D) each
+    downs = [layer.get_parameter(f"lora_A.{name}.weight") for layer in readers(unet, name)]  # (r, D) each
 
     @torch.no_grad()
     def project() -> None:

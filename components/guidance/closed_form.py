@@ -30,7 +30,7 @@ from components.collect.stage import where
 from components.common.config import GuidanceParams
 from components.common.errors import UserError
 from components.diffusion import encode, tokenize
-from components.guidance.adapters import keys_and_values
+from components.guidance.adapters import readers
 
 _RIDGE = 1e-4  # ρ; hidden states leave a layer norm, so that their entries are of size one
 _BATCH = 256
@@ -131,11 +131,11 @@ def steer(
 
 @torch.no_grad()
 def start_in_closed_form(unet: UNet2DConditionModel, name: str, given: Moments, params: GuidanceParams) -> None:
-    """Sets the adapter's keys and values to the solution; all else of it stays as drawn, and changes nothing yet."""
+    """Sets what the adapter has of keys and values to the solution; all else of it stays as drawn, and changes nothing yet."""
     up, down = steer(
         given, rank=params.rank, retain_weight=params.start_retain_weight, uncond_weight=params.start_uncond_weight
     )
-    for layer in keys_and_values(unet):
+    for layer in readers(unet, name):
         raised = layer.get_submodule("base_layer").get_parameter("weight").double() @ up  # (O, r)
         balance = (down.norm() / raised.norm()).sqrt()  # so that A and B are of one size, and learn at one rate
         layer.get_parameter(f"lora_A.{name}.weight").copy_(down / balance)
@@ -145,7 +145,7 @@ def start_in_closed_form(unet: UNet2DConditionModel, name: str, given: Moments, 
 def map_loss(
     unet: UNet2DConditionModel, name: str, given: Moments, params: GuidanceParams
 ) -> Callable[[], torch.Tensor]:
-    """What the closed form minimises, as a loss of the adapter's keys and values: their mean, carrying gradient.
+    """What the closed form minimises, as a loss of what the adapter has of keys and values: their mean, carrying gradient.
 
     With Δ = B A, of one projection and up to a constant,
 
@@ -156,7 +156,7 @@ def map_loss(
     scatter, change = _system(given, retain_weight=params.start_retain_weight, uncond_weight=params.start_uncond_weight)
     spread, scatter, change = given.target.float(), scatter.float(), change.float()
     parts = []
-    for layer in keys_and_values(unet):
+    for layer in readers(unet, name):
         weight = layer.get_submodule("base_layer").get_parameter("weight").detach().float().cpu()  # (O, D)
         down, up = (layer.get_parameter(f"lora_{m}.{name}.weight") for m in "AB")  # (r, D), (O, r)
         parts.append((down, up, weight @ change, torch.einsum("od,de,oe->", weight, spread, weight)))

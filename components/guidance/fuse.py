@@ -135,7 +135,7 @@ def check_fusible(adapters: Mapping[str, Path]) -> None:
         if beyond := sorted(key for key in tensors if not any(f".{s}." in key for s in SUFFIXES["xattn-kv"])):
             raise UserError(
                 f"the adapter {name} changes {beyond[0]}, and only keys and values of cross-attention can be fused",
-                "train it with guidance.parameters: xattn-kv, or export the sum: expunge export diffusers --sum",
+                "train it with guidance.parameters: xattn-v, or export the sum: expunge export diffusers --sum",
             )
 
 
@@ -143,15 +143,23 @@ def fuse(
     parts: Mapping[str, Mapping[str, torch.Tensor]],  # each adapter's tensors, (r, D) down and (O, r) up
     right: Mapping[str, torch.Tensor],  # (D, D): what `confine` says of each
 ) -> dict[str, torch.Tensor]:
-    """The tensors of one adapter of the ranks' sum, under the names that those of `parts` have."""
-    keys = {frozenset(tensors) for tensors in parts.values()}
-    assert len(keys) == 1  # adapters of one U-Net's keys and values, as check_fusible saw
+    """The tensors of one adapter of the ranks' sum in every layer, under the names that those of `parts` have.
+
+    A layer that an adapter lacks, as one of values alone lacks keys, counts as one that changes nothing.
+    """
+    ranks = {name: next(t.shape[0] for key, t in tensors.items() if ".down." in key) for name, tensors in parts.items()}
     fused = {}
-    for key in sorted(next(iter(keys))):
+    for key in sorted(set().union(*parts.values())):
+        like = next(tensors[key] for tensors in parts.values() if key in tensors)
         if ".down." in key:
-            fused[key] = torch.cat([(t[key].double() @ right[name]).float() for name, t in parts.items()])  # (R r, D)
+            own = [
+                t.get(key, like.new_zeros(ranks[name], like.shape[1])).double() @ right[name]
+                for name, t in parts.items()
+            ]
+            fused[key] = torch.cat(own).float()  # (R r, D)
         else:
-            fused[key] = torch.cat([t[key].float() for t in parts.values()], dim=1)  # (O, R r)
+            own = [t.get(key, like.new_zeros(len(like), ranks[name])) for name, t in parts.items()]
+            fused[key] = torch.cat(own, dim=1).float()  # (O, R r)
     return fused
 
 

@@ -17,6 +17,7 @@ def expunge(*arguments, cwd=ROOT):
     [
         (), ("request",), ("request", "add"), ("request", "list"), ("request", "show"), ("request", "remove"), ("run",),
         ("retrain",), ("verdict",), ("generate",), ("explain",), ("purify",), ("export", "diffusers"), ("params",),
+        ("export", "adapter"),
         ("base", "report"), ("filter", "report"), ("guidance", "report"),
     ],
 )  # fmt: skip

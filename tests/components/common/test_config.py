@@ -57,7 +57,10 @@ def test_params_unknown_key_is_refused(tmp_path):
         (lambda c: c["sae"].update(k=99999), "sae.k=99999 must be smaller than sae.d_sae"),
         (lambda c: c["evaluate"].update(size="huge"), "evaluate.size='huge' is not among"),
         (lambda c: c["guidance"].update(parameters="xattn-q"), "guidance.parameters is 'xattn-q'"),
-        (lambda c: c["guidance"].update(null_space=True, parameters="xattn"), "null_space holds keys and values alone"),
+        (
+            lambda c: c["guidance"].update(null_space=True, parameters="xattn"),
+            "null_space needs an adapter of keys and values",
+        ),
         (lambda c: c["features"].update(positions=["bos"]), "features.positions.0 is 'bos'"),
         (lambda c: c["features"].update(edit="delete"), "features.edit is 'delete'"),
         (lambda c: c.pop("sae"), "sae"),

@@ -48,7 +48,13 @@ def test_purification_with_the_base_itself_is_the_loop_and_the_base(monkeypatch)
     settings: EvaluateParams = params.evaluate
     studio = Studio(load_pipeline(params.base.path), {}, params.base.hookpoint, {}, settings)
     whole = purification.purify
-    monkeypatch.setattr(purification, "purify", lambda *a, **k: whole(*a[:2], [], **k))
+    spoken = []
+
+    def without_adapter(pipe, image, _, *, prompt, **k):
+        spoken.append(prompt)
+        return whole(pipe, image, [], prompt=prompt, **k)
+
+    monkeypatch.setattr(purification, "purify", without_adapter)
     cat = next(r for r in load_requests().values() if r.target == "cat")
     found = measure_purification(studio, Judge.load(params.base.judge), "r", cat, params, count=2)
     rows = np.split(np.asarray(found.picture), 5)
@@ -57,3 +63,10 @@ def test_purification_with_the_base_itself_is_the_loop_and_the_base(monkeypatch)
     assert np.array_equal(rows[2], rows[3])
     assert (found.metrics["anchored"].value, found.metrics["anchored_base"].value) == (0, 1)
     assert found.metrics["loop"].value >= 25
+    assert len(spoken) == 3 * 2
+    spoken.clear()
+    bare = measure_purification(
+        studio, Judge.load(params.base.judge), "r", cat.model_copy(update={"anchor": ""}), params, count=1
+    )
+    assert len(spoken) == 2  # nothing is drawn twice where there is no anchor to prompt the base with
+    assert bare.metrics["kept_base"].n == 1

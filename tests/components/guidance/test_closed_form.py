@@ -171,16 +171,17 @@ def test_start_edits_hidden_states(tiny_pipe):
                 assert not weight.any()
 
 
-def test_map_loss_is_what_the_closed_form_minimises(tiny_pipe):
+@pytest.mark.parametrize(("chosen", "read"), [("xattn-v", ("attn2.to_v",)), ("xattn-kv", ("attn2.to_k", "attn2.to_v"))])
+def test_map_loss_is_what_the_closed_form_minimises(tiny_pipe, chosen, read):
     """Summed over samples of states it is the module's equation, less what the base has, on random A and B."""
     projection = next(m for n, m in tiny_pipe.unet.named_modules() if n.endswith("attn2.to_k"))
     size = projection.in_features
     c, a, k, u = (normal(n, size, seed=i) for i, n in enumerate((40, 40, 60, 5)))
     given = Moments(c.T @ c / 40, a.T @ c / 40, k.T @ k / 60, u.T @ u / 5)
-    attach(tiny_pipe.unet, "r", parameters="xattn-kv", rank=3, seed=0)
+    attach(tiny_pipe.unet, "r", parameters=chosen, rank=3, seed=0)
     found = []
     for path, layer in tiny_pipe.unet.named_modules():
-        if path.endswith(("attn2.to_k", "attn2.to_v")):
+        if path.endswith(read):
             with torch.no_grad():
                 layer.lora_B["r"].weight.copy_(normal(layer.out_features, 3, seed=9))
             weight = layer.base_layer.weight.double()
@@ -195,12 +196,13 @@ def test_map_loss_is_what_the_closed_form_minimises(tiny_pipe):
     )
 
 
-def test_map_loss_is_least_at_the_start(tiny_pipe):
+@pytest.mark.parametrize("chosen", ["xattn-v", "xattn-kv"])
+def test_map_loss_is_least_at_the_start(tiny_pipe, chosen):
     """At full rank the closed form leaves it no gradient, and it lies below what a fresh adapter has."""
     found = moments(tiny_pipe, table())
     size = found.target.shape[0]
     params = load_params().guidance.model_copy(update={"rank": size})
-    parameters = attach(tiny_pipe.unet, "r", parameters="xattn-kv", rank=size, seed=0)
+    parameters = attach(tiny_pipe.unet, "r", parameters=chosen, rank=size, seed=0)
     loss = map_loss(tiny_pipe.unet, "r", found, params)
     fresh = torch.autograd.grad(loss(), parameters)
     start_in_closed_form(tiny_pipe.unet, "r", found, params)

@@ -104,24 +104,35 @@ def test_scatter_counts_a_prompt_for_whatever_it_carries(tiny_pipe, table):
 
 
 def test_fused_tensors_are_each_adapters_own():
-    """One below the other stand the A of adapters, of whatever ranks, each times its own map, and side by side their B as they are."""
-    down, up = "unet.x.attn2.to_k.lora.down.weight", "unet.x.attn2.to_k.lora.up.weight"
+    """One below the other stand the A of adapters, of whatever ranks, each times its own map, and side by side their B as they are.
+
+    What one alone has, keys beside an adapter of values, is that one's, with zeros for the other.
+    """
+    down, up = "unet.x.attn2.to_v.lora.down.weight", "unet.x.attn2.to_v.lora.up.weight"
     parts = {
         name: {down: normal(rank, 8, seed=rank).float(), up: normal(5, rank, seed=rank).float()}
         for name, rank in (("r", 2), ("s", 3))
     }
+    keys = {key.replace("to_v", "to_k"): normal(*tensor.shape, seed=7).float() for key, tensor in parts["s"].items()}
     maps = {"s": normal(8, 8), "r": normal(8, 8, seed=1)}
-    fused = fuse(parts, maps)
+    fused = fuse({"r": parts["r"], "s": parts["s"] | keys}, maps)
 
     wanted = sum(t[up].double() @ t[down].double() @ maps[name] for name, t in parts.items())
     torch.testing.assert_close(fused[up] @ fused[down], wanted.float(), atol=1e-4, rtol=1e-4)
     assert torch.equal(fused[up], torch.cat([parts["r"][up], parts["s"][up]], dim=1))
+    down, up = (key.replace("to_v", "to_k") for key in (down, up))
+    wanted = keys[up].double() @ keys[down].double() @ maps["s"]
+    torch.testing.assert_close(fused[up] @ fused[down], wanted.float(), atol=1e-4, rtol=1e-4)
+    assert fused[down].shape == (5, 8)  # the ranks' sum, as everywhere: old versions of diffusers know one rank alone
 
 
 def test_fused_adapter_is_one_that_diffusers_opens(tiny_pipe, table, tmp_path):
     """`load_lora_weights` opens what was written, it acts and is blind to the empty prompt; adapters keep their bytes, and the same inputs give the same."""
     tiny_pipe.save_pretrained(tmp_path / "base")
-    folders = {name: make(tiny_pipe, tmp_path / name, seed=i) for i, name in enumerate(REQUESTS)}
+    folders = {
+        name: make(tiny_pipe, tmp_path / name, seed=i, parameters=("xattn-kv", "xattn-v")[i])
+        for i, name in enumerate(REQUESTS)
+    }
     before = {name: digest(folder) for name, folder in folders.items()}
     written = [tmp_path / "one", tmp_path / "again"]
     for folder in written:

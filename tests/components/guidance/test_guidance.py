@@ -262,9 +262,9 @@ def test_adapter_altered_is_refused(tiny_pipe, caches, tmp_path):
         load_adapters(tiny_pipe, {"again": tmp_path / "r"})
 
 
-@pytest.mark.parametrize(("parameters", "wanted"), [("xattn-kv", 2), ("xattn", 4), ("attn", 8)])
+@pytest.mark.parametrize(("parameters", "wanted"), [("xattn-v", 1), ("xattn-kv", 2), ("xattn", 4), ("attn", 8)])
 def test_target_modules_select_what_they_say(tiny_pipe, parameters, wanted):
-    """For each attention block: keys and values, all of cross-attention, or both attentions; nothing else."""
+    """For each attention block: values, keys and values, all of cross-attention, or both attentions; nothing else."""
     names = target_modules(tiny_pipe.unet, parameters)
     blocks = {n.split(".attn")[0] for n in names}
 
@@ -274,7 +274,9 @@ def test_target_modules_select_what_they_say(tiny_pipe, parameters, wanted):
 
 def test_target_modules_unknown_is_one_sentence(tiny_pipe):
     """A selection without modules names those that exist."""
-    with pytest.raises(UserError, match=r"guidance.parameters='xattn-q' selects no module .* xattn-kv, xattn, attn"):
+    with pytest.raises(
+        UserError, match=r"guidance.parameters='xattn-q' selects no module .* xattn-v, xattn-kv, xattn, attn"
+    ):
         target_modules(tiny_pipe.unet, "xattn-q")
 
 
@@ -306,10 +308,11 @@ def test_null_space_spares_only_passes_whose_outcome_is_known(tiny_pipe, caches)
     assert found[0] == pytest.approx(found[1], rel=1e-3, abs=1e-7)
 
 
-def test_null_space_leaves_faint_directions_free(tiny_pipe):
+@pytest.mark.parametrize("chosen", ["xattn-v", "xattn-kv"])
+def test_null_space_leaves_faint_directions_free(tiny_pipe, chosen):
     """A direction that carries a thousandth of the empty prompt's largest is read as before, the largest no more."""
     size = tiny_pipe.unet.config.cross_attention_dim
-    parameters = attach(tiny_pipe.unet, "r", parameters="xattn-kv", rank=2, seed=0)
+    parameters = attach(tiny_pipe.unet, "r", parameters=chosen, rank=2, seed=0)
     downs = [p for p in parameters if p.shape[1] == size]
     before = [p.detach().clone() for p in downs]
     uncond = torch.zeros(1, 4, size)
@@ -387,7 +390,8 @@ def test_prior_joins_the_loss_at_its_weight(tiny_pipe, caches):
     assert not any(torch.equal(a, b) for a, b in zip(alone, parameters, strict=True))
 
 
-def test_null_space_holds_the_unconditional_output(tiny_pipe, caches):
+@pytest.mark.parametrize("chosen", ["xattn-v", "xattn-kv"])
+def test_null_space_holds_the_unconditional_output(tiny_pipe, caches, chosen):
     """Trained in the null space, the adapter changes what a prompt draws and not what the empty prompt draws; free, it does."""
     erase, keep, target, retain, empty = caches
     empty = empty[:, [0, 1] * 16]  # two directions of 32; the tiny encoder's 32 positions would span its whole width
@@ -397,10 +401,8 @@ def test_null_space_holds_the_unconditional_output(tiny_pipe, caches):
     spoken = tiny_pipe.unet(x, time, target[erase.prompt]).sample
     moved = {}
     for held in (True, False):
-        params = PARAMS.model_copy(
-            update={"parameters": "xattn-kv", "null_space": held, "uncond_weight": 0.0, "lr": 0.02}
-        )
-        parameters = attach(tiny_pipe.unet, "default", parameters="xattn-kv", rank=4, seed=0)
+        params = PARAMS.model_copy(update={"parameters": chosen, "null_space": held, "uncond_weight": 0.0, "lr": 0.02})
+        parameters = attach(tiny_pipe.unet, "default", parameters=chosen, rank=4, seed=0)
         project = null_space_projection(tiny_pipe.unet, "default", empty) if held else None
         assert len(list(train_guidance(tiny_pipe.unet, parameters, *caches, params, project=project))) == PARAMS.steps
         with torch.no_grad():

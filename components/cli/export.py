@@ -1,0 +1,93 @@
+"""Commands that write the erased model in forms that other programs open: a diffusers folder, one LoRA."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from components.cli.options import DryRun, Named, guided_requests
+from components.common.config import load_params
+from components.common.paths import GUIDANCE
+from components.requests import Request
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+export = typer.Typer(no_args_is_help=True, help="The erased model in forms that other programs open.")
+
+Target = Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write: new, empty or a previous export.")]
+
+
+@export.command("diffusers")
+def export_diffusers(
+    folder: Target,
+    named: Named = None,
+    summed: Annotated[  # noqa: FBT002 - a command-line flag
+        bool, typer.Option("--sum", help="Add several adapters up instead of fusing them.")
+    ] = False,
+    dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
+) -> None:
+    """Writes a StableDiffusionPipeline folder whose U-Net holds the adapters; the filter is not part of it."""
+    params, requests = load_params(), guided_requests(named)
+    from components.export.merged import check_target, write_merged  # noqa: PLC0415 - slow to import
+    from components.guidance import write_fused  # noqa: PLC0415
+
+    check_target(folder, params.base.path)
+    adapters = checked_adapters(requests, params.base.path)
+    table = prompts_to_fuse(requests, adapters) if len(adapters) > 1 and not summed else None
+    if dry_run:
+        typer.echo(f"would write {params.base.path} without {', '.join(adapters)} into {folder}")
+        return
+    with tempfile.TemporaryDirectory() as room:
+        fused = Path(room) / "fused"
+        if table is not None:
+            write_fused(fused, params.base.path, adapters, requests, table)
+        changed = write_merged(folder, params.base.path, adapters, fused if table is not None else None)
+    typer.echo(f"{folder}: without {', '.join(adapters)}, {len(changed)} tensors of the U-Net changed")
+
+
+@export.command("adapter")
+def export_adapter(
+    folder: Target,
+    named: Named = None,
+    dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
+) -> None:
+    """Writes one LoRA in the place of several requests' adapters, for programs that have no filter to gate them."""
+    params, requests = load_params(), guided_requests(named)
+    from components.export.merged import check_target  # noqa: PLC0415 - slow to import
+    from components.guidance import fused_files, write_fused  # noqa: PLC0415
+
+    check_target(folder, params.base.path, fused_files)
+    adapters = checked_adapters(requests, params.base.path)
+    table = prompts_to_fuse(requests, adapters)
+    if dry_run:
+        typer.echo(f"would write one adapter in the place of {', '.join(adapters)} into {folder}")
+        return
+    write_fused(folder, params.base.path, adapters, requests, table)
+    typer.echo(f"{folder}: one adapter that erases {', '.join(adapters)}")
+
+
+def checked_adapters(requests: Mapping[str, Request], base: Path) -> dict[str, Path]:
+    """Where the requests' adapters lie, each trained on the U-Net of `base`."""
+    from components.diffusion import check_folder  # noqa: PLC0415 - slow to import
+    from components.guidance import check_adapters  # noqa: PLC0415
+
+    check_folder(base)
+    adapters = {request_id: GUIDANCE / request_id for request_id in requests}
+    check_adapters(adapters, base / "unet")
+    return adapters
+
+
+def prompts_to_fuse(requests: Mapping[str, Request], adapters: Mapping[str, Path]) -> pd.DataFrame:
+    """The prompts that fusing the adapters reads, for adapters that can be fused."""
+    from components.collect.stage import read_concepts  # noqa: PLC0415 - slow to import
+    from components.guidance import check_fusible, choose_prompts  # noqa: PLC0415
+
+    check_fusible(adapters)
+    table = read_concepts(requests)
+    choose_prompts(table, requests)
+    return table
