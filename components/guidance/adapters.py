@@ -50,7 +50,7 @@ def attach(unet: UNet2DConditionModel, name: str, *, parameters: str, rank: int,
 def readers(unet: UNet2DConditionModel, name: str) -> list[torch.nn.Module]:
     """The layers of the adapter `name` that read the prompt's hidden states: of its keys and values, those that it has."""
     own = f"lora_A.{name}.weight"
-    layers = [layer for path, layer in unet.named_modules() if path.endswith(SUFFIXES["xattn-kv"])]
+    layers: list[torch.nn.Module] = [m for path, m in unet.named_modules() if path.endswith(SUFFIXES["xattn-kv"])]
     found = [layer for layer in layers if any(key == own for key, _ in layer.named_parameters())]
     assert found, f"no adapter {name} reads the prompt"
     return found
