@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 export = typer.Typer(no_args_is_help=True, help="The erased model in forms that other programs open.")
 
-Target = Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write: new, empty or a previous export.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write: new, empty or a previous export.")]
 
 
 @export.command("diffusers")
 def export_diffusers(
-    folder: Target,
+    folder: Folder,
     named: Named = None,
     summed: Annotated[  # noqa: FBT002 - a command-line flag
         bool, typer.Option("--sum", help="Add several adapters up instead of fusing them.")
@@ -33,11 +33,10 @@ def export_diffusers(
 ) -> None:
     """Writes a StableDiffusionPipeline folder whose U-Net holds the adapters; the filter is not part of it."""
     params, requests = load_params(), guided_requests(named)
-    from components.export.merged import check_target, write_merged  # noqa: PLC0415 - slow to import
+    from components.export.merged import merged_files, write_merged  # noqa: PLC0415 - slow to import
     from components.guidance import write_fused  # noqa: PLC0415
 
-    check_target(folder, params.base.path)
-    adapters = checked_adapters(requests, params.base.path)
+    adapters = check_export(folder, params.base.path, requests, merged_files)
     table = prompts_to_fuse(requests, adapters) if len(adapters) > 1 and not summed else None
     if dry_run:
         typer.echo(f"would write {params.base.path} without {', '.join(adapters)} into {folder}")
@@ -52,17 +51,15 @@ def export_diffusers(
 
 @export.command("adapter")
 def export_adapter(
-    folder: Target,
+    folder: Folder,
     named: Named = None,
     dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
 ) -> None:
     """Writes one LoRA in the place of several requests' adapters, for programs that have no filter to gate them."""
     params, requests = load_params(), guided_requests(named)
-    from components.export.merged import check_target  # noqa: PLC0415 - slow to import
-    from components.guidance import fused_files, write_fused  # noqa: PLC0415
+    from components.guidance import fused_files, write_fused  # noqa: PLC0415 - slow to import
 
-    check_target(folder, params.base.path, fused_files)
-    adapters = checked_adapters(requests, params.base.path)
+    adapters = check_export(folder, params.base.path, requests, fused_files)
     table = prompts_to_fuse(requests, adapters)
     if dry_run:
         typer.echo(f"would write one adapter in the place of {', '.join(adapters)} into {folder}")
@@ -71,12 +68,16 @@ def export_adapter(
     typer.echo(f"{folder}: one adapter that erases {', '.join(adapters)}")
 
 
-def checked_adapters(requests: Mapping[str, Request], base: Path) -> dict[str, Path]:
-    """Where the requests' adapters lie, each trained on the U-Net of `base`."""
+def check_export(
+    folder: Path, base: Path, requests: Mapping[str, Request], written: Callable[[Path], set[str]]
+) -> dict[str, Path]:
+    """Where the requests' adapters lie, each trained on the U-Net of `base`; `folder` holds at most what `written` says."""
     from components.diffusion import check_folder  # noqa: PLC0415 - slow to import
+    from components.export.merged import check_target  # noqa: PLC0415
     from components.guidance import check_adapters  # noqa: PLC0415
 
     check_folder(base)
+    check_target(folder, base, written)
     adapters = {request_id: GUIDANCE / request_id for request_id in requests}
     check_adapters(adapters, base / "unet")
     return adapters

@@ -110,7 +110,7 @@ def report_guidance(
         members = dict(list(everyone.items())[: counts[0]])
         others[JOINTLY] = train_one(params, members, table, room, params.guidance)
     folders = {name: item.folder for name, item in (trained | others).items()}
-    for n in several(together) if fusible(params) else []:
+    for n in several(together) if params.guidance.only_reads_prompt else []:
         members = dict(list(everyone.items())[:n])
         folders[f"{FUSED} {n}"] = room / f"{FUSED}-{n}"
         write_fused(room / f"{FUSED}-{n}", params.base.path, {i: folders[i] for i in members}, members, table)
@@ -134,7 +134,7 @@ def report_guidance(
             group.adapters, dict(list(everyone.items())[: group.requests]), measured, kept.head(BESIDE_SEVERAL), studio,
             judge, params, 1, max(4, prompts // 2), pictures, gated=group.gated,
         )
-        for name, group in groups_of(list(everyone), together, jointly=jointly, fused=fusible(params)).items()
+        for name, group in groups_of(list(everyone), together, jointly=jointly, fused=params.guidance.only_reads_prompt).items()
     }  # fmt: skip
     record = {
         "requests": {name: {"target": r.target, "kind": r.kind, "anchor": r.anchor} for name, r in everyone.items()},
@@ -160,11 +160,6 @@ def report_guidance(
 def several(together: Sequence[int]) -> list[int]:
     """How many adapters act at once, in ascending order, where it is more than one."""
     return sorted({n for n in together if n > 1})
-
-
-def fusible(params: Params) -> bool:
-    """Whether adapters are maps of hidden states alone."""
-    return params.guidance.only_reads_prompt
 
 
 def groups_of(names: Sequence[str], together: Sequence[int], *, jointly: bool, fused: bool) -> dict[str, Group]:

@@ -16,9 +16,8 @@ def expunge(*arguments, cwd=ROOT):
     "command",
     [
         (), ("request",), ("request", "add"), ("request", "list"), ("request", "show"), ("request", "remove"), ("run",),
-        ("retrain",), ("verdict",), ("generate",), ("explain",), ("purify",), ("export", "diffusers"), ("params",),
-        ("export", "adapter"),
-        ("base", "report"), ("filter", "report"), ("guidance", "report"),
+        ("retrain",), ("verdict",), ("generate",), ("explain",), ("purify",), ("export", "diffusers"), ("export", "adapter"),
+        ("params",), ("base", "report"), ("filter", "report"), ("guidance", "report"),
     ],
 )  # fmt: skip
 def test_cli_every_command_has_help(command):
