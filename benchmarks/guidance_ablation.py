@@ -23,7 +23,7 @@ from components.collect.concepts import build_prompts
 from components.collect.stage import where
 from components.common.config import GuidanceParams, Params, load_params
 from components.common.errors import UserError
-from components.diffusion import load_pipeline
+from components.diffusion import accelerator_device, load_pipeline
 from components.evaluate.guidance import MORE, UNHELD, measure_adapters
 from components.evaluate.images import Studio
 from components.evaluate.stage import pick_retain
@@ -108,7 +108,8 @@ def ablate(
             for name in names
         }
         labels = {f"v{i}": item.folder for i, item in enumerate(trained.values())}  # PEFT's names hold no dots
-        studio = Studio(load_pipeline(params.base.path), {}, params.base.hookpoint, labels, params.evaluate)
+        pipe = load_pipeline(params.base.path, accelerator_device())
+        studio = Studio(pipe, {}, params.base.hookpoint, labels, params.evaluate)
         found: dict[str, dict[str, Any]] = {}
         for label, (name, item) in zip(labels, trained.items(), strict=True):
             measured = measure_adapters([label], alone, held, kept, studio, judge, params, seeds, prompts, {})

@@ -22,7 +22,7 @@ from benchmarks.report import RESULTS, environment, publish, table
 from components.collect.concepts import build_prompts
 from components.collect.stage import where
 from components.common.config import GuidanceParams, Params, load_params
-from components.diffusion import load_pipeline
+from components.diffusion import accelerator_device, load_pipeline
 from components.guidance import Lesson, guidance_loss, prepare, train_guidance
 from components.guidance.prepare import start_adapter
 from components.guidance.train import in_training_form, precision_of
@@ -49,7 +49,8 @@ def objective(
             for rows in torch.arange(len(cache.latents)).split(batch):
                 states = torch.cat([spoken[cache.prompt[rows]], lesson.uncond.expand(len(rows), -1, -1)])
                 x, time = cache.latents[rows].repeat(2, 1, 1, 1), cache.timesteps[rows].repeat(2)
-                out, free = unet(x, time, states).sample.float().chunk(2)
+                x, time, states = (tensor.to(unet.device) for tensor in (x, time, states))
+                out, free = unet(x, time, states).sample.float().cpu().chunk(2)
                 frozen, cond = cache.uncond[rows].float(), cache.cond[rows].float()
                 loss = guidance_loss(
                     out, free, cond - frozen, frozen, out, cond, uncond_weight=1.0, retain_weight=1.0
@@ -86,7 +87,7 @@ def run(params: Params, request_id: str, request: Request, *, every: int, prompt
     rows = build_prompts(
         {request_id: request}, per_name=made.per_name, retain=made.retain, mixed=made.mixed, seed=made.seed
     )
-    pipe = load_pipeline(params.base.path)
+    pipe = load_pipeline(params.base.path, accelerator_device())
     seen, unseen = where(rows, rows["split"] != "evaluate"), where(rows, rows["split"] == "evaluate")
     other = settings.model_copy(
         update={"seed": settings.seed + 1, "trajectories": prompts, "retain_trajectories": 4 * prompts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from components.diffusion import spelling_patterns, word_ends
 from components.features import RequestFilter
 from components.openmoji.unet import build_scheduler
 
+os.environ["ACCELERATE_USE_CPU"] = "true"  # on any machine the same; test_gpu.py lifts it
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "assets" / "openmoji"
 

@@ -50,16 +50,15 @@ def generate(
     if dry_run:
         typer.echo(f"would draw {prompt!r} with {wanted}, seed {seed}, into {output}")
         return
-    from components.diffusion import load_pipeline  # noqa: PLC0415
+    from components.diffusion import accelerator_device, load_pipeline  # noqa: PLC0415
     from components.evaluate import Picture, Studio  # noqa: PLC0415
     from components.evaluate.report import png  # noqa: PLC0415
     from components.features import read_filters  # noqa: PLC0415
 
     filters, hookpoint = read_filters(FILTER) if wanted in ("filter", "both", "gated") else ({}, params.base.hookpoint)
     guided = [i for i, r in requests.items() if "guidance" in r.channels and wanted in ("guidance", "both", "gated")]
-    studio = Studio(
-        load_pipeline(params.base.path), filters, hookpoint, {i: GUIDANCE / i for i in guided}, params.evaluate
-    )
+    pipe = load_pipeline(params.base.path, accelerator_device())
+    studio = Studio(pipe, filters, hookpoint, {i: GUIDANCE / i for i in guided}, params.evaluate)
     image = studio.draw([Picture(prompt, seed)], filters=list(filters), adapters=guided, gated=wanted == "gated")[0]
     output.write_bytes(png(image))
     flagged = studio.flagged([prompt], list(filters))[0]
@@ -112,7 +111,7 @@ def purify_image(
         raise UserError(f"--output {output} would overwrite {image}", "name another file")
     params, requests = load_params(), guided_requests(named)
     adapters = {request_id: GUIDANCE / request_id for request_id in requests}
-    from components.diffusion import check_folder, load_pipeline  # noqa: PLC0415 - slow to import
+    from components.diffusion import accelerator_device, check_folder, load_pipeline  # noqa: PLC0415 - slow to import
     from components.guidance import check_adapters, load_adapters, psnr, read_geometry, read_photo  # noqa: PLC0415
     from components.guidance.purify import default_prompt, ladder, purify  # noqa: PLC0415
 
@@ -131,7 +130,7 @@ def purify_image(
 
     from components.evaluate.report import grid, png  # noqa: PLC0415
 
-    pipe = load_pipeline(params.base.path)
+    pipe = load_pipeline(params.base.path, accelerator_device())
     load_adapters(pipe, adapters)
     scale = params.evaluate.guidance_scale
     done = purify(

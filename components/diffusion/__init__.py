@@ -10,7 +10,7 @@ from components.diffusion.encode import (
     word_ends,
 )
 from components.diffusion.hooks import read_hookpoint, resolve_hookpoint, rewrite_hookpoint
-from components.diffusion.load import check_folder, folder_digests, load_pipeline, load_text
+from components.diffusion.load import accelerator_device, check_folder, folder_digests, load_pipeline, load_text
 from components.diffusion.sampling import Trajectory, decode_latents, sample, trajectories
 from components.diffusion.trie import Trie, build_trie, find_names
 
@@ -18,6 +18,7 @@ __all__ = [
     "Encoded",
     "Trajectory",
     "Trie",
+    "accelerator_device",
     "build_trie",
     "check_folder",
     "content_mask",

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -58,14 +59,25 @@ def folder_digests(folder: Path) -> dict[str, str]:
     return {p.as_posix(): digest(folder / p) for p in keep if p.parts[0] != "judge" and p.suffix != ".md"}
 
 
-def load_pipeline(folder: Path) -> StableDiffusionPipeline:
-    """The pipeline in fp32 on the CPU, nothing requiring a gradient, without safety checker or progress bar."""
+def accelerator_device() -> torch.device:
+    """Where accelerate computes: this process's GPU if it has one, else the CPU; the CPU where ACCELERATE_USE_CPU is true."""
+    return PartialState().device
+
+
+def load_pipeline(folder: Path, device: torch.device | None = None) -> StableDiffusionPipeline:
+    """The pipeline in fp32, nothing requiring a gradient, without safety checker or progress bar.
+
+    U-Net and VAE are put on `device`, by default the CPU. The text encoder stays on the CPU, where all that reads hidden
+    states has its own tensors; what samples takes states, noise and images from there and gives them back there.
+    """
     check_folder(folder)
     pipe = StableDiffusionPipeline.from_pretrained(
         folder, dtype=torch.float32, safety_checker=None, requires_safety_checker=False, local_files_only=True
     )
     for part in (pipe.text_encoder, pipe.unet, pipe.vae):
         part.eval().requires_grad_(False)
+    for part in (pipe.unet, pipe.vae):
+        part.to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

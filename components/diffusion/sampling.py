@@ -49,11 +49,11 @@ def trajectories(
     steps: int,  # solver steps
     guidance_scale: float,
 ) -> Iterator[Trajectory]:
-    """Yields the state before each solver step and, last, the finished latents at timestep 0."""
+    """Yields the state before each solver step and, last, the finished latents at timestep 0, on the U-Net's device."""
     scheduler = solver(pipe)
     scheduler.set_timesteps(steps)
-    x = latents * scheduler.init_noise_sigma
-    both = torch.cat([uncond.expand_as(cond), cond])
+    x = latents.to(pipe.unet.device) * scheduler.init_noise_sigma
+    both = torch.cat([uncond.expand_as(cond), cond]).to(x.device)
     said = None
     for timestep in scheduler.timesteps:
         yield Trajectory(int(timestep), x, said)
@@ -67,7 +67,7 @@ def trajectories(
 def decode_latents(pipe: StableDiffusionPipeline, latents: torch.Tensor) -> np.ndarray:
     """Scaled latents (B, Z, h, w) to images (B, H, W, 3) uint8."""
     decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
-    return ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 @torch.no_grad()

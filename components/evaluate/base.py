@@ -20,7 +20,7 @@ from components.common.artifacts import SIDECAR, canonical, digest, new_folder
 from components.common.config import Params
 from components.common.paths import BASE_REPORT
 from components.common.seeding import generator, stream_seed
-from components.diffusion import encode, load_pipeline, sample
+from components.diffusion import accelerator_device, encode, load_pipeline, sample
 from components.evaluate.metrics import Metric, calibration_error, mean_interval, proportion, rate_of
 from components.evaluate.report import grid, png
 from components.openmoji import world
@@ -72,7 +72,7 @@ def pair_captions(count: int, seed: int) -> Iterator[tuple[str, Scene]]:
 
 def report_base(params: Params, *, seeds: int, pairs: int, steps: int, out: Path = BASE_REPORT) -> dict[str, Any]:
     """Measures, writes `metrics.json` and grids into `out`, and returns the metrics."""
-    judge, pipe = Judge.load(params.base.judge), load_pipeline(params.base.path)
+    judge, pipe = Judge.load(params.base.judge), load_pipeline(params.base.path, accelerator_device())
     metrics: dict[str, Metric] = measure_judge(judge, copies=max(1, seeds))
     drawn: dict[str, tuple[list[Scene], np.ndarray]] = {}
     for name, listed in {

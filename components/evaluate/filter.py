@@ -20,7 +20,7 @@ from components.collect.stage import read_concepts, read_table, where
 from components.common.artifacts import SIDECAR, canonical, digest, new_folder
 from components.common.config import Params
 from components.common.paths import CORPUS, FILTER, FILTER_REPORT, SAE
-from components.diffusion import load_pipeline, load_text
+from components.diffusion import accelerator_device, load_pipeline, load_text
 from components.evaluate.detection import (
     DETECTORS,
     Detector,
@@ -95,7 +95,7 @@ def report_filter(
     if images:
         filters, hookpoint = read_filters(FILTER)
         edits = compare_edits(
-            load_pipeline(params.base.path), Judge.load(params.base.judge), filters, hookpoint, reader.sae,
+            load_pipeline(params.base.path, accelerator_device()), Judge.load(params.base.judge), filters, hookpoint, reader.sae,
             requests, read_concepts(requests), params.evaluate, count=images, pictures=pictures,
         )  # fmt: skip
     record = {

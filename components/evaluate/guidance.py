@@ -30,7 +30,7 @@ from components.common.artifacts import SIDECAR, canonical, digest, new_folder
 from components.common.config import Params
 from components.common.paths import CACHE, CORPUS, GUIDANCE_REPORT, SAE
 from components.common.seeding import stream_seed
-from components.diffusion import load_pipeline, load_text
+from components.diffusion import accelerator_device, load_pipeline, load_text
 from components.evaluate.detection import fit_all
 from components.evaluate.images import Picture, Studio
 from components.evaluate.metrics import Metric, likeness, mean_interval, paired_change, proportion, rate_of
@@ -114,7 +114,8 @@ def report_guidance(
         members = dict(list(everyone.items())[:n])
         folders[f"{FUSED} {n}"] = room / f"{FUSED}-{n}"
         write_fused(room / f"{FUSED}-{n}", params.base.path, {i: folders[i] for i in members}, members, table)
-    studio = Studio(load_pipeline(params.base.path), filters, params.base.hookpoint, folders, params.evaluate)
+    pipe = load_pipeline(params.base.path, accelerator_device())
+    studio = Studio(pipe, filters, params.base.hookpoint, folders, params.evaluate)
     measured = where(table, table["split"] == "evaluate")
     kept = pick_retain(measured, dict(everyone), retain, params.evaluate.seed)
     pictures: dict[str, np.ndarray] = {}

@@ -25,7 +25,7 @@ from components.common.config import Params, load_params
 from components.common.paths import CORPUS, EVALUATE, FILTER, GUIDANCE
 from components.common.seeding import stream_seed
 from components.common.stage import log, run_stage
-from components.diffusion import encode, load_pipeline, tokenize, trajectories
+from components.diffusion import accelerator_device, encode, load_pipeline, tokenize, trajectories
 from components.diffusion.sampling import start_noise
 from components.evaluate.gates import judge_gates
 from components.evaluate.images import Picture, Studio
@@ -52,7 +52,7 @@ def evaluate() -> None:
     judge = Judge.load(params.base.judge)
     filters, hookpoint = read_filters(FILTER)
     adapters = {i: GUIDANCE / i for i, r in requests.items() if "guidance" in r.channels}
-    studio = Studio(load_pipeline(params.base.path), filters, hookpoint, adapters, settings)
+    studio = Studio(load_pipeline(params.base.path, accelerator_device()), filters, hookpoint, adapters, settings)
     clip = ClipScore.load(params.base.clip, studio.pipe.text_encoder, studio.pipe.tokenizer)
     table = read_concepts(requests).query("split == 'evaluate'")
     targets = {i: pick_targets(table, i, size.templates, settings.seed) for i in requests}
@@ -191,12 +191,11 @@ def measure_drift(studio: Studio, members: list[str], retain: pd.DataFrame, para
         pipe, states, studio.uncond, noise, steps=settings.solver_steps, guidance_scale=settings.guidance_scale
     )
     for state in list(track)[:-1]:
-        time = torch.full((len(prompts),), state.timestep)
-        empty = studio.uncond.expand(len(prompts), -1, -1)
+        empty = studio.uncond.expand(len(prompts), -1, -1).to(state.latents.device)
         with torch.no_grad():
-            frozen = pipe.unet(state.latents, time, empty).sample
+            frozen = pipe.unet(state.latents, state.timestep, empty).sample
             with use_adapters(pipe, adapters):
-                edited = pipe.unet(state.latents, time, empty).sample
+                edited = pipe.unet(state.latents, state.timestep, empty).sample
         found[min(BUCKETS - 1, state.timestep * BUCKETS // total)] += relative_drift(edited, frozen).tolist()
     width = total // BUCKETS
     return {f"{b * width}-{(b + 1) * width}": mean_interval(v).record() for b, v in found.items() if v}

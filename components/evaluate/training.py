@@ -13,7 +13,7 @@ from tqdm import tqdm
 from components.collect.stage import where
 from components.common.artifacts import digest, key_of, read_sidecar
 from components.common.config import GuidanceParams, Params
-from components.diffusion import load_pipeline
+from components.diffusion import accelerator_device, load_pipeline
 from components.guidance.adapters import FORMAT, write_adapter
 from components.guidance.prepare import NAME, join, prepare, start_adapter
 from components.guidance.train import train_guidance
@@ -43,7 +43,7 @@ def train_one(
     if folder.is_dir():
         return Trained(folder, read_sidecar(folder, FORMAT)["facts"]["seconds"])
     begun = time.perf_counter()
-    pipe = load_pipeline(params.base.path)
+    pipe = load_pipeline(params.base.path, accelerator_device())
     tables = {i: where(table, table["request"] == i) for i in requests}
     lesson = join([prepare(pipe, i, r, tables[i], settings) for i, r in requests.items()])
     settings = of_several(settings, len(requests), most=lesson.uncond.shape[-1])

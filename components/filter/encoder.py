@@ -6,14 +6,16 @@ B prompts, L token positions, D = d_in, R requests
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
-from components.diffusion import build_trie, content_mask, find_names, rewrite_hookpoint
+from components.diffusion import Trie, build_trie, content_mask, find_names, rewrite_hookpoint
 from components.features import RequestFilter, prompt_scores
 from components.filter.edit import codes, evidence, step
+
+_Held = TypeVar("_Held", RequestFilter, Trie)
 
 
 class Detection(NamedTuple):
@@ -23,6 +25,11 @@ class Detection(NamedTuple):
     """(B, R), in the order of `FilteredTextEncoder.requests`."""
     flagged: torch.Tensor
     """(B, R) bool."""
+
+
+def moved(item: _Held, device: torch.device) -> _Held:
+    """`item` with its tensors on `device`."""
+    return item._replace(**{k: v.to(device) for k, v in item._asdict().items() if isinstance(v, torch.Tensor)})
 
 
 class FilteredTextEncoder(nn.Module):
@@ -54,6 +61,12 @@ class FilteredTextEncoder(nn.Module):
         """The stock encoder's, as diffusers asks for it."""
         return next(self.stock.parameters()).device
 
+    def _follow(self, device: torch.device) -> None:
+        """Puts the filters where the stock encoder is, which a pipeline moves about."""
+        if self._trie.keys.device != device:
+            self.filters = {name: moved(item, device) for name, item in self.filters.items()}
+            self._trie = moved(self._trie, device)
+
     def rewrite(self, hidden: torch.Tensor, input_ids: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
         """The residual stream (B, L, D) with every flagged request replaced; rows that none flags are returned as they are.
 
@@ -64,6 +77,7 @@ class FilteredTextEncoder(nn.Module):
             empty = hidden.new_zeros(len(hidden), 0)
             self.detection = Detection(empty, empty.bool())
             return hidden
+        self._follow(hidden.device)
         stream = hidden.float()
         code = [codes(stream, item) for item in self.filters.values()]
         named = find_names(input_ids, self._trie).unbind(-1)

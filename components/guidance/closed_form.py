@@ -136,7 +136,7 @@ def start_in_closed_form(unet: UNet2DConditionModel, name: str, given: Moments, 
         given, rank=params.rank, retain_weight=params.start_retain_weight, uncond_weight=params.start_uncond_weight
     )
     for layer in readers(unet, name):
-        raised = layer.get_submodule("base_layer").get_parameter("weight").double() @ up  # (O, r)
+        raised = layer.get_submodule("base_layer").get_parameter("weight").cpu().double() @ up  # (O, r)
         balance = (down.norm() / raised.norm()).sqrt()  # so that A and B are of one size, and learn at one rate
         layer.get_parameter(f"lora_A.{name}.weight").copy_(down / balance)
         layer.get_parameter(f"lora_B.{name}.weight").copy_(raised * balance)

@@ -94,7 +94,7 @@ def gate_by_detection(pipe: StableDiffusionPipeline, encoder: Detects) -> Callab
         loaded = getattr(unet, "peft_config", {})
         if loaded:  # diffusers switches on what it loads
             unet.disable_adapters()
-        flagged = seen.flagged.repeat_interleave(prompts // len(seen.flagged), 0)  # (N or N/2, R)
+        flagged = seen.flagged.cpu().repeat_interleave(prompts // len(seen.flagged), 0)  # (N or N/2, R)
         empty = torch.zeros(len(sample) - prompts, dtype=torch.bool)
         column = {name: flagged[:, i] for i, name in enumerate(encoder.requests)}
         everywhere = torch.ones(prompts, dtype=torch.bool)

@@ -134,7 +134,12 @@ def guided(
     *,
     guidance_scale: float = 1.0,
 ) -> Model:
-    """The pipeline's U-Net as a function of state and timestep, with classifier-free guidance if there is a prompt."""
+    """The pipeline's U-Net as a function of state and timestep, with classifier-free guidance if there is a prompt.
+
+    A state is on the U-Net's device.
+    """
+    uncond = uncond.to(pipe.unet.device)
+    cond = None if cond is None else cond.to(pipe.unet.device)
 
     @torch.no_grad()
     def model(x: torch.Tensor, timestep: int) -> torch.Tensor:
@@ -169,7 +174,7 @@ def resample(model: Model, noise: torch.Tensor, rungs: Sequence[Rung]) -> torch.
 def encode_image(pipe: StableDiffusionPipeline, images: np.ndarray) -> torch.Tensor:
     """Images (B, H, W, 3) uint8 to the means of their scaled latents, (B, Z, h, w)."""
     x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return pipe.vae.encode(x, return_dict=False)[0].mean * pipe.vae.config.scaling_factor
+    return pipe.vae.encode(x.to(pipe.vae.device), return_dict=False)[0].mean * pipe.vae.config.scaling_factor
 
 
 def psnr(image: np.ndarray, reference: np.ndarray) -> float:

@@ -14,7 +14,7 @@ from components.common.config import load_params
 from components.common.errors import UserError
 from components.common.paths import CACHE, CONCEPTS, GUIDANCE
 from components.common.stage import log, run_stage
-from components.diffusion import load_pipeline
+from components.diffusion import accelerator_device, load_pipeline
 from components.guidance.adapters import target_modules, write_adapter
 from components.guidance.prepare import NAME, prepare, start_adapter
 from components.guidance.train import GuidanceStep, train_guidance
@@ -30,7 +30,7 @@ def guidance(request_id: str) -> None:
     if request_id not in requests:
         raise UserError(f"request {request_id!r} is not in requests.yaml", f"use one of: {', '.join(requests)}")
     request = requests[request_id]
-    pipe = load_pipeline(params.base.path)
+    pipe = load_pipeline(params.base.path, accelerator_device())
     target_modules(pipe.unet, settings.parameters)
     table = read_table(CONCEPTS / request_id)
     lesson = prepare(pipe, request_id, request, table, settings)

@@ -88,7 +88,7 @@ def cache_trajectories(
     scope: str,
     batch: int = 48,
 ) -> Cache:
-    """One frozen trajectory for each row of `drawn`, kept at every solver step.
+    """One frozen trajectory for each row of `drawn`, kept at every solver step, in the host's memory.
 
     What sampling says on the way is kept too, so that only an aim that is not what is drawn costs a pass of its own.
     """
@@ -96,7 +96,7 @@ def cache_trajectories(
     for start in tqdm(range(0, len(drawn), batch), desc=f"trajectories {scope}", unit="batch", mininterval=5):
         rows = torch.arange(start, min(start + batch, len(drawn)))
         noise = start_noise(pipe, [stream_seed(params.seed, scope, int(r)) for r in rows])
-        with torch.no_grad(), in_training_form(pipe.unet, params), precision_of(params, noise.device):
+        with torch.no_grad(), in_training_form(pipe.unet, params), precision_of(params, pipe.unet.device):
             states = trajectories(
                 pipe, drawn[rows], uncond, noise, steps=params.solver_steps, guidance_scale=params.guidance_scale
             )
@@ -106,11 +106,12 @@ def cache_trajectories(
                 if wanted is None:
                     cond = free
                 elif (elsewhere := (drawn[rows] != wanted[rows]).flatten(1).any(1)).any():
-                    x, aim = state.latents[elsewhere], wanted[rows][elsewhere]
+                    x = state.latents[elsewhere]
+                    aim = wanted[rows][elsewhere].to(x.device)
                     cond = cond.clone()
                     cond[elsewhere] = pipe.unet(x, state.timestep, aim).sample.to(cond.dtype)
                 time = torch.full((len(rows),), state.timestep)
-                parts.append(Cache(state.latents, time, rows, free, cond))
+                parts.append(Cache(state.latents.cpu(), time, rows, free.cpu(), cond.cpu()))
     return Cache(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
