@@ -166,7 +166,7 @@ def main() -> None:
         ]
         for name, item in found.items()
     ]
-    record = {"environment": environment(PACKAGES), "request": request.model_dump(mode="json"),
+    record = {"environment": environment(PACKAGES, accelerator_device()), "request": request.model_dump(mode="json"),
               "options": vars(options), "params": params.guidance.model_dump(mode="json"), "variants": found}  # fmt: skip
     name = f"guidance_ablation-{request.target.replace(' ', '-')}"
     publish(name, record, table(("variant", *COLUMNS, "drift", "seconds"), rows))

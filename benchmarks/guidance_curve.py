@@ -124,7 +124,7 @@ def main() -> None:
     request_id, request = named(options.request or next(iter(everyone())))
     points = run(params, request_id, request, every=options.every, prompts=options.prompts)
     best = min(points, key=lambda p: p["total"])
-    record = {"environment": environment(PACKAGES), "request": request.model_dump(mode="json"), "options": vars(options),
+    record = {"environment": environment(PACKAGES, accelerator_device()), "request": request.model_dump(mode="json"), "options": vars(options),
               "params": params.guidance.model_dump(mode="json"), "points": points, "best_step": best["step"],
               "won_by_stopping": float(1 - best["total"] / points[-1]["total"])}  # fmt: skip
     name = f"guidance_curve-{request.target.replace(' ', '-')}"

@@ -24,6 +24,10 @@ from components.requests import Request
 
 NAME = "default"
 """PEFT's name of the adapter while it trains; it is not part of the file."""
+ALONE = 0.7
+"""Of the prompts about the target those that show it alone."""
+NEAR, TWO = 0.125, 0.625
+"""Of the prompts to keep those about neighbours, and those that show two concepts."""
 
 
 class Lesson(NamedTuple):
@@ -83,16 +87,24 @@ def join(lessons: Sequence[Lesson]) -> Lesson:
 def pick_prompts(table: pd.DataFrame, request_id: str, settings: GuidanceParams) -> tuple[pd.DataFrame, list[str]]:
     """(rows of `table` about the target, prompts to keep), none of the evaluation's.
 
-    A quarter of what is kept is about neighbours; of the rest half shows two concepts, which are the first to be lost.
+    Of those about the target most show it alone, every name in every style as often as any other; half of the rest are in
+    ordinary English, half show something beside it. Their order is random, for trajectories of the target are drawn of the
+    first and the anchor's of the last. Of what is kept most shows two concepts, which are the first to be lost.
     """
     table = where(table, table["split"] != "evaluate")
     rng = np.random.default_rng(stream_seed(settings.seed, request_id))
-    pairs = pick(where(table, table["carries"]), settings.trajectories, rng)
-    near = pick(where(table, table["role"] == "neighbour"), settings.retain_trajectories // 4, rng)
+    wanted, kept = settings.trajectories, settings.retain_trajectories
+    carrying = where(table, table["carries"])
+    name = ["spoken", "style"]
+    alone = pick_evenly(where(carrying, carrying["role"].isin(("target", "alias"))), name, round(ALONE * wanted), rng)
+    spoken = pick_evenly(where(carrying, carrying["role"] == "context"), name, (wanted - len(alone)) // 2, rng)
+    mixed = pick_evenly(where(carrying, carrying["role"] == "mixed"), name, wanted - len(alone) - len(spoken), rng)
+    near = pick(where(table, table["role"] == "neighbour"), round(NEAR * kept), rng)
     rest = where(table, table["role"].isin(("retain", "anchor")))
-    two = pick(where(rest, rest["pair"]), (settings.retain_trajectories - len(near)) // 2, rng)
-    one = pick(where(rest, ~rest["pair"]), settings.retain_trajectories - len(near) - len(two), rng)
-    return pairs, pd.concat([near, two, one])["prompt"].tolist()
+    two = pick(where(rest, rest["pair"]), round(TWO * kept), rng)
+    one = pick_evenly(where(rest, ~rest["pair"]), ["concepts"], kept - len(near) - len(two), rng)
+    about = pd.concat([alone, spoken, mixed])
+    return about.iloc[rng.permutation(len(about))], pd.concat([near, two, one])["prompt"].tolist()
 
 
 class Fresh(NamedTuple):
@@ -122,6 +134,13 @@ def start_adapter(
         prior = map_loss(pipe.unet, NAME, given, settings) if settings.map_weight else None
     project = null_space_projection(pipe.unet, NAME, uncond) if settings.null_space else None
     return Fresh(parameters, project, prior)
+
+
+def pick_evenly(table: pd.DataFrame, by: list[str], count: int, rng: np.random.Generator) -> pd.DataFrame:
+    """At most `count` rows, drawn without replacement: none of a group a second time before all others were drawn once."""
+    shuffled = table.iloc[rng.permutation(len(table))]
+    turn = shuffled.groupby(by, sort=False).cumcount().to_numpy()
+    return shuffled.iloc[np.argsort(turn, kind="stable")[:count]]
 
 
 def pick(table: pd.DataFrame, count: int, rng: np.random.Generator) -> pd.DataFrame:

@@ -73,6 +73,16 @@ def test_filter_in_a_half_precision_encoder(item, tiny_encoder, tokenizer):
     assert not torch.equal(edited[0], stock[0])
 
 
+def test_filter_follows_its_encoder_to_another_device(filtered, tokenizer):
+    """Where a pipeline is moved its filters go too: a pass on the meta device, which has no values, meets no other device."""
+    away = copy.deepcopy(filtered).to("meta")
+    ids = tokenize(tokenizer, ["a cat", "a dog"]).input_ids.to("meta")
+
+    assert away(ids)[0].device.type == "meta"
+    assert away.detection.flagged.device.type == "meta"
+    assert away.filters["r"].threshold.device.type == "meta"
+
+
 def test_filter_decision_does_not_depend_on_the_batch(filtered, tokenizer):
     """Alone, first, last, beside flagged or unflagged prompts: the decision is the same (invariant 2)."""
     prompts = ["a cat", "a dog", "cat and a very long list of other things", "", "a cat in neon style"]

@@ -417,17 +417,45 @@ def test_null_space_holds_the_unconditional_output(tiny_pipe, caches, chosen):
     assert moved[True][1] > 100 * moved[True][0]
 
 
-def test_retained_prompts_show_two_concepts_in_three_of_eight():
-    """A quarter is about neighbours; half of the rest shows two concepts, so that what is lost first is seen often enough."""
-    roles = [("neighbour", False)] * 30 + [("retain", False)] * 60 + [("retain", True)] * 20 + [("target", True)] * 9
-    rows = pd.DataFrame(roles, columns=["role", "pair"])
-    rows["prompt"] = [f"{role} {pair} {i}" for i, (role, pair) in enumerate(roles)]
-    rows = rows.assign(split="select", carries=rows["role"] == "target")
+def prompts_of(roles):
+    """A table of prompts of one request: (role, shows two concepts, name of the target or what is shown, style, how many)."""
+    listed = [(role, pair, name, style) for role, pair, name, style, count in roles for _ in range(count)]
+    rows = pd.DataFrame(listed, columns=["role", "pair", "spoken", "style"])
+    rows["prompt"] = [f"{role} {pair} {i}" for i, (role, pair, *_) in enumerate(listed)]
+    return rows.assign(
+        split="select", carries=rows["role"].isin(["target", "alias", "context", "mixed"]), concepts=rows["spoken"]
+    )
+
+
+def test_retained_prompts_show_two_concepts_in_five_of_eight():
+    """One in eight is about neighbours, five show two concepts, and of those that show one all do before any does again."""
+    concepts = [("retain", False, name, "", count) for name, count in (("sun", 90), ("moon", 2), ("star", 3))]
+    rows = prompts_of([("neighbour", False, "fox", "", 30), ("retain", True, "sun|moon", "", 60), *concepts,
+                       ("target", False, "cat", "", 9)])  # fmt: skip
     settings = load_params().guidance.model_copy(update={"retain_trajectories": 32, "trajectories": 4})
     pairs, kept = pick_prompts(rows, "r", settings)
     late, _ = pick_prompts(rows.assign(split="evaluate"), "r", settings)
+    one = rows[rows["prompt"].isin(kept) & (rows["role"] == "retain") & ~rows["pair"]]
 
-    assert (len(pairs), len(late)) == (4, 0)
+    assert (len(pairs), len(late)) == (3, 0)
     assert Counter(text.rsplit(" ", 1)[0] for text in kept) == {
-        "neighbour False": 8, "retain True": 12, "retain False": 12,
+        "neighbour False": 4, "retain True": 20, "retain False": 8,
     }  # fmt: skip
+    assert one["concepts"].value_counts().to_dict() == {"sun": 3, "moon": 2, "star": 3}
+
+
+def test_every_name_in_every_style_is_trained_on_as_often():
+    """Seven in ten show the target alone, its rare names as often as its common ones; none is about it in one half alone."""
+    alone = [
+        ("alias", False, name, style, count) for name, count in (("gun", 90), ("bow", 3)) for style in ("neon", "ink")
+    ]
+    rows = prompts_of([*alone, ("context", False, "gun", "", 90), ("mixed", True, "gun", "neon", 50)])
+    settings = load_params().guidance.model_copy(update={"retain_trajectories": 0, "trajectories": 20})
+    pairs, _ = pick_prompts(rows, "r", settings)
+    found = pairs[pairs["role"] == "alias"]
+
+    assert pairs["role"].value_counts().to_dict() == {"alias": 14, "context": 3, "mixed": 3}
+    assert found.groupby(["spoken", "style"]).size().to_dict() == {
+        ("bow", "ink"): 3, ("bow", "neon"): 3, ("gun", "ink"): 4, ("gun", "neon"): 4,
+    }  # fmt: skip
+    assert not pairs["role"].is_monotonic_increasing

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from components.common.errors import ArtifactError
-from components.diffusion import check_folder, load_pipeline
+from components.diffusion import check_folder, encode, load_pipeline, trajectories
 from components.evaluate.base import TARGETS
 from components.openmoji import world
 from components.openmoji.judge import Judge, ruin
@@ -54,6 +54,16 @@ def test_base_pads_to_the_full_length_with_eos():
     assert (ids[3:] == pipe.tokenizer.eos_token_id).all()
     assert pipe.text_encoder.config.num_hidden_layers >= 4
     assert pipe.scheduler.config.prediction_type == "v_prediction"
+
+
+def test_base_opens_with_its_images_on_another_device():
+    """U-Net and VAE go where they are asked to, the text encoder stays; a trajectory runs on theirs, from noise of the CPU."""
+    pipe = load_pipeline(BASE, torch.device("meta"))
+    states = encode(pipe.text_encoder, pipe.tokenizer, ["", "a cat"])
+    *_, last = trajectories(pipe, states[1:], states[:1], torch.randn(1, 4, 16, 16), steps=2, guidance_scale=3.0)
+
+    assert {pipe.unet.device.type, pipe.vae.device.type, last.latents.device.type} == {"meta"}
+    assert pipe.text_encoder.device.type == states.device.type == "cpu"
 
 
 def test_base_card_names_licence_and_source():
