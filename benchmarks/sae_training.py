@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -33,6 +32,7 @@ from tqdm import tqdm
 from benchmarks.report import RESULTS, environment, publish, quartiles, spread, table
 from components.common.config import SaeParams
 from components.common.seeding import generator
+from components.diffusion import accelerator_device
 from components.sae import ActivationStore, SparseAutoencoder, train_sae
 
 NAME = "sae_training"
@@ -403,7 +403,7 @@ def main() -> None:
         if given.profile:
             profile(shape, given.contenders, steps=max(5, steps), out=out)
             return
-        run(shape, PartialState().device, given.contenders, steps=steps, repeats=given.repeats, out=out)
+        run(shape, accelerator_device(), given.contenders, steps=steps, repeats=given.repeats, out=out)
 
 
 if __name__ == "__main__":

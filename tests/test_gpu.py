@@ -1,5 +1,6 @@
 """What a GPU must not change; skipped where there is none."""
 
+import copy
 import sys
 import time
 from pathlib import Path
@@ -27,6 +28,7 @@ from components.guidance import (
     purify,
     train_guidance,
 )
+from components.openmoji.judge import Judge
 from components.requests import Request
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -91,42 +93,48 @@ def test_trajectories_stay_in_the_hosts_memory(pipes):
 
 
 def test_adapter_trained_on_the_gpu_erases_on_either_device(pipes, trained):
-    """An adapter of the GPU draws on the CPU what it draws there, no cat, and leaves the empty prompt alone."""
+    """An adapter of the GPU draws on the CPU what it draws there, a dog for a cat, and leaves the empty prompt alone."""
     table, folder = trained
     held = table[table["split"] == "evaluate"]
-    params = load_params()
+    params, judge = load_params(), Judge.load(BASE / "judge")
     drawn, drift = [], []
     for pipe in pipes:
         studio = Studio(pipe, {}, params.base.hookpoint, {"cat": folder}, params.evaluate)
+        assert judge(studio.draw([Picture("a cat", 0)])).top() == ["cat"]
         drawn.append(studio.draw([Picture("a cat", 0), Picture("a car", 1)], adapters=["cat"]))
+        assert judge(drawn[-1]).top() == ["dog", "car"]
         drift.append(
             max(b["value"] for b in measure_drift(studio, ["cat"], pick_retain(held, CAT, 16, 0), params).values())
         )
-        moved = far(drawn[-1][0], studio.draw([Picture("a cat", 0)])[0])
 
     assert far(*drawn) < 0.5
-    assert moved > 5
     assert drift[1] == pytest.approx(drift[0], rel=0.1)
     assert drift[1] < 0.01
 
 
-def test_stock_pipeline_on_the_gpu_is_filtered_and_gated(tiny_pipe, spelt_filter):
-    """A pipeline that its user moves to the GPU flags there, applies an adapter to what is flagged, and to nothing else."""
+@pytest.mark.parametrize("late", [False, True])
+def test_stock_pipeline_on_the_gpu_is_filtered_and_gated(tiny_pipe, spelt_filter, late):
+    """A pipeline that is moved to the GPU, before or after, flags there, and applies an adapter to what is flagged alone."""
+    tiny_pipe.text_encoder = copy.deepcopy(tiny_pipe.text_encoder)  # other tests share it
     rng = torch.Generator().manual_seed(0)
     for parameter in attach(tiny_pipe.unet, "r", parameters="xattn", rank=2, seed=0):
         parameter.data = torch.randn(parameter.shape, generator=rng)
     tiny_pipe.unet.requires_grad_(False).disable_adapters()
-    pipe = tiny_pipe.to("cuda")
+    pipe = tiny_pipe if late else tiny_pipe.to("cuda")
 
     def two():
         rng = [torch.Generator().manual_seed(i) for i in range(2)]
         return pipe(["a cat", "a dog"], num_inference_steps=2, generator=rng, output_type="np").images
 
-    base = two()
+    base = None if late else two()
     encoder = FilteredTextEncoder(pipe.text_encoder, {"r": spelt_filter("cat", 32)}, "encoder.layers.0")
     install(pipe, encoder)
-    gate_by_detection(pipe, encoder)
+    undo = gate_by_detection(pipe, encoder)
+    pipe.to("cuda")
     gated = two()
+    undo()
+    pipe.unet.disable_adapters()
+    base = two() if late else base
 
     assert (gated[1] == base[1]).all()
     assert (gated[0] != base[0]).any()

@@ -158,7 +158,7 @@ class GuidanceParams(Section):
     trajectories: int = Field(gt=0)
     """Cached sampling trajectories of the frozen model, about the target or its anchor."""
     retain_trajectories: int = Field(gt=0)
-    """The same about what is to be kept, a quarter of them about neighbours."""
+    """The same about what is to be kept: one in eight about neighbours, five of two concepts."""
     solver_steps: int = Field(gt=0)
     """Solver steps of a cached trajectory; x_t is kept at each of them."""
     retain_solver_steps: int = Field(gt=0)

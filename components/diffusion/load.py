@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -61,14 +61,14 @@ def folder_digests(folder: Path) -> dict[str, str]:
 
 def accelerator_device() -> torch.device:
     """Where accelerate computes: this process's GPU if it has one, else the CPU; the CPU where ACCELERATE_USE_CPU is true."""
-    return PartialState().device
+    return Accelerator().device  # `PartialState`, asked first, would not read that variable
 
 
 def load_pipeline(folder: Path, device: torch.device | None = None) -> StableDiffusionPipeline:
     """The pipeline in fp32, nothing requiring a gradient, without safety checker or progress bar.
 
     U-Net and VAE are put on `device`, by default the CPU. The text encoder stays on the CPU, where all that reads hidden
-    states has its own tensors; what samples takes states, noise and images from there and gives them back there.
+    states has its own tensors; what samples takes states and noise from there.
     """
     check_folder(folder)
     pipe = StableDiffusionPipeline.from_pretrained(

@@ -143,6 +143,7 @@ def report_guidance(
         "together": {name: _plain(found) for name, found in joint.items()},
         "purification": {name: _plain(found) for name, found in purified.items()},
         "seeds": seeds,
+        "device": pipe.unet.device.type,
         "base": digest(params.base.path / SIDECAR),
         "judge": digest(params.base.judge / SIDECAR),
         "params": params.guidance.model_dump(mode="json"),

@@ -71,6 +71,7 @@ def evaluate() -> None:
     record = {
         "size": settings.size,
         "judge": digest(params.base.judge / SIDECAR),
+        "device": studio.pipe.unet.device.type,
         "base": digest(params.base.path / SIDECAR),
         "requests": metrics,
     }

@@ -37,6 +37,7 @@ def train_one(
     made_from = {
         "base": digest(params.base.path / "unet"),
         "code": code_of("collect", "diffusion", "guidance", "openmoji"),
+        "device": accelerator_device().type,  # its seconds are kept
     }
     made_from |= {"params": settings.model_dump_json(), "concepts": params.concepts.model_dump_json()}
     folder = room / key_of(made_from | {i: r.model_dump_json() for i, r in requests.items()})

@@ -87,18 +87,21 @@ def join(lessons: Sequence[Lesson]) -> Lesson:
 def pick_prompts(table: pd.DataFrame, request_id: str, settings: GuidanceParams) -> tuple[pd.DataFrame, list[str]]:
     """(rows of `table` about the target, prompts to keep), none of the evaluation's.
 
-    Of those about the target most show it alone, every name in every style as often as any other; half of the rest are in
-    ordinary English, half show something beside it. Their order is random, for trajectories of the target are drawn of the
-    first and the anchor's of the last. Of what is kept most shows two concepts, which are the first to be lost.
+    Of those about the target most show it alone, every name in every style as often as any other as far as there are prompts;
+    half of the rest are in ordinary English, half show something beside it. Their order is random, for trajectories of the
+    target are drawn of the first and the anchor's of the last. Of what is kept most shows two concepts, which are the first
+    to be lost.
     """
     table = where(table, table["split"] != "evaluate")
     rng = np.random.default_rng(stream_seed(settings.seed, request_id))
     wanted, kept = settings.trajectories, settings.retain_trajectories
     carrying = where(table, table["carries"])
     name = ["spoken", "style"]
-    alone = pick_evenly(where(carrying, carrying["role"].isin(("target", "alias"))), name, round(ALONE * wanted), rng)
-    spoken = pick_evenly(where(carrying, carrying["role"] == "context"), name, (wanted - len(alone)) // 2, rng)
-    mixed = pick_evenly(where(carrying, carrying["role"] == "mixed"), name, wanted - len(alone) - len(spoken), rng)
+    alone = pick_evenly(where(carrying, carrying["role"].isin(("target", "alias"))), name, wanted, rng)
+    most = min(len(alone), round(ALONE * wanted))
+    spoken = pick_evenly(where(carrying, carrying["role"] == "context"), name, (wanted - most) // 2, rng)
+    mixed = pick_evenly(where(carrying, carrying["role"] == "mixed"), name, wanted - most - len(spoken), rng)
+    alone = alone.iloc[: wanted - len(spoken) - len(mixed)]  # more of them where the others are few
     near = pick(where(table, table["role"] == "neighbour"), round(NEAR * kept), rng)
     rest = where(table, table["role"].isin(("retain", "anchor")))
     two = pick(where(rest, rest["pair"]), round(TWO * kept), rng)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
-from accelerate import PartialState
+from accelerate import Accelerator
 from tqdm import tqdm
 
 from components.collect.stage import read_table
@@ -22,7 +22,7 @@ def sae() -> None:
 
     Under `accelerate launch` every process caches and reads a file of its own, and the main one writes what comes out.
     """
-    params, process = load_params(), PartialState()
+    params, process = load_params(), Accelerator()
     settings = params.sae
     tokenizer, encoder = load_text(params.base.path)
     table = read_table(CORPUS)

@@ -4,9 +4,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from components.common.errors import ArtifactError, UserError
 from components.diffusion import (
+    accelerator_device,
     build_trie,
     check_folder,
     content_mask,
@@ -25,6 +27,19 @@ from components.diffusion.sampling import solver, start_noise
 from components.diffusion.trie import ANY, WORD_END
 from components.openmoji.captions import english, mentions
 from components.openmoji.world import CONCEPTS
+
+
+@pytest.mark.parametrize(("asked", "found"), [("true", "cpu"), ("false", "cuda")])
+def test_a_gpu_is_taken_unless_the_cpu_is_asked_for(monkeypatch, asked, found):
+    """ACCELERATE_USE_CPU decides where there is a GPU, before any training has asked accelerate for one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", asked)
+    try:
+        assert accelerator_device().type == found
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_encode_equals_the_stock_pipeline(tiny_pipe, tokenizer):

@@ -23,7 +23,7 @@ IN_ENGLISH = ("my cat will jump", "my dog will jump", "context", "calibrate", Tr
 
 def table(*more, anchor=True):
     rows = pd.DataFrame([*ROWS, *more], columns=["prompt", "counterpart", "role", "split", "carries"])
-    rows = rows.assign(pair=rows["role"] == "mixed")
+    rows = rows.assign(pair=rows["role"] == "mixed", spoken="cat", style="", concepts=rows["prompt"])
     return rows if anchor else rows.assign(counterpart="")
 
 
@@ -222,5 +222,9 @@ def test_trajectories_are_drawn_of_every_prompt_that_carries_the_target(tiny_pip
     def states(*prompts):
         return encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, prompts)
 
-    assert torch.equal(lesson.target, states("a cat", "neon cat on a car", IN_ENGLISH[0]))
-    assert torch.equal(lesson.retain, states("a car", "an owl"))
+    def as_sets(each):
+        return {row.numpy().tobytes() for row in each}
+
+    assert len(lesson.target) == 3
+    assert as_sets(lesson.target) == as_sets(states("a cat", "neon cat on a car", IN_ENGLISH[0]))
+    assert as_sets(lesson.retain) == as_sets(states("a car", "an owl"))

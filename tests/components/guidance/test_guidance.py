@@ -437,7 +437,7 @@ def test_retained_prompts_show_two_concepts_in_five_of_eight():
     late, _ = pick_prompts(rows.assign(split="evaluate"), "r", settings)
     one = rows[rows["prompt"].isin(kept) & (rows["role"] == "retain") & ~rows["pair"]]
 
-    assert (len(pairs), len(late)) == (3, 0)
+    assert (len(pairs), len(late)) == (4, 0)
     assert Counter(text.rsplit(" ", 1)[0] for text in kept) == {
         "neighbour False": 4, "retain True": 20, "retain False": 8,
     }  # fmt: skip
