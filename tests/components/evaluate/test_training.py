@@ -54,8 +54,8 @@ def test_adapter_that_is_there_is_not_trained_again(tiny_pipe, tmp_path, monkeyp
     table = build_prompts(requests, per_name=2, retain=8, mixed=2, seed=0)
     trained = train_one(params, requests, table, tmp_path / "room", settings)
 
-    def refuse(path):
-        raise AssertionError(path)
+    def refuse(path, device):
+        raise AssertionError(path, device)
 
     monkeypatch.setattr(training, "load_pipeline", refuse)
     assert train_one(params, requests, table, tmp_path / "room", settings) == trained
