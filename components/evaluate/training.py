@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from components.collect.concepts import carried
 from components.collect.stage import where
 from components.common.artifacts import digest, key_of, read_sidecar
 from components.common.config import GuidanceParams, Params
@@ -45,7 +47,7 @@ def train_one(
         return Trained(folder, read_sidecar(folder, FORMAT)["facts"]["seconds"])
     begun = time.perf_counter()
     pipe = load_pipeline(params.base.path, accelerator_device())
-    tables = {i: where(table, table["request"] == i) for i in requests}
+    tables = tables_of(table, requests)
     lesson = join([prepare(pipe, i, r, tables[i], settings) for i, r in requests.items()])
     settings = of_several(settings, len(requests), most=lesson.uncond.shape[-1])
     fresh = start_adapter(pipe, "+".join(requests), lesson.uncond, list(tables.values()), settings)
@@ -57,6 +59,15 @@ def train_one(
     inputs = {"base": made_from["base"]}
     write_adapter(folder, pipe.unet, NAME, params=settings.model_dump(), inputs=inputs, facts={"seconds": seconds})
     return Trained(folder, seconds)
+
+
+def tables_of(table: pd.DataFrame, requests: Mapping[str, Request]) -> dict[str, pd.DataFrame]:
+    """Each request's rows, but those with a name that another of `requests` erases: one adapter cannot both keep and erase it."""
+    names = carried(table["prompt"].tolist(), requests, "evaluate")  # (P, R)
+    return {
+        i: where(table, (table["request"] == i) & ~np.delete(names, column, axis=1).any(1))
+        for column, i in enumerate(requests)
+    }
 
 
 def code_of(*slices: str) -> str:

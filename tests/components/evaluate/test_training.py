@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from components.collect.concepts import build_prompts
+from components.collect.concepts import build_prompts, known_targets
 from components.common.config import load_params
 from components.evaluate import training
-from components.evaluate.training import of_several, train_one
+from components.evaluate.training import of_several, tables_of, train_one
 from components.guidance import guidance_loss
 from components.requests import Request
 
@@ -39,6 +39,26 @@ def test_steps_and_ranks_of_several_add_up():
     )
     assert of_several(alone, 40, most=256).rank == 256
     assert of_several(alone, 1, most=256) == alone
+
+
+def test_one_adapter_for_several_never_keeps_what_it_erases():
+    """A request's rows that show another's target are left out of joint training, by any name; alone it has all its rows."""
+    requests = {
+        "w": Request(target="weapon", kind="category", anchor="umbrella"),
+        "n": Request(target="neon", kind="style", anchor="line art"),
+    }
+    table = build_prompts(requests, per_name=2, retain=80, mixed=8, seed=0)
+    shown = table["concepts"].str.split("|").map(set)
+    weapons = shown.map(lambda concepts: bool(concepts & set(known_targets(requests["w"]))))
+    neon = table["style"] == "neon"
+    joint = tables_of(table, requests)
+
+    assert (weapons & (table["request"] == "n")).any()
+    assert (neon & (table["request"] == "w")).any()
+    assert not weapons[joint["n"].index].any()
+    assert not neon[joint["w"].index].any()
+    assert weapons[joint["w"].index].sum() > 0.5 * (weapons & (table["request"] == "w")).sum()
+    assert len(tables_of(table, {"n": requests["n"]})["n"]) == (table["request"] == "n").sum()
 
 
 def test_adapter_that_is_there_is_not_trained_again(tiny_pipe, tmp_path, monkeypatch):
