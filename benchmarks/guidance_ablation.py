@@ -2,8 +2,11 @@
 
     python -m benchmarks.guidance_ablation --request r-d20b6f34
 
-Every variant changes one thing (where layers are trained that do not read the prompt, or the null space is left out, all that hangs on it; λ stands beside ν = 0 unless a name says otherwise). All of them train on the same prompts and are judged on the same held-out ones, from the
-same seeds; the plot shows likeness of unrelated images against the largest drift of the unconditional output in any timestep bucket.
+Every variant changes one thing, or what its name says: where layers are trained that do not read the prompt, or the null space
+is left out, all that hangs on it (λ stands beside ν = 0 unless a name says otherwise); "All but One alone" is the paper's loss
+from a random start, without any term of ours. All of them train on the same prompts and are judged on the same held-out ones,
+from the same seeds; the plot shows likeness of unrelated images against the largest drift of the unconditional output in any
+timestep bucket.
 """
 
 from __future__ import annotations
@@ -32,12 +35,18 @@ from components.openmoji.judge import Judge
 from components.requests import Request, load_requests
 
 PACKAGES = ("expunge", "torch", "diffusers", "peft")
+PAPER: Mapping[str, Any] = {**UNHELD, "start": "random", "map_weight": 0.0, "retain_weight": 0.0}
+"""Nothing but the surgical term: `UNHELD` without retain term, map term and closed form."""
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "as in params.yaml": {},
     "all of cross-attention, λ = 0": UNHELD,
     "all of cross-attention, λ = 1": {**UNHELD, "uncond_weight": 1.0},
     "all of cross-attention, λ = 20": {**UNHELD, "uncond_weight": 20.0},
     "all of cross-attention, λ = 100": {k: v for k, v in UNHELD.items() if k != "uncond_weight"},
+    "All but One alone, λ = 0": PAPER,
+    "All but One alone, λ = 1": {**PAPER, "uncond_weight": 1.0},
+    "All but One alone, λ = 20": {**PAPER, "uncond_weight": 20.0},
+    "All but One alone, λ = 100": {k: v for k, v in PAPER.items() if k != "uncond_weight"},
     "λ = ν = 0, no null space": {k: v for k, v in UNHELD.items() if k != "parameters"},
     "λ = 100, ν = 1, no null space": {"null_space": False},
     "values alone": {"parameters": "xattn-v"},

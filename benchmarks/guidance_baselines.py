@@ -81,6 +81,8 @@ class Task(NamedTuple):
     """All that training may read, as the stage reads it."""
     spoken: list[str]
     """Prompts about the target."""
+    names: list[str]
+    """How each of them calls it."""
     counterparts: list[str]
     """The same prompts about the anchor."""
     kept: list[str]
@@ -89,6 +91,8 @@ class Task(NamedTuple):
     """(P, L, D)"""
     wanted: torch.Tensor
     """(P, L, D)"""
+    bare: torch.Tensor
+    """(N, L, D) the names of the target and nothing else."""
     retain: torch.Tensor
     """(R, L, D)"""
     uncond: torch.Tensor
@@ -120,14 +124,14 @@ def ours(pipe: StableDiffusionPipeline, task: Task) -> Iterator[object]:
 
 
 def esd(pipe: StableDiffusionPipeline, task: Task, *, solver_steps: int = ESD_STEPS) -> Iterator[object]:
-    """ESD on the LoRA: x_t is sampled inside every step, with the model being trained."""
+    """ESD on the LoRA: away from the target's bare names, x_t sampled inside every step with the model being trained."""
     settings, frozen = task.params.guidance, copy.deepcopy(pipe.unet)
     parameters = adapter(pipe, task, ESD_PARAMETERS)
     optimizer, b = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0), settings.batch
     yield None
     for step in itertools.count():
         rng = generator(settings.seed, "esd", step)
-        states = task.target[torch.randint(len(task.target), (b,), generator=rng)]
+        states = task.bare[torch.randint(len(task.bare), (b,), generator=rng)]
         noise = start_noise(pipe, [stream_seed(settings.seed, "esd", step, i) for i in range(b)])
         track = trajectories(pipe, states, task.uncond, noise, steps=solver_steps, guidance_scale=ESD_GUIDANCE)
         stop = int(torch.randint(solver_steps, (1,), generator=rng))
@@ -173,9 +177,8 @@ def uce(pipe: StableDiffusionPipeline, task: Task, *, preserve_weight: float = P
     Preserved are the empty prompt, the retained prompts, and every concept of the world that is not a target, by name.
     """
     request, anchor = task.request, task.request.anchor
-    names = names_for(request, "select")
-    spoken = [(name, name, anchor) for name in names]
-    spoken += [(name, p, q) for p, q in zip(task.spoken, task.counterparts, strict=True) for name in names if name in p]
+    spoken = [(name, name, anchor) for name in names_for(request, "select")]
+    spoken += zip(task.names, task.spoken, task.counterparts, strict=True)
     sides = [state_pair(pipe, *row, anchor) for row in spoken]
     edited, wanted = (torch.cat(side) for side in zip(*(s for s in sides if s), strict=True))
     others = [c for c in world.CONCEPT_NAMES if c not in known_targets(request)]
@@ -290,13 +293,14 @@ def collect(
     )
     seen = whole.query("split != 'evaluate'")
     pairs, kept = pick_prompts(seen, request_id, params.guidance)
-    lists = [pairs["prompt"].tolist(), pairs["counterpart"].tolist(), kept]
-    states = [encode(pipe.text_encoder, pipe.tokenizer, prompts) for prompts in (*lists, [""])]
+    spoken, twins, bare = pairs["prompt"].tolist(), pairs["counterpart"].tolist(), names_for(request, "select")
+    states = [encode(pipe.text_encoder, pipe.tokenizer, prompts) for prompts in (spoken, twins, bare, kept, [""])]
     held_out = whole.query("split == 'evaluate'")
     others = encode(pipe.text_encoder, pipe.tokenizer, held_out.query("role == 'retain'")["prompt"].tolist()[:WATCHED])
     exact = params.guidance.model_copy(update={"precision": "no"})
     watched = cache_trajectories(pipe, others, others, states[-1], exact, scope="drift")
-    return Task(request_id, request, params, seen, *lists, *states, watched), held_out
+    names = pairs["spoken"].tolist()
+    return Task(request_id, request, params, seen, spoken, names, twins, kept, *states, watched), held_out
 
 
 def compose(held_out: pd.DataFrame, request_id: str, request: Request, images: int, seed: int) -> Album:
@@ -358,8 +362,9 @@ def race(
         for racer in racers:
             if racer.changed:
                 racer.scores, racer.scored_at = score(racer.pipe, task, album, judge, before), racer.steps
-            now = {"seconds": racer.seconds, "steps": racer.steps}
-            records.append({"contender": racer.name, "budget": tick, **now, **(racer.scores or base)})
+            ready = 0 < racer.prepared <= tick + share  # what takes longer to prepare has by then changed nothing
+            now = {"seconds": racer.seconds if ready else tick, "steps": racer.steps}
+            records.append({"contender": racer.name, "budget": tick, **now, **(racer.scores if ready else base)})
     return records, racers
 
 

@@ -192,8 +192,13 @@ def _retain_prompt(forbidden: set[str], split: Split, rng: np.random.Generator) 
 
 def check_world(requests: dict[str, Request]) -> None:
     """Refuses requests that name what the embedded world does not have, before anything is loaded."""
+    owner = {target: request_id for request_id, request in requests.items() for target in known_targets(request)}
     for request_id, request in requests.items():
-        known_targets(request)
+        if request.anchor in owner:
+            raise UserError(
+                f"request {request_id}: the anchor {request.anchor!r} is erased by {owner[request.anchor]}",
+                "draw something that no request erases",
+            )
         lookup = world.style if request.kind == "style" else world.concept
         for role, name in (("anchor", request.anchor), *(("neighbour", n) for n in request.neighbours)):
             if not name:

@@ -51,6 +51,13 @@ def key_of(parts: Mapping[str, str]) -> str:
     return hashlib.sha256(canonical(dict(parts)).encode()).hexdigest()[:16]
 
 
+def code_of(*slices: str) -> str:
+    """A digest of the source files of some slices of `components`: part of the key of what their code has made."""
+    root = Path(__file__).parents[1]
+    texts = {str(p.relative_to(root)): p.read_text(encoding="utf-8") for s in slices for p in (root / s).rglob("*.py")}
+    return key_of(texts)
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A fresh folder to fill; it takes the place of `folder` only once the block ends without an error.

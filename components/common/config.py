@@ -180,6 +180,8 @@ class GuidanceParams(Section):
     map_weight: float = Field(ge=0)
     """Weight in training of what the closed-form start minimises over all prompts, a mean over the layers that have a LoRA and read
     the prompt; with that start alone."""
+    negative_guidance: float = Field(ge=0)
+    """η: without an anchor the target's guidance term is trained to be -η times what it was; 0: to be nothing."""
     anchor_share: float = Field(ge=0, le=1)
     """Part of the cached trajectories about the target that draw the anchor instead; none without an anchor."""
     precision: Literal["no", "bf16"]

@@ -61,7 +61,7 @@ def folder_digests(folder: Path) -> dict[str, str]:
 
 def accelerator_device() -> torch.device:
     """Where accelerate computes: this process's GPU if it has one, else the CPU; the CPU where ACCELERATE_USE_CPU is true."""
-    return Accelerator().device  # `PartialState`, asked first, would not read that variable
+    return Accelerator(mixed_precision="no").device  # `PartialState`, asked first, would not read that variable
 
 
 def load_pipeline(folder: Path, device: torch.device | None = None) -> StableDiffusionPipeline:

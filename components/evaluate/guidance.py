@@ -5,11 +5,13 @@ further concepts as are to act together; it takes all that holds the uncondition
 (λ and ν at 0, no null space, all of cross-attention), and trains, if asked, one adapter jointly on as many requests as the fewest that act together,
 with their ranks and steps added up.
 
-UA, IRA, CRA     as in metrics.py, of the adapters alone; no prompt is ever edited here
+UA, IRA, CRA     as in metrics.py, of the adapters alone; no prompt is ever edited here. Of several, an image counts for UA if
+                 it shows nothing that any of them erases
 concepts_change  concepts kept less the base's, prompt by prompt: its interval is that of the pairs, not of either share
 neighbours       share of images of neighbours, those aside that another acting request erases, in which the neighbour is found
 ssim_ordinary    likeness to the base's image of a phrase of ordinary English that names no target
-gated            each adapter acts on the prompts alone that its request's filter flags; otherwise all act on all, summed
+gated            each adapter acts on the prompts alone that its request's filter flags; otherwise all act on all, summed. A filter
+                 flags what spells a name of its target, and knows all that are used here, those kept from training too
 fused            one adapter made of them in closed form (components/guidance/fuse.py) acts on all
 """
 
@@ -94,7 +96,7 @@ def report_guidance(
 ) -> dict[str, Any]:
     """Trains, measures each adapter alone and several together, and writes metrics, plots and grids."""
     single = dict(requests) | MORE
-    everyone = world_requests(max([len(single), *together]), single, seed=params.guidance.seed)
+    everyone = to_act_together(max([len(single), *together]), single, seed=params.guidance.seed)
     concepts = params.concepts
     table = build_prompts(
         everyone, per_name=concepts.per_name, retain=concepts.retain, mixed=concepts.mixed, seed=concepts.seed
@@ -157,6 +159,16 @@ def report_guidance(
     plt.close("all")
     shutil.rmtree(room)
     return record
+
+
+def to_act_together(count: int, first: Mapping[str, Request], *, seed: int) -> dict[str, Request]:
+    """Those of `first` and more of the world's, whose anchor is a neighbour that none of them all erases; without one, if there is none."""
+    everyone = world_requests(count, first, seed=seed)
+    erased = {target for request in everyone.values() for target in known_targets(request)}
+    for name in everyone.keys() - first.keys():
+        free = [n for n in everyone[name].neighbours if n not in erased]
+        everyone[name] = everyone[name].model_copy(update={"anchor": free[0] if free else ""})
+    return everyone
 
 
 def several(together: Sequence[int]) -> list[int]:
@@ -230,7 +242,7 @@ def measure_adapters(
             images = studio.draw(wanted, adapters=acting, gated=gated)
             strips.append(images[::seeds][:12])
             said = judge(images)
-            gone[variant] += list(erased_of(said, request))
+            gone[variant] += list(erased_of(said, *requests.values()))
             if variant == "adapters" and request.anchor:
                 drawn += list(anchored_in(said, request))
             answer = judge(studio.draw(around, adapters=acting, gated=gated))

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from components.collect.concepts import known_targets, names_for
+from components.collect.concepts import carried, known_targets, names_for
 from components.collect.corpus import SOURCES
 from components.collect.stage import read_concepts, read_table, where
 from components.common.artifacts import SIDECAR, canonical, digest, new_folder
@@ -96,10 +96,11 @@ def pick_targets(table: pd.DataFrame, request_id: str, count: int, seed: int) ->
 
 
 def pick_retain(table: pd.DataFrame, requests: dict[str, Request], count: int, seed: int) -> pd.DataFrame:
-    """`count` prompts that no request touches: neither its target nor, as a style, its look."""
+    """`count` prompts that no request touches: neither its target nor, as a style, its look, nor one of its names, of whatever."""
     touched = {t for r in requests.values() for t in known_targets(r)}
     rows = where(table, table["role"] == "retain").drop_duplicates("prompt")
     free = rows["concepts"].map(lambda c: not touched & set(c.split("|"))) & ~rows["style"].isin(list(touched))
+    free &= ~carried(rows["prompt"].tolist(), requests, "evaluate").any(1)
     return where(rows, free).sample(min(count, int(np.count_nonzero(free))), random_state=seed)
 
 
@@ -140,7 +141,7 @@ def measure_scope(
             images = studio.draw(pictures, **acting)
             strips[member].append(images)
             said = judge(images)
-            gone += list(erased_of(said, request))
+            gone += list(erased_of(said, *(requests[m] for m in members)))
             if request.anchor:
                 anchored += list(anchored_in(said, request))
         kept_images = studio.draw(kept, **acting)
@@ -167,9 +168,11 @@ def measure_scope(
     return out
 
 
-def erased_of(said: Judgement, request: Request) -> np.ndarray:
-    """For each judged image whether the request's target is gone, (N,) bool."""
-    return erased(said.present(), said.style(), known_targets(request), style=request.kind == "style")
+def erased_of(said: Judgement, *requests: Request) -> np.ndarray:
+    """For each judged image whether the targets of all the requests are gone, (N,) bool."""
+    return np.all(
+        [erased(said.present(), said.style(), known_targets(r), style=r.kind == "style") for r in requests], axis=0
+    )
 
 
 def anchored_in(said: Judgement, request: Request) -> np.ndarray:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from components.collect.concepts import carried
 from components.collect.stage import where
-from components.common.artifacts import digest, key_of, read_sidecar
+from components.common.artifacts import code_of, digest, key_of, read_sidecar
 from components.common.config import GuidanceParams, Params
 from components.diffusion import accelerator_device, load_pipeline
 from components.guidance.adapters import FORMAT, write_adapter
@@ -37,8 +37,8 @@ def train_one(
     Its folder in `room` is named by all that it is made from, the code too; one that is there already is taken as it is.
     """
     made_from = {
-        "base": digest(params.base.path / "unet"),
-        "code": code_of("collect", "diffusion", "guidance", "openmoji"),
+        "base": digest(params.base.path),
+        "code": code_of("collect", "common", "diffusion", "evaluate", "guidance", "openmoji", "requests"),
         "device": accelerator_device().type,  # its seconds are kept
     }
     made_from |= {"params": settings.model_dump_json(), "concepts": params.concepts.model_dump_json()}
@@ -56,7 +56,7 @@ def train_one(
     for _ in tqdm(steps, total=settings.steps, desc=f"guidance {title}", unit="step", mininterval=5):
         pass
     seconds = time.perf_counter() - begun
-    inputs = {"base": made_from["base"]}
+    inputs = {"base": digest(params.base.path / "unet")}
     write_adapter(folder, pipe.unet, NAME, params=settings.model_dump(), inputs=inputs, facts={"seconds": seconds})
     return Trained(folder, seconds)
 
@@ -68,13 +68,6 @@ def tables_of(table: pd.DataFrame, requests: Mapping[str, Request]) -> dict[str,
         i: where(table, (table["request"] == i) & ~np.delete(names, column, axis=1).any(1))
         for column, i in enumerate(requests)
     }
-
-
-def code_of(*slices: str) -> str:
-    """A digest of the source files of some slices of `components`."""
-    root = Path(__file__).parents[1]
-    texts = {str(p.relative_to(root)): p.read_text(encoding="utf-8") for s in slices for p in (root / s).rglob("*.py")}
-    return key_of(texts)
 
 
 def of_several(settings: GuidanceParams, count: int, *, most: int) -> GuidanceParams:

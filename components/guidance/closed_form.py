@@ -7,7 +7,8 @@ al. 2024, arXiv 2308.14761) asks of each of them, over states c of the target, a
 
     min_V  E |V c - W a|² + μ E |V k - W k|²
 
-With V = W (I + M) one M solves it for every W, so that to edit all layers is to edit the hidden states:
+Without an anchor a is the state of the empty prompt, or -η times what c has beyond it; in front of the target's name, where c
+has not read it, a is c. With V = W (I + M) one M solves it for every W, so that to edit all layers is to edit the hidden states:
 
     M = (E a cᵀ - E c cᵀ) S⁻¹,    S = E c cᵀ + μ E k kᵀ + ν E u uᵀ + ρ I,    u states of the empty prompt
 
@@ -69,8 +70,8 @@ def corresponding(target_ids: torch.Tensor, anchor_ids: torch.Tensor, eos_token_
     return torch.stack(rows)
 
 
-def moments(pipe: StableDiffusionPipeline, table: pd.DataFrame) -> Moments:
-    """Those of one request's prompts in `table`, never of the evaluation's; without an anchor a is the empty prompt's state.
+def moments(pipe: StableDiffusionPipeline, table: pd.DataFrame, *, negative: float) -> Moments:
+    """Those of one request's prompts in `table`, never of the evaluation's; `negative` is η.
 
     Every prompt that carries the target counts as one about it, ordinary English too: such a prompt is nothing to keep.
     """
@@ -92,7 +93,10 @@ def moments(pipe: StableDiffusionPipeline, table: pd.DataFrame) -> Moments:
             here, there = (tokenize(pipe.tokenizer, each).input_ids for each in (prompts, counterparts))
             a = states(counterparts).gather(1, corresponding(here, there, eos)[:, :, None].expand(c.shape))
         else:
-            a = empty.expand(c.shape)
+            before = [p.partition(s)[0] for p, s in zip(prompts, spoken["spoken"][start : start + _BATCH], strict=True)]
+            named = (tokenize(pipe.tokenizer, before).input_ids == eos).int().argmax(1)  # where the name begins, (P,)
+            heard = torch.arange(c.shape[1]) >= named[:, None]  # (P, L)
+            a = torch.where(heard[:, :, None], empty - negative * (c - empty), c)
         target += torch.einsum("pld,ple->de", c, c)
         wanted += torch.einsum("pld,ple->de", a, c)
     for start in tqdm(range(0, len(kept), _BATCH), desc="states retain", unit="batch", mininterval=5):

@@ -132,7 +132,7 @@ def start_adapter(
     parameters = attach(pipe.unet, NAME, parameters=settings.parameters, rank=settings.rank, seed=seed)
     prior = None
     if settings.start == "closed-form":
-        given = pool([moments(pipe, table) for table in tables])
+        given = pool([moments(pipe, table, negative=settings.negative_guidance) for table in tables])
         start_in_closed_form(pipe.unet, NAME, given, settings)
         prior = map_loss(pipe.unet, NAME, given, settings) if settings.map_weight else None
     project = null_space_projection(pipe.unet, NAME, uncond) if settings.null_space else None

@@ -6,10 +6,11 @@ import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
+from accelerate import Accelerator
 from tqdm import tqdm
 
 from components.collect.stage import read_table
-from components.common.artifacts import digest, key_of
+from components.common.artifacts import code_of, digest, key_of
 from components.common.config import load_params
 from components.common.errors import UserError
 from components.common.paths import CACHE, CONCEPTS, GUIDANCE
@@ -36,7 +37,9 @@ def guidance(request_id: str) -> None:
     lesson = prepare(pipe, request_id, request, table, settings)
     fresh = start_adapter(pipe, request_id, lesson.uncond, [table], settings)
     inputs = {"base": digest(params.base.path / "unet"), "concepts": digest(CONCEPTS / request_id)}
-    key = key_of(inputs | {"params": settings.model_dump_json()})
+    parts = {part: digest(params.base.path / part) for part in ("scheduler", "text_encoder", "tokenizer")}
+    code = code_of("common", "diffusion", "guidance")
+    key = key_of(inputs | parts | {"code": code, "params": settings.model_dump_json()})
     checkpoint = CACHE / "guidance" / f"{request_id}-{key}.safetensors"
     steps = list(
         tqdm(
@@ -55,6 +58,8 @@ def guidance(request_id: str) -> None:
             mininterval=5,
         )
     )
+    if not Accelerator().is_main_process:
+        return
     write_adapter(
         GUIDANCE / request_id,
         pipe.unet,

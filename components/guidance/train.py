@@ -81,7 +81,7 @@ def in_training_form(unet: UNet2DConditionModel, params: GuidanceParams) -> Iter
 def cache_trajectories(
     pipe: StableDiffusionPipeline,
     drawn: torch.Tensor,  # (P, L, D): what the trajectories draw
-    wanted: torch.Tensor | None,  # (P, L, D): whose frozen output is the aim; None: the unconditional one
+    wanted: torch.Tensor | None,  # (P, L, D): whose frozen output is the aim; None: away from what is drawn
     uncond: torch.Tensor,  # (1, L, D)
     params: GuidanceParams,
     *,
@@ -90,7 +90,8 @@ def cache_trajectories(
 ) -> Cache:
     """One frozen trajectory for each row of `drawn`, kept at every solver step, in the host's memory.
 
-    What sampling says on the way is kept too, so that only an aim that is not what is drawn costs a pass of its own.
+    What sampling says on the way is kept too, so that only an aim that is not what is drawn costs a pass of its own. Without
+    `wanted` the aim of the guidance term is -η g*(x_t, drawn), η `params.negative_guidance`: nothing, or ESD's direction.
     """
     parts: list[Cache] = []
     for start in tqdm(range(0, len(drawn), batch), desc=f"trajectories {scope}", unit="batch", mininterval=5):
@@ -104,7 +105,7 @@ def cache_trajectories(
                 assert after.said is not None  # on every step
                 free, cond = after.said
                 if wanted is None:
-                    cond = free
+                    cond = free - params.negative_guidance * (cond - free)
                 elif (elsewhere := (drawn[rows] != wanted[rows]).flatten(1).any(1)).any():
                     x = state.latents[elsewhere]
                     aim = wanted[rows][elsewhere].to(x.device)
@@ -131,14 +132,21 @@ def train_guidance(
     checkpoint: Path | None = None,
     every: int = 50,
 ) -> Iterator[GuidanceStep]:
-    """Trains the attached adapter in place; yields after every step, and resumes from `checkpoint` to the same bytes."""
+    """Trains the attached adapter in place; yields after every step, and resumes from `checkpoint` to the same bytes.
+
+    Resumed, it first yields again the steps that were taken before.
+    """
     held = project is not None
     project = project or (lambda: None)
     project()
-    accelerator = Accelerator()
+    accelerator = Accelerator(mixed_precision="no")  # `precision_of` says where, for frozen passes too
     optimizer = torch.optim.AdamW(parameters, lr=params.lr, weight_decay=0.0)
     holder = torch.nn.ParameterList(parameters)
-    start = load_checkpoint(checkpoint, {"adapter": holder}, optimizer)[0] if checkpoint else 0
+    start, extra = load_checkpoint(checkpoint, {"adapter": holder}, optimizer) if checkpoint else (0, {})
+    taken = [
+        GuidanceStep(index, *terms) for index, terms in enumerate(extra.get("terms", torch.empty(0, 5)).tolist(), 1)
+    ]
+    yield from taken
     model, optimizer = accelerator.prepare(unet, optimizer)
     b, count = params.batch, params.retain_batch
     with in_training_form(unet, params):
@@ -177,6 +185,8 @@ def train_guidance(
             accelerator.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             project()
+            taken.append(GuidanceStep(step + 1, *(term.item() for term in (total, *loss[1:], pull))))
             if checkpoint is not None and (step + 1) % every == 0 and accelerator.is_main_process:
-                save_checkpoint(checkpoint, {"adapter": holder}, optimizer, step + 1)
-            yield GuidanceStep(step + 1, *(term.item() for term in (total, *loss[1:], pull)))
+                terms = torch.tensor([done[1:] for done in taken], dtype=torch.float64)  # (steps, 5)
+                save_checkpoint(checkpoint, {"adapter": holder}, optimizer, step + 1, {"terms": terms})
+            yield taken[-1]

@@ -76,6 +76,12 @@ class Requests(Section):
                     raise ValueError(
                         f"{name!r} is a name of both {owner[name]} and {request_id}; leave it to one of them"
                     )
+        for request_id, request in self.requests.items():
+            if request.anchor in owner:
+                raise ValueError(
+                    f"the anchor {request.anchor!r} of {request_id} is erased by {owner[request.anchor]}; "
+                    "draw something that no request erases"
+                )
         return self
 
 

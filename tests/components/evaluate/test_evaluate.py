@@ -1,6 +1,8 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
@@ -17,7 +19,7 @@ from components.evaluate import (
     proportion,
     rate_of,
 )
-from components.evaluate.stage import variants_of
+from components.evaluate.stage import erased_of, pick_retain, variants_of
 from components.requests import Request
 
 
@@ -145,6 +147,35 @@ def test_erased_by_hand():
 
     assert erased(found, ["neon"] * 3, ["cat"], style=False).tolist() == [False, True, True]
     assert erased(found, ["neon", "vintage", "neon"], ["neon"], style=True).tolist() == [False, True, False]
+
+
+def test_erased_of_several_needs_all_of_them_gone():
+    """An image that shows what another acting request erases is no success, whatever it shows of the request's own target."""
+    said = SimpleNamespace(
+        present=lambda: [frozenset({"dog"}), frozenset({"ghost"}), frozenset({"cat"}), frozenset()],
+        style=lambda: ["pixel art", "pixel art", "pixel art", "neon"],
+    )
+    cat, ghost = Request(target="cat", kind="object", anchor="dog"), Request(target="ghost", kind="character")
+    neon = Request(target="neon", kind="style")
+
+    assert erased_of(said, cat).tolist() == [True, True, False, True]
+    assert erased_of(said, cat, ghost).tolist() == [True, False, False, True]
+    assert erased_of(said, cat, ghost, neon).tolist() == [True, False, False, False]
+
+
+def test_unrelated_prompts_neither_show_nor_name_a_target():
+    """A prompt that shows another thing by a name that holds a target's is not unrelated: filters and adapters answer to names."""
+    rows = [
+        ("an owl", "owl", "neon"),
+        ("a big cat", "tiger", ""),
+        ("a feline", "cat", ""),
+        ("an axe guitar", "guitar", ""),
+    ]
+    table = pd.DataFrame(rows, columns=["prompt", "concepts", "style"]).assign(role="retain")
+    cat, neon = Request(target="cat", kind="object"), Request(target="neon", kind="style")
+
+    assert sorted(pick_retain(table, {"c": cat}, 9, 0)["prompt"]) == ["an axe guitar", "an owl"]
+    assert pick_retain(table, {"c": cat, "n": neon}, 9, 0)["prompt"].tolist() == ["an axe guitar"]
 
 
 def test_rate_needs_every_concept():

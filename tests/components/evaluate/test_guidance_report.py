@@ -1,8 +1,19 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from components.evaluate.guidance import FUSED, GATED, JOINTLY, Group, groups_of, plot_together
+from components.collect.concepts import known_targets
+from components.evaluate.guidance import (
+    FUSED,
+    GATED,
+    JOINTLY,
+    MORE,
+    Group,
+    groups_of,
+    plot_together,
+    to_act_together,
+)
 from components.evaluate.metrics import proportion
+from components.requests import load_requests
 
 
 def test_groups_are_measured_on_what_they_erase():
@@ -20,6 +31,17 @@ def test_groups_are_measured_on_what_they_erase():
         f"3, {FUSED}": Group([f"{FUSED} 3"], 3),
         f"2, {JOINTLY}": Group([JOINTLY], 2),
     }
+
+
+def test_no_anchor_is_erased_by_another_that_acts():
+    """Those that the report adds draw none of what acts beside them, so that an image of it never counts as a success."""
+    requests = to_act_together(20, load_requests() | MORE, seed=0)
+    erased = {target for request in requests.values() for target in known_targets(request)}
+
+    assert list(requests)[:4] == [*load_requests(), *MORE]
+    assert {"ghost", "alien"} <= {request.target for request in requests.values()}
+    assert not erased & {request.anchor for request in requests.values()}
+    assert sum(bool(request.anchor) for request in requests.values()) == 20
 
 
 def test_groups_of_one_have_no_joint_training():

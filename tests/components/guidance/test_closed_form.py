@@ -118,7 +118,7 @@ def test_moments_by_hand(tiny_pipe):
     ids = (tokenize(tiny_pipe.tokenizer, each).input_ids for each in pairs)
     at = corresponding(*ids, tiny_pipe.tokenizer.eos_token_id)
     a = torch.stack([row[index] for row, index in zip(states("a dog", "neon dog on a car"), at, strict=True)])
-    found = moments(tiny_pipe, table())
+    found = moments(tiny_pipe, table(), negative=0.0)
 
     torch.testing.assert_close(found.target, torch.einsum("pld,ple->de", c, c) / c.shape[:2].numel())
     torch.testing.assert_close(found.wanted, torch.einsum("pld,ple->de", a, c) / c.shape[:2].numel())
@@ -127,20 +127,27 @@ def test_moments_by_hand(tiny_pipe):
 
 def test_moments_count_the_target_in_ordinary_english_as_the_target(tiny_pipe):
     """A prompt that carries the target is never among those to keep, whatever role it was composed for."""
-    plain, more = moments(tiny_pipe, table()), moments(tiny_pipe, table(IN_ENGLISH))
+    plain, more = moments(tiny_pipe, table(), negative=0.0), moments(tiny_pipe, table(IN_ENGLISH), negative=0.0)
     c = encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, ["a cat", "neon cat on a car", IN_ENGLISH[0]]).double()
 
     torch.testing.assert_close(more.target, torch.einsum("pld,ple->de", c, c) / c.shape[:2].numel())
     assert torch.equal(more.keep, plain.keep)
 
 
-def test_moments_without_an_anchor_want_the_empty_prompt(tiny_pipe):
-    """No counterpart: every state of the target is to become that of the empty prompt at its position."""
-    found = moments(tiny_pipe, table(anchor=False))
+@pytest.mark.parametrize("negative", [0.0, 0.5])
+def test_moments_without_an_anchor_want_the_empty_prompt(tiny_pipe, negative):
+    """No counterpart: a state that has read the name is to become the empty prompt's, or go beyond it; those before it stay."""
+    found = moments(tiny_pipe, table(anchor=False), negative=negative)
     empty = encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, [""])[0].double()
     c = encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, ["a cat", "neon cat on a car"]).double()
+    a = (1 + negative) * empty - negative * c
+    ids = tokenize(tiny_pipe.tokenizer, ["a cat", "neon cat on a car", "cat"]).input_ids
+    for row in range(2):
+        name = ids[row].tolist().index(int(ids[2, 1]))
+        a[row, :name] = c[row, :name]
 
-    torch.testing.assert_close(found.wanted, torch.einsum("ld,ple->de", empty, c) / c.shape[:2].numel())
+    assert name > 1
+    torch.testing.assert_close(found.wanted, torch.einsum("pld,ple->de", a, c) / c.shape[:2].numel())
 
 
 def test_pooled_requests_count_as_they_do_alone(given):
@@ -153,7 +160,7 @@ def test_pooled_requests_count_as_they_do_alone(given):
 
 def test_start_edits_hidden_states(tiny_pipe):
     """A fresh adapter gives the keys and values that the base gives for hidden states moved by M, and leaves the rest alone."""
-    found = moments(tiny_pipe, table())
+    found = moments(tiny_pipe, table(), negative=0.0)
     params = load_params().guidance.model_copy(update={"rank": 4})
     attach(tiny_pipe.unet, "r", parameters="xattn", rank=4, seed=0)
     start_in_closed_form(tiny_pipe.unet, "r", found, params)
@@ -199,7 +206,7 @@ def test_map_loss_is_what_the_closed_form_minimises(tiny_pipe, chosen, read):
 @pytest.mark.parametrize("chosen", ["xattn-v", "xattn-kv"])
 def test_map_loss_is_least_at_the_start(tiny_pipe, chosen):
     """At full rank the closed form leaves it no gradient, and it lies below what a fresh adapter has."""
-    found = moments(tiny_pipe, table())
+    found = moments(tiny_pipe, table(), negative=0.0)
     size = found.target.shape[0]
     params = load_params().guidance.model_copy(update={"rank": size})
     parameters = attach(tiny_pipe.unet, "r", parameters=chosen, rank=size, seed=0)

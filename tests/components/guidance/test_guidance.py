@@ -31,7 +31,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "guidance.json"
 PARAMS = GuidanceParams(
     parameters="xattn", rank=4, start="random", start_retain_weight=1.0, start_uncond_weight=1.0, trajectories=4, retain_trajectories=4,
     solver_steps=3, retain_solver_steps=3, guidance_scale=3.0, steps=10, batch=4, retain_batch=4, lr=0.01,
-    uncond_weight=1.0, retain_weight=1.0, map_weight=0.0, anchor_share=0.5, precision="no", gradient_checkpointing=False, null_space=False,
+    uncond_weight=1.0, retain_weight=1.0, map_weight=0.0, negative_guidance=0.0, anchor_share=0.5, precision="no", gradient_checkpointing=False, null_space=False,
     seed=0,
 )  # fmt: skip
 
@@ -123,8 +123,8 @@ def test_train_same_seed_same_bytes(tiny_pipe, caches, state):
 
 
 def test_train_killed_and_resumed_ends_in_the_same_bytes(tiny_pipe, caches, state, tmp_path):
-    """Abandoned after a checkpoint and started again, training ends as if it had never stopped."""
-    whole, _ = run(tiny_pipe, caches)
+    """Abandoned after a checkpoint and started again, training ends as if it had never stopped, and tells of every step."""
+    whole, expected = run(tiny_pipe, caches)
     fresh_unet(tiny_pipe, state)
     parameters = attach(tiny_pipe.unet, "default", parameters="xattn", rank=4, seed=0)
     loop = train_guidance(tiny_pipe.unet, parameters, *caches, PARAMS, checkpoint=tmp_path / "c.safetensors", every=4)
@@ -133,25 +133,29 @@ def test_train_killed_and_resumed_ends_in_the_same_bytes(tiny_pipe, caches, stat
     fresh_unet(tiny_pipe, state)
     resumed, steps = run(tiny_pipe, caches, checkpoint=tmp_path / "c.safetensors")
 
-    assert steps[0].step == 5
+    assert steps == expected
     assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-@pytest.mark.parametrize("wanted", ["anchor", "nothing"])
+@pytest.mark.parametrize("wanted", ["anchor", "nothing", "away"])
 def test_cache_holds_what_the_frozen_model_says(tiny_pipe, wanted, precision):
-    """What sampling said on the way equals a pass of its own at each state, whether the anchor is drawn, only aimed at, or absent."""
+    """What sampling said on the way equals a pass of its own at each state, whether the anchor is drawn, only aimed at, or absent.
+
+    Without one the aim is the unconditional output, or as far beyond it as is asked.
+    """
     target, anchor, empty = (
         encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, prompts)
         for prompts in (["a cat", "neon cat"], ["a dog", "neon dog"], [""])
     )
     aims = anchor if wanted == "anchor" else None
     drawn = torch.cat([target[:1], anchor[1:]]) if wanted == "anchor" else target
-    params = PARAMS.model_copy(update={"precision": precision})
+    params = PARAMS.model_copy(update={"precision": precision, "negative_guidance": 0.5 if wanted == "away" else 0.0})
     cache = cache_trajectories(tiny_pipe, drawn, aims, empty, params, scope="erase")
     with torch.no_grad(), in_training_form(tiny_pipe.unet, params), precision_of(params, torch.device("cpu")):
         free = tiny_pipe.unet(cache.latents, cache.timesteps, empty.expand(len(cache.latents), -1, -1)).sample
-        aimed = free if aims is None else tiny_pipe.unet(cache.latents, cache.timesteps, anchor[cache.prompt]).sample
+        said = tiny_pipe.unet(cache.latents, cache.timesteps, (target if aims is None else anchor)[cache.prompt]).sample
+    aimed = {"anchor": said, "nothing": free, "away": free - 0.5 * (said - free)}[wanted]
 
     assert len(cache.latents) == 2 * PARAMS.solver_steps
     within = {"no": 1e-5, "bf16": 1e-2}[precision]
@@ -364,15 +368,15 @@ def test_train_as_it_ships_resumes_to_the_same_bytes(tiny_pipe, caches, state, t
         )  # fmt: skip
 
     whole = started()
-    *_, last = loop(whole, None)
+    expected = list(loop(whole, None))
     killed = loop(started(), at)
     for _ in range(3):
         next(killed)
     resumed = started()
     steps = list(loop(resumed, at))
 
-    assert (steps[0].step, steps[-1]) == (3, last)
-    assert last.prior != 0
+    assert steps == expected
+    assert steps[-1].prior != 0
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters, resumed.parameters, strict=True))
 
 

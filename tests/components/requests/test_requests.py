@@ -45,6 +45,18 @@ def test_request_names_are_unique_over_requests(tmp_path):
         load_requests(write(tmp_path / "requests.yaml", CAT, other))
 
 
+def test_request_anchor_that_another_request_erases_is_refused(tmp_path):
+    """Nothing may draw what another request erases, whether it says so by a name or by its category."""
+    dog = {"target": "dog", "kind": "object", "anchor": "horse"}
+    weapon = {"target": "weapon", "kind": "category", "anchor": "umbrella"}
+    axe = {"target": "key", "kind": "object", "anchor": "axe"}
+
+    with pytest.raises(UserError, match="the anchor 'dog' of r-0 is erased by r-1; draw something that no request"):
+        load_requests(write(tmp_path / "requests.yaml", CAT, dog))
+    with pytest.raises(UserError, match="request r-1: the anchor 'axe' is erased by r-0; draw something"):
+        check_world(load_requests(write(tmp_path / "requests.yaml", weapon, axe)))
+
+
 def test_request_add_then_remove_restores_the_file(tmp_path):
     """Withdrawing a request gives back the bytes from before it."""
     path = write(tmp_path / "requests.yaml", CAT)
