@@ -446,6 +446,32 @@ def test_retained_prompts_show_two_concepts_in_five_of_eight():
     }  # fmt: skip
 
 
+def test_retained_prompts_of_one_concept_fill_what_others_lack():
+    """With few pairs and no neighbours there are as many prompts to keep as were asked for."""
+    rows = prompts_of([("retain", True, "sun|moon", "", 3), ("retain", False, "sun", "", 60)])
+    settings = load_params().guidance.model_copy(update={"retain_trajectories": 32, "trajectories": 4})
+    _, kept = pick_prompts(rows, "r", settings)
+
+    assert Counter(text.rsplit(" ", 1)[0] for text in kept) == {"retain True": 3, "retain False": 29}
+
+
+def test_retained_prompts_call_names_in_turn():
+    """A name that stands in one prompt alone is kept, and pairs leave to others what single prompts have called."""
+    often = [("retain", pair, "sun" if not pair else "sun|moon", "", 90) for pair in (False, True)]
+    rare = [
+        ("retain", False, "star", "", 1),
+        ("retain", True, "comet|moon", "", 1),
+        ("retain", True, "dust|ash", "", 40),
+    ]
+    rows = prompts_of([*often, *rare])
+    settings = load_params().guidance.model_copy(update={"retain_trajectories": 32, "trajectories": 4})
+    _, kept = pick_prompts(rows, "r", settings)
+    names = rows[rows["prompt"].isin(kept)]["names"].value_counts()
+
+    assert {"star", "comet|moon"} <= set(names.index)
+    assert names["dust|ash"] > names["sun|moon"]
+
+
 def test_retained_prompts_cover_every_name():
     """Each prompt that is taken is one whose rarest name was called least often, as a search through all of them finds too."""
     rng, names = np.random.default_rng(0), [f"n{i}" for i in range(40)]
