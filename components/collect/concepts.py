@@ -19,7 +19,7 @@ from components.openmoji import world
 from components.openmoji.captions import Split, fill, half_framed, in_context, mentions, templates
 from components.requests import Request
 
-PROMPT_COLUMNS = ("request", "split", "role", "prompt", "concepts", "names", "style", "carries", "pair")
+PROMPT_COLUMNS = ("request", "split", "role", "prompt", "concepts", "style", "carries", "pair")
 MEASURED: tuple[Split, ...] = ("select", "calibrate", "evaluate")
 
 
@@ -28,8 +28,6 @@ class Prompt(NamedTuple):
 
     text: str
     concepts: tuple[str, ...]
-    names: tuple[str, ...]
-    """How it calls them, in their order."""
     style: str
     counterpart: str = ""
     """The same prompt about the anchor, where there is one."""
@@ -97,7 +95,6 @@ def build_prompts(requests: dict[str, Request], *, per_name: int, retain: int, m
                         "role": role,
                         "prompt": prompt.text,
                         "concepts": "|".join(prompt.concepts),
-                        "names": "|".join(prompt.names),
                         "style": prompt.style,
                         "carries": bool(prompt.spoken),
                         "spoken": prompt.spoken,
@@ -124,7 +121,7 @@ def _prompts(
     for index, name in enumerate(named):
         twins = in_context(request.anchor, per_name, split=split, seed=index) if request.anchor else repeat("")
         for text, twin in zip(in_context(name, per_name, split=split, seed=index), twins, strict=False):
-            yield "context", Prompt(text, (owner.get(name, targets[0]),), (name,), "", twin, name)
+            yield "context", Prompt(text, (owner.get(name, targets[0]),), "", twin, name)
     for role, others in (("anchor", (request.anchor,) if request.anchor else ()), ("neighbour", request.neighbours)):
         for other in others:
             for _ in range(per_name):
@@ -153,33 +150,32 @@ def _concept_prompt(shown: str, name: str, anchor: str, split: Split, rng: np.ra
     plain = style == world.DEFAULT_STYLE
     form = str(rng.choice(forms.plain if plain else forms.styled))
     noun = "" if plain else style
-    return Prompt(fill(form, (name,), noun), (shown,), (name,), style, fill(form, (anchor,), noun) if anchor else "")
+    return Prompt(fill(form, (name,), noun), (shown,), style, fill(form, (anchor,), noun) if anchor else "")
 
 
 def _style_prompt(shown: str, name: str, anchor: str, split: Split, rng: np.random.Generator) -> Prompt:
     """A single prompt about a random concept in the style `shown`, called `name`."""
     form = str(rng.choice(templates(split).styled))
     concept = str(rng.choice(world.CONCEPT_NAMES))
-    twin = fill(form, (concept,), anchor) if anchor else ""
-    return Prompt(fill(form, (concept,), name), (concept,), (concept,), shown, twin)
+    return Prompt(fill(form, (concept,), name), (concept,), shown, fill(form, (concept,), anchor) if anchor else "")
 
 
 def _mixed_prompt(shown: str, name: str, request: Request, split: Split, rng: np.random.Generator) -> Prompt:
     """The target beside something else: another concept, or for a style two concepts drawn in it."""
     forms = templates(split)
-    taken = {*known_targets(request), request.anchor, *request.neighbours}
+    taken = {shown, request.anchor, *request.neighbours}
     other, third = (str(n) for n in rng.choice([c for c in world.CONCEPT_NAMES if c not in taken], 2, replace=False))
     if request.kind == "style":
         form = str(rng.choice(forms.styled_pair))
         text, twin = (fill(form, (other, third), s) for s in (name, request.anchor or name))
-        return Prompt(text, (other, third), (other, third), shown, twin if request.anchor else "")
+        return Prompt(text, (other, third), shown, twin if request.anchor else "")
     style = _free_style(rng)
     plain = style == world.DEFAULT_STYLE
     form, noun = str(rng.choice(forms.plain_pair if plain else forms.styled_pair)), "" if plain else style
     first = bool(rng.integers(2))
     pair, twin = ((n, other) if first else (other, n) for n in (name, request.anchor or name))
     shown_pair = (shown, other) if first else (other, shown)
-    return Prompt(fill(form, pair, noun), shown_pair, pair, style, fill(form, twin, noun) if request.anchor else "")
+    return Prompt(fill(form, pair, noun), shown_pair, style, fill(form, twin, noun) if request.anchor else "")
 
 
 def _retain_prompt(forbidden: set[str], split: Split, rng: np.random.Generator) -> Prompt:
@@ -188,12 +184,10 @@ def _retain_prompt(forbidden: set[str], split: Split, rng: np.random.Generator) 
     free = [c for c in world.CONCEPT_NAMES if c not in forbidden]
     style = str(rng.choice([s for s in world.STYLE_NAMES if s not in forbidden]))
     shown = tuple(str(c) for c in rng.choice(free, 2 if rng.random() < 0.25 else 1, replace=False))
-    # there are more aliases than concepts, and what is kept is kept by the names alone that some prompt held
-    by_alias = 0.25 if split == "evaluate" else 0.5
-    spoken = tuple(str(rng.choice(world.concept(c).aliases)) if rng.random() < by_alias else c for c in shown)
+    spoken = tuple(str(rng.choice(world.concept(c).aliases)) if rng.random() < 0.25 else c for c in shown)
     plain, pair = style == world.DEFAULT_STYLE, len(shown) > 1
     choices = (forms.plain_pair if pair else forms.plain) if plain else (forms.styled_pair if pair else forms.styled)
-    return Prompt(fill(str(rng.choice(choices)), spoken, "" if plain else style), shown, spoken, style)
+    return Prompt(fill(str(rng.choice(choices)), spoken, "" if plain else style), shown, style)
 
 
 def check_world(requests: dict[str, Request]) -> None:

@@ -5,9 +5,7 @@ P prompts about the target, R prompts to retain, L token positions, D hidden
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
-from heapq import heappop, heapreplace
 from typing import NamedTuple
 
 import numpy as np
@@ -92,7 +90,7 @@ def pick_prompts(table: pd.DataFrame, request_id: str, settings: GuidanceParams)
     Of those about the target most show it alone, every name in every style as often as any other as far as there are prompts;
     half of the rest are in ordinary English, half show something beside it. Their order is random, for trajectories of the
     target are drawn of the first and the anchor's of the last. Of what is kept most shows two concepts, which are the first
-    to be lost, and their names are called in turn.
+    to be lost.
     """
     table = where(table, table["split"] != "evaluate")
     rng = np.random.default_rng(stream_seed(settings.seed, request_id))
@@ -100,16 +98,14 @@ def pick_prompts(table: pd.DataFrame, request_id: str, settings: GuidanceParams)
     carrying = where(table, table["carries"])
     name = ["spoken", "style"]
     alone = pick_evenly(where(carrying, carrying["role"].isin(("target", "alias"))), name, wanted, rng)
-    own = min(len(alone), round(ALONE * wanted))
-    spoken = pick_evenly(where(carrying, carrying["role"] == "context"), name, (wanted - own) // 2, rng)
-    mixed = pick_evenly(where(carrying, carrying["role"] == "mixed"), name, wanted - own - len(spoken), rng)
+    most = min(len(alone), round(ALONE * wanted))
+    spoken = pick_evenly(where(carrying, carrying["role"] == "context"), name, (wanted - most) // 2, rng)
+    mixed = pick_evenly(where(carrying, carrying["role"] == "mixed"), name, wanted - most - len(spoken), rng)
     alone = alone.iloc[: wanted - len(spoken) - len(mixed)]  # more of them where the others are few
     near = pick(where(table, table["role"] == "neighbour"), round(NEAR * kept), rng)
     rest = where(table, table["role"].isin(("retain", "anchor")))
-    pairs = where(rest, rest["pair"])
-    most, called = min(len(pairs), round(TWO * kept)), Counter[str]()
-    one = pick_covering(where(rest, ~rest["pair"]), kept - len(near) - most, rng, called)  # more where others are few
-    two = pick_covering(pairs, most, rng, called)
+    two = pick(where(rest, rest["pair"]), round(TWO * kept), rng)
+    one = pick_evenly(where(rest, ~rest["pair"]), ["concepts"], kept - len(near) - len(two), rng)
     about = pd.concat([alone, spoken, mixed])
     return about.iloc[rng.permutation(len(about))], pd.concat([near, two, one])["prompt"].tolist()
 
@@ -148,27 +144,6 @@ def pick_evenly(table: pd.DataFrame, by: list[str], count: int, rng: np.random.G
     shuffled = table.iloc[rng.permutation(len(table))]
     turn = shuffled.groupby(by, sort=False).cumcount().to_numpy()
     return shuffled.iloc[np.argsort(turn, kind="stable")[:count]]
-
-
-def pick_covering(table: pd.DataFrame, count: int, rng: np.random.Generator, called: Counter[str]) -> pd.DataFrame:
-    """At most `count` rows, one after the other that whose rarest name was `called` least often so far; `called` counts on.
-
-    Of two alike that whose names were called less often together is taken, else by chance.
-    """
-    names = [listed.split("|") for listed in table["names"]]
-    heap = [((0, 0), place, row) for place, row in enumerate(rng.permutation(len(table)).tolist())]  # sorted, so a heap
-    taken: list[int] = []
-    while heap and len(taken) < count:
-        known, place, row = heap[0]
-        counts = [called[name] for name in names[row]]
-        now = (min(counts), sum(counts))
-        if now > known:  # counts only grow: what lies on top with its counts of now is least of all
-            heapreplace(heap, (now, place, row))
-            continue
-        heappop(heap)
-        taken.append(row)
-        called.update(names[row])
-    return table.iloc[taken]
 
 
 def pick(table: pd.DataFrame, count: int, rng: np.random.Generator) -> pd.DataFrame:

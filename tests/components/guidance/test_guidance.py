@@ -3,7 +3,6 @@ import os
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -25,7 +24,7 @@ from components.guidance import (
     use_adapters,
     write_adapter,
 )
-from components.guidance.prepare import join, pick_covering, pick_prompts, start_adapter
+from components.guidance.prepare import join, pick_prompts, start_adapter
 from components.guidance.train import in_training_form, precision_of
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "guidance.json"
@@ -428,67 +427,25 @@ def prompts_of(roles):
     rows = pd.DataFrame(listed, columns=["role", "pair", "spoken", "style"])
     rows["prompt"] = [f"{role} {pair} {i}" for i, (role, pair, *_) in enumerate(listed)]
     return rows.assign(
-        split="select", carries=rows["role"].isin(["target", "alias", "context", "mixed"]), names=rows["spoken"]
+        split="select", carries=rows["role"].isin(["target", "alias", "context", "mixed"]), concepts=rows["spoken"]
     )
 
 
 def test_retained_prompts_show_two_concepts_in_five_of_eight():
-    """One in eight is about neighbours, five show two concepts, and two one."""
-    rows = prompts_of([("neighbour", False, "fox", "", 30), ("retain", True, "sun|moon", "", 60),
-                       ("retain", False, "sun", "", 60), ("target", False, "cat", "", 9)])  # fmt: skip
+    """One in eight is about neighbours, five show two concepts, and of those that show one all do before any does again."""
+    concepts = [("retain", False, name, "", count) for name, count in (("sun", 90), ("moon", 2), ("star", 3))]
+    rows = prompts_of([("neighbour", False, "fox", "", 30), ("retain", True, "sun|moon", "", 60), *concepts,
+                       ("target", False, "cat", "", 9)])  # fmt: skip
     settings = load_params().guidance.model_copy(update={"retain_trajectories": 32, "trajectories": 4})
     pairs, kept = pick_prompts(rows, "r", settings)
     late, _ = pick_prompts(rows.assign(split="evaluate"), "r", settings)
+    one = rows[rows["prompt"].isin(kept) & (rows["role"] == "retain") & ~rows["pair"]]
 
     assert (len(pairs), len(late)) == (4, 0)
     assert Counter(text.rsplit(" ", 1)[0] for text in kept) == {
         "neighbour False": 4, "retain True": 20, "retain False": 8,
     }  # fmt: skip
-
-
-def test_retained_prompts_of_one_concept_fill_what_others_lack():
-    """With few pairs and no neighbours there are as many prompts to keep as were asked for."""
-    rows = prompts_of([("retain", True, "sun|moon", "", 3), ("retain", False, "sun", "", 60)])
-    settings = load_params().guidance.model_copy(update={"retain_trajectories": 32, "trajectories": 4})
-    _, kept = pick_prompts(rows, "r", settings)
-
-    assert Counter(text.rsplit(" ", 1)[0] for text in kept) == {"retain True": 3, "retain False": 29}
-
-
-def test_retained_prompts_call_names_in_turn():
-    """A name that stands in one prompt alone is kept, and pairs leave to others what single prompts have called."""
-    often = [("retain", pair, "sun" if not pair else "sun|moon", "", 90) for pair in (False, True)]
-    rare = [
-        ("retain", False, "star", "", 1),
-        ("retain", True, "comet|moon", "", 1),
-        ("retain", True, "dust|ash", "", 40),
-    ]
-    rows = prompts_of([*often, *rare])
-    settings = load_params().guidance.model_copy(update={"retain_trajectories": 32, "trajectories": 4})
-    _, kept = pick_prompts(rows, "r", settings)
-    names = rows[rows["prompt"].isin(kept)]["names"].value_counts()
-
-    assert {"star", "comet|moon"} <= set(names.index)
-    assert names["dust|ash"] > names["sun|moon"]
-
-
-def test_retained_prompts_cover_every_name():
-    """Each prompt that is taken is one whose rarest name was called least often, as a search through all of them finds too."""
-    rng, names = np.random.default_rng(0), [f"n{i}" for i in range(40)]
-    often = 1 / np.arange(1, 41)  # a few names in most prompts, most in few
-    rows = pd.DataFrame({"names": ["|".join(rng.choice(names, 2, p=often / often.sum())) for _ in range(200)]})
-    called = Counter({"n3": 2})
-    taken = pick_covering(rows, 60, np.random.default_rng(1), called)
-
-    count, left = Counter({"n3": 2}), [each.split("|") for each in rows["names"]]
-    for pair in taken["names"].str.split("|"):
-        assert min(count[name] for name in pair) == min(min(count[name] for name in other) for other in left)
-        left.remove(pair)
-        count.update(pair)
-    assert count == called
-    assert len(taken) == 60
-    assert {name for each in rows["names"] for name in each.split("|")} == count.keys()
-    assert len(pick_covering(rows, 999, np.random.default_rng(1), Counter())) == 200
+    assert one["concepts"].value_counts().to_dict() == {"sun": 3, "moon": 2, "star": 3}
 
 
 def test_every_name_in_every_style_is_trained_on_as_often():

@@ -1,9 +1,8 @@
 import pytest
 import yaml
 
-from components.collect.concepts import build_prompts, check_world, known_targets
+from components.collect.concepts import build_prompts, check_world
 from components.common.errors import UserError
-from components.openmoji.captions import mentions
 from components.requests import Request, add_request, load_requests, remove_request
 
 CAT = {"target": "cat", "kind": "object", "aliases": ["kitty", "feline"], "anchor": "dog", "neighbours": ["lion"]}
@@ -117,31 +116,6 @@ def test_prompts_carry_the_target_exactly_when_they_say_so(prompts):
     named = own["prompt"].str.contains(r"\b(?:cat|kitty|feline)\b")
 
     assert (named == own["carries"]).all()
-
-
-def test_prompts_beside_a_member_of_a_category_show_no_other_member():
-    """What stands beside the target, and stays in the prompt about the anchor, is nothing that the request erases."""
-    weapon = Request.model_validate({"target": "weapon", "kind": "category", "anchor": "umbrella"})
-    rows = build_prompts({"w": weapon}, per_name=1, retain=0, mixed=150, seed=0)
-    mixed = rows[rows["role"] == "mixed"]
-    members = set(known_targets(weapon))
-
-    assert len(mixed) > 300
-    assert all(len(members & set(shown.split("|"))) == 1 for shown in mixed["concepts"])
-    assert not any(mentions(twin, tuple(members)) for twin in mixed["counterpart"])
-
-
-def test_prompts_to_keep_call_half_of_things_by_an_alias(prompts):
-    """What is to be kept goes by an alias every other time, in the evaluation one time in four; its names stand in the text."""
-    kept = prompts[(prompts["request"] == "a") & (prompts["role"] == "retain")]
-    late = kept["split"] == "evaluate"
-    names, concepts = (kept[column].str.split("|").explode() for column in ("names", "concepts"))
-    alias = (names.to_numpy() != concepts.to_numpy()).astype(float)
-    known = late.loc[names.index].to_numpy()
-
-    assert 0.4 < alias[~known].mean() < 0.6
-    assert 0.1 < alias[known].mean() < 0.4
-    assert all(mentions(kept.at[row, "prompt"], (name,)) for row, name in names.items())
 
 
 def test_prompts_adding_a_request_leaves_the_others_alone(prompts):
