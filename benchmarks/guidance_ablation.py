@@ -6,7 +6,7 @@ Every variant changes one thing, or what its name says: where layers are trained
 is left out, all that hangs on it (λ stands beside ν = 0 unless a name says otherwise); "All but One alone" is the paper's loss
 from a random start, without any term of ours. All of them train on the same prompts and are judged on the same held-out ones,
 from the same seeds; the plot shows likeness of unrelated images against the largest drift of the unconditional output in any
-timestep bucket.
+timestep bucket, and a grid what each draws where the target was asked for.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 from benchmarks.report import RESULTS, environment, publish, table
@@ -75,8 +76,10 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "a quarter of the rate": {"lr": 0.25},
     "twice the rate": {"lr": 2.0},
     "float32": {"precision": "no"},
+    "no anchor, η = 0": {"anchor": ""},
+    "no anchor, η = 1": {"anchor": "", "negative_guidance": 1.0},
 }
-"""What each variant changes; `steps` and `lr` are factors."""
+"""What each variant changes; `steps` and `lr` are factors, `anchor` is the request's."""
 
 
 def everyone() -> dict[str, Request]:
@@ -97,35 +100,50 @@ def settings_of(params: GuidanceParams, changes: Mapping[str, Any]) -> GuidanceP
         "steps": max(1, round(params.steps * changes.get("steps", 1.0))),
         "lr": params.lr * changes.get("lr", 1.0),
     }
-    return GuidanceParams.model_validate({**params.model_dump(), **changes, **scaled})
+    own = {key: value for key, value in changes.items() if key != "anchor"}
+    return GuidanceParams.model_validate({**params.model_dump(), **own, **scaled})
+
+
+def request_of(request: Request, changes: Mapping[str, Any]) -> Request:
+    """What a variant erases: `request`, without its anchor where that is what changes."""
+    return request.model_copy(update={key: value for key, value in changes.items() if key == "anchor"})
 
 
 def ablate(
     params: Params, request_id: str, request: Request, names: list[str], *, prompts: int, seeds: int, retain: int
-) -> dict[str, dict[str, Any]]:
-    """Trains and measures the named variants; by name."""
+) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
+    """Trains and measures the named variants, all on the prompts of `request` as it is: (what was found, images), by name."""
     concepts = params.concepts
+
+    def prompts_for(asked: Request) -> pd.DataFrame:
+        return build_prompts(
+            {request_id: asked}, per_name=concepts.per_name, retain=concepts.retain, mixed=concepts.mixed, seed=concepts.seed
+        )
+
     alone = {request_id: request}
-    rows = build_prompts(
-        alone, per_name=concepts.per_name, retain=concepts.retain, mixed=concepts.mixed, seed=concepts.seed
-    )
+    rows = prompts_for(request)
     held = where(rows, rows["split"] == "evaluate")
     kept = pick_retain(held, alone, retain, params.evaluate.seed)
     judge = Judge.load(params.base.judge)
     with tempfile.TemporaryDirectory() as room:
-        trained = {
-            name: train_one(params, alone, rows, Path(room), settings_of(params.guidance, VARIANTS[name]))
-            for name in names
-        }
+        trained = {}
+        for name in names:
+            erased = request_of(request, VARIANTS[name])
+            own = rows if erased == request else prompts_for(erased)
+            settings = settings_of(params.guidance, VARIANTS[name])
+            trained[name] = train_one(params, {request_id: erased}, own, Path(room), settings)
         labels = {f"v{i}": item.folder for i, item in enumerate(trained.values())}  # PEFT's names hold no dots
         pipe = load_pipeline(params.base.path, accelerator_device())
         studio = Studio(pipe, {}, params.base.hookpoint, labels, params.evaluate)
         found: dict[str, dict[str, Any]] = {}
+        images: dict[str, np.ndarray] = {}
         for label, (name, item) in zip(labels, trained.items(), strict=True):
-            measured = measure_adapters([label], alone, held, kept, studio, judge, params, seeds, prompts, {})
+            pictures: dict[str, np.ndarray] = {}
+            measured = measure_adapters([label], alone, held, kept, studio, judge, params, seeds, prompts, pictures)
             found[name] = {k: v if k == "uncond_drift" else v.record() for k, v in measured.items()}
             found[name] |= {"seconds": item.seconds, "changes": dict(VARIANTS[name])}
-    return found
+            images["base"], images[name] = np.split(pictures[label], 2)  # a row of each
+    return found, images
 
 
 def largest_drift(found: Mapping[str, Any]) -> float:
@@ -147,6 +165,16 @@ def plot(found: Mapping[str, Mapping[str, Any]]) -> plt.Figure:
     return figure
 
 
+def look(images: Mapping[str, np.ndarray]) -> plt.Figure:
+    """Rows of images (H, N W, 3), by what drew them; in every column prompt and seed are the same."""
+    height, width, _ = next(iter(images.values())).shape
+    figure, axis = plt.subplots(figsize=(2.5 + width / 96, len(images) * height / 96), layout="constrained")
+    axis.imshow(np.concatenate(list(images.values())), interpolation="nearest")
+    axis.set_yticks(np.arange(len(images)) * height + height / 2, list(images), fontsize=7)
+    axis.set_xticks([])
+    return figure
+
+
 COLUMNS = ("ua", "anchor_rate", "neighbours", "concepts_kept", "styles_kept", "ssim_unrelated")
 
 
@@ -163,7 +191,7 @@ def main() -> None:
     options = parser.parse_args()
     params = load_params()
     request_id, request = named(options.request or list(load_requests())[-1])
-    found = ablate(
+    found, images = ablate(
         params, request_id, request, options.variants,
         prompts=options.prompts, seeds=options.seeds, retain=options.retain,
     )  # fmt: skip
@@ -181,7 +209,8 @@ def main() -> None:
     name = f"guidance_ablation-{request.target.replace(' ', '-')}"
     publish(name, record, table(("variant", *COLUMNS, "drift", "seconds"), rows))
     plot(found).savefig(RESULTS / f"{name}.png", dpi=80)
-    tqdm.write(str(RESULTS / f"{name}.png"))
+    look(images).savefig(RESULTS / f"{name}-images.png", dpi=96)
+    tqdm.write(f"{RESULTS / name}.png\n{RESULTS / name}-images.png")
 
 
 if __name__ == "__main__":
