@@ -48,7 +48,7 @@ def guidance(request_id: str) -> None:
                 fresh.parameters,
                 *lesson,
                 settings,
-                held=fresh.held,
+                project=fresh.project,
                 prior=fresh.prior,
                 checkpoint=checkpoint,
             ),
