@@ -117,7 +117,11 @@ def ablate(
 
     def prompts_for(asked: Request) -> pd.DataFrame:
         return build_prompts(
-            {request_id: asked}, per_name=concepts.per_name, retain=concepts.retain, mixed=concepts.mixed, seed=concepts.seed
+            {request_id: asked},
+            per_name=concepts.per_name,
+            retain=concepts.retain,
+            mixed=concepts.mixed,
+            seed=concepts.seed,
         )
 
     alone = {request_id: request}
@@ -168,7 +172,7 @@ def plot(found: Mapping[str, Mapping[str, Any]]) -> plt.Figure:
 def look(images: Mapping[str, np.ndarray]) -> plt.Figure:
     """Rows of images (H, N W, 3), by what drew them; in every column prompt and seed are the same."""
     height, width, _ = next(iter(images.values())).shape
-    figure, axis = plt.subplots(figsize=(2.5 + width / 96, len(images) * height / 96), layout="constrained")
+    figure, axis = plt.subplots(figsize=(3.5 + width / 96, len(images) * height / 96), layout="constrained")
     axis.imshow(np.concatenate(list(images.values())), interpolation="nearest")
     axis.set_yticks(np.arange(len(images)) * height + height / 2, list(images), fontsize=7)
     axis.set_xticks([])

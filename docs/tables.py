@@ -137,6 +137,36 @@ def adapters_summary() -> str:
     )
 
 
+def erasers_table(target: str) -> str:
+    """Published erasers and ours after the same seconds of preparation and training, on one request."""
+    record = json.loads((ROOT / f"benchmarks/results/guidance_baselines-{target}.json").read_text())
+    names = ("ua", "anchor_rate", "ira", "ssim_unrelated")
+    rows = [f"| method | seconds | {' | '.join(names)} | drift | steps/s |", f"|{'---|' * (len(names) + 4)}"]
+    speed = {each["contender"]: each["steps_per_second"] for each in record["speed"]}
+    shown = set()
+    for found in record["quality"]:
+        name, seconds = found["contender"], found["seconds"]
+        if found["budget"] in (0.0, *sorted(record["budgets"])[-2:]) and (name, seconds) not in shown:
+            shown.add((name, seconds))  # a method that has ended is the same at every later budget
+            cells = [
+                name,
+                f"{seconds:.0f}",
+                *(_cell(found[key]) for key in names),
+                f"{100 * found['drift']['value']:.2f} %",
+            ]
+            rows.append(
+                f"| {' | '.join(cells)} | {f'{m:.2f}' if (m := (speed.get(name) or {}).get('median')) else ''} |"
+            )
+    where = record["environment"]
+    slow = next(each for each in record["speed"] if each["contender"] == "esd")["ratio"]
+    note = (
+        f"*{record['request']['target']}* → *{record['request']['anchor']}*, {where['date']}, {where['hardware']['threads']} cores"
+        f" ({where['hardware']['processor']}). Of ESD's scheme, with sampling inside the step, {slow['median']:.3f} steps"
+        f" [{slow['q1']:.3f}, {slow['q3']:.3f}] go into the time of one of ours (median and quartiles of {slow['n']} turns)."
+    )
+    return "\n".join([*rows, "", note])
+
+
 def purification_table() -> str:
     """What purification does to held-out renders of each target."""
     record = json.loads((ROOT / "reports/guidance/metrics.json").read_text())
