@@ -4,8 +4,8 @@
 
 Every variant changes one thing, or what its name says: where layers are trained that do not read the prompt, or the null space
 is left out, all that hangs on it (λ stands beside ν = 0 unless a name says otherwise); "All but One alone" is the paper's loss
-from a random start, without any term of ours. All of them train on the same prompts and are judged on the same held-out ones,
-from the same seeds; the plot shows likeness of unrelated images against the largest drift of the unconditional output in any
+from a random start, without any term of ours. All of them train on the same prompts (without an anchor, on those of the request
+without it) and are judged on the same held-out ones, from the same seeds; the plot shows likeness of unrelated images against the largest drift of the unconditional output in any
 timestep bucket, and a grid what each draws where the target was asked for.
 """
 
@@ -112,7 +112,7 @@ def request_of(request: Request, changes: Mapping[str, Any]) -> Request:
 def ablate(
     params: Params, request_id: str, request: Request, names: list[str], *, prompts: int, seeds: int, retain: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
-    """Trains and measures the named variants, all on the prompts of `request` as it is: (what was found, images), by name."""
+    """Trains the named variants and measures all on the prompts of `request` as it is: (what was found, images), by name."""
     concepts = params.concepts
 
     def prompts_for(asked: Request) -> pd.DataFrame:

@@ -148,15 +148,9 @@ def erasers_table(target: str) -> str:
         name, seconds = found["contender"], found["seconds"]
         if found["budget"] in (0.0, *sorted(record["budgets"])[-2:]) and (name, seconds) not in shown:
             shown.add((name, seconds))  # a method that has ended is the same at every later budget
-            cells = [
-                name,
-                f"{seconds:.0f}",
-                *(_cell(found[key]) for key in names),
-                f"{100 * found['drift']['value']:.2f} %",
-            ]
-            rows.append(
-                f"| {' | '.join(cells)} | {f'{m:.2f}' if (m := (speed.get(name) or {}).get('median')) else ''} |"
-            )
+            cells = " | ".join(_cell(found[key]) for key in names)
+            rate = f"{speed[name]['median']:.2f}" if speed.get(name) else ""
+            rows.append(f"| {name} | {seconds:.0f} | {cells} | {100 * found['drift']['value']:.2f} % | {rate} |")
     where = record["environment"]
     slow = next(each for each in record["speed"] if each["contender"] == "esd")["ratio"]
     note = (
