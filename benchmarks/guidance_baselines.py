@@ -120,7 +120,7 @@ def ours(pipe: StableDiffusionPipeline, task: Task) -> Iterator[object]:
     lesson = prepare(pipe, task.request_id, task.request, task.table, settings)
     fresh = start_adapter(pipe, task.request_id, lesson.uncond, [task.table], settings)
     yield None
-    yield from train_guidance(pipe.unet, fresh.parameters, *lesson, settings, project=fresh.project, prior=fresh.prior)
+    yield from train_guidance(pipe.unet, fresh.parameters, *lesson, settings, held=fresh.held, prior=fresh.prior)
 
 
 def esd(pipe: StableDiffusionPipeline, task: Task, *, solver_steps: int = ESD_STEPS) -> Iterator[object]:

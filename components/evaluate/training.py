@@ -51,7 +51,7 @@ def train_one(
     lesson = join([prepare(pipe, i, r, tables[i], settings) for i, r in requests.items()])
     settings = of_several(settings, len(requests), most=lesson.uncond.shape[-1])
     fresh = start_adapter(pipe, "+".join(requests), lesson.uncond, list(tables.values()), settings)
-    steps = train_guidance(pipe.unet, fresh.parameters, *lesson, settings, project=fresh.project, prior=fresh.prior)
+    steps = train_guidance(pipe.unet, fresh.parameters, *lesson, settings, held=fresh.held, prior=fresh.prior)
     title = ", ".join(r.target for r in requests.values())
     for _ in tqdm(steps, total=settings.steps, desc=f"guidance {title}", unit="step", mininterval=5):
         pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from torch.nn.utils import parametrize
 
 from components.common.artifacts import digest, fill_artifact, new_folder, read_artifact, read_sidecar
 from components.common.errors import ArtifactError, UserError
@@ -44,14 +45,18 @@ def attach(unet: UNet2DConditionModel, name: str, *, parameters: str, rank: int,
         unet.add_adapter(
             LoraConfig(r=rank, lora_alpha=rank, target_modules=target_modules(unet, parameters)), adapter_name=name
         )
+    return trained(unet, name)
+
+
+def trained(unet: UNet2DConditionModel, name: str) -> list[torch.nn.Parameter]:
+    """The parameters of the adapter `name`."""
     return [p for n, p in unet.named_parameters() if f".{name}." in n]
 
 
 def readers(unet: UNet2DConditionModel, name: str) -> list[torch.nn.Module]:
     """The layers of the adapter `name` that read the prompt's hidden states: of its keys and values, those that it has."""
-    own = f"lora_A.{name}.weight"
     layers: list[torch.nn.Module] = [m for path, m in unet.named_modules() if path.endswith(SUFFIXES["xattn-kv"])]
-    found = [layer for layer in layers if any(key == own for key, _ in layer.named_parameters())]
+    found = [layer for layer in layers if any(path == f"lora_A.{name}" for path, _ in layer.named_modules())]
     assert found, f"no adapter {name} reads the prompt"
     return found
 
@@ -66,23 +71,38 @@ def empty_directions(uncond: torch.Tensor) -> torch.Tensor:
     return rows[spread > _FAINT * spread[0]].float()
 
 
-def null_space_projection(unet: UNet2DConditionModel, name: str, uncond: torch.Tensor) -> Callable[[], None]:
-    """A step that makes the adapter blind to the empty prompt: A <- A (I - V Vᵀ), V its `empty_directions`.
+class _Through(torch.nn.Module):
+    """A = Ã P for a symmetric P (D, D), whose inverse, on what P does not annul, is `back`."""
 
-    `uncond` is (1, L, D). What is read of the empty prompt is then nearly the base's, so that an adapter of keys and
-    values, or of values alone, hardly moves the unconditional output at any timestep; nor does a sum of such adapters. SPEED (arXiv
-    2503.07392) holds the null tokens in closed form by the same means.
+    through: torch.Tensor
+    back: torch.Tensor
+
+    def __init__(self, through: torch.Tensor, back: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("through", through)
+        self.register_buffer("back", back)
+
+    def forward(self, free: torch.Tensor) -> torch.Tensor:
+        """Ã (r, D) to A."""
+        return free @ self.through
+
+    def right_inverse(self, down: torch.Tensor) -> torch.Tensor:
+        """A (r, D) to the Ã that it is made of, as far as P can make it."""
+        return down @ self.back
+
+
+def read_through(unet: UNet2DConditionModel, name: str, through: torch.Tensor, back: torch.Tensor) -> None:
+    """Until it is written, what the adapter reads of a prompt's hidden states it reads through P: A = Ã P, and Ã is trained.
+
+    P is `through`, symmetric, (D, D); `back` is its pseudoinverse. Where P annuls the `empty_directions`, what is read of the
+    empty prompt is nearly the base's, so that an adapter of keys and values, or of values alone, hardly moves the unconditional
+    output at any timestep; nor does a sum of such adapters. SPEED (arXiv 2503.07392) holds the null tokens in closed form by
+    the same means. What else P is for: `conditioner` of closed_form.py.
     """
-    basis = empty_directions(uncond)
-    downs = [layer.get_parameter(f"lora_A.{name}.weight") for layer in readers(unet, name)]  # (r, D) each
-
-    @torch.no_grad()
-    def project() -> None:
-        for down in downs:
-            known = basis.to(down.device)  # where accelerate has put the adapter since
-            down.sub_((down @ known.T) @ known)
-
-    return project
+    for layer in readers(unet, name):
+        down = layer.get_submodule(f"lora_A.{name}")
+        like = {"device": down.weight.device, "dtype": down.weight.dtype}
+        parametrize.register_parametrization(down, "weight", _Through(through.to(**like), back.to(**like)))
 
 
 def write_adapter(
@@ -95,6 +115,9 @@ def write_adapter(
     facts: Mapping[str, object],
 ) -> None:
     """Writes the adapter `name` of `unet`; the old folder stays until the new one is whole."""
+    for module in list(unet.modules()):
+        if parametrize.is_parametrized(module):  # of A = Ã P the file has A
+            parametrize.remove_parametrizations(module, "weight")
     state = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=name))
     tensors = {_PREFIX + key: value for key, value in state.items()}
     with new_folder(folder) as partial:

@@ -35,6 +35,7 @@ from components.guidance.adapters import readers
 
 _RIDGE = 1e-4  # ρ; hidden states leave a layer norm, so that their entries are of size one
 _BATCH = 256
+_FLOOR = 1e-3  # directions along which states spread less than this part of the mean count as if they spread that far
 
 
 class Moments(NamedTuple):
@@ -146,6 +147,29 @@ def start_in_closed_form(unet: UNet2DConditionModel, name: str, given: Moments, 
         layer.get_parameter(f"lora_B.{name}.weight").copy_(raised * balance)
 
 
+def conditioner(
+    given: Moments | None, known: torch.Tensor, params: GuidanceParams
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(P, its pseudoinverse), (D, D) each: what an adapter reads hidden states through while it trains, A = Ã P.
+
+    P annuls the rows of `known` (e, D), orthonormal; beside them, with N = I - Vᵀ V and S of the module's equations,
+    P ∝ (N S N)^-α, α `params.precondition`, and P = N without moments or for α = 0. Hidden states spread a thousand
+    times as far along some directions as along others. What is kept moves with the former, names differ along the latter too; an
+    optimiser whose steps are as long in every direction of A does not get along the latter before it has spoilt the former. At
+    α = 1/2 all would be alike. P has a mean square of 1 on what it keeps, so that a rate means what it does without.
+    """
+    eye = torch.eye(known.shape[1], dtype=torch.float64)
+    blind = eye - known.T.double() @ known.double()
+    if given is None or not params.precondition:
+        return blind.float(), blind.float()
+    scatter, _ = _system(given, retain_weight=params.start_retain_weight, uncond_weight=params.start_uncond_weight)
+    spread, directions = torch.linalg.eigh(blind @ scatter @ blind)  # ascending: what P annuls comes first
+    spread, directions = spread[len(known) :], directions[:, len(known) :]
+    scale = (spread / spread.mean() + _FLOOR) ** -params.precondition
+    scale = scale / scale.square().mean().sqrt()
+    return ((directions * scale) @ directions.T).float(), ((directions / scale) @ directions.T).float()
+
+
 def map_loss(
     unet: UNet2DConditionModel, name: str, given: Moments, params: GuidanceParams
 ) -> Callable[[], torch.Tensor]:
@@ -162,13 +186,13 @@ def map_loss(
     parts = []
     for layer in readers(unet, name):
         weight = layer.get_submodule("base_layer").get_parameter("weight").detach().float().cpu()  # (O, D)
-        down, up = (layer.get_parameter(f"lora_{m}.{name}.weight") for m in "AB")  # (r, D), (O, r)
+        down, up = (layer.get_submodule(f"lora_{m}.{name}") for m in "AB")  # of (r, D) and (O, r)
         parts.append((down, up, weight @ change, torch.einsum("od,de,oe->", weight, spread, weight)))
 
     def loss() -> torch.Tensor:
         each = []
         for down, up, wanted, scale in parts:
-            a, b = down.cpu(), up.cpu()  # the moments stay where they are
+            a, b = down.weight.cpu(), up.weight.cpu()  # the moments stay where they are
             each.append((((b.T @ b) * (a @ scatter @ a.T)).sum() - 2 * (b * (wanted @ a.T)).sum()) / scale)
         return torch.stack(each).mean()
 

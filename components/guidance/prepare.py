@@ -17,8 +17,8 @@ from components.collect.stage import where
 from components.common.config import GuidanceParams
 from components.common.seeding import stream_seed
 from components.diffusion import encode
-from components.guidance.adapters import attach, null_space_projection
-from components.guidance.closed_form import map_loss, moments, pool, start_in_closed_form
+from components.guidance.adapters import attach, empty_directions, read_through, trained
+from components.guidance.closed_form import conditioner, map_loss, moments, pool, start_in_closed_form
 from components.guidance.train import Cache, cache_trajectories
 from components.requests import Request
 
@@ -114,8 +114,8 @@ class Fresh(NamedTuple):
     """An adapter that is about to be trained."""
 
     parameters: list[torch.nn.Parameter]
-    project: Callable[[], None] | None
-    """Holds them in the null space of the empty prompt's states, if that is asked for."""
+    held: bool
+    """Whether it is blind to the empty prompt."""
     prior: Callable[[], torch.Tensor] | None
     """What is added to the loss of a step, unless its weight is 0."""
 
@@ -129,14 +129,18 @@ def start_adapter(
 ) -> Fresh:
     """Attaches an adapter named `NAME`, at its start."""
     seed = stream_seed(settings.seed, request_id, "adapter") % 2**31
-    parameters = attach(pipe.unet, NAME, parameters=settings.parameters, rank=settings.rank, seed=seed)
-    prior = None
-    if settings.start == "closed-form":
+    attach(pipe.unet, NAME, parameters=settings.parameters, rank=settings.rank, seed=seed)
+    given, prior = None, None
+    if settings.start == "closed-form" or settings.precondition:
         given = pool([moments(pipe, table, negative=settings.negative_guidance) for table in tables])
+    if given and settings.start == "closed-form":
         start_in_closed_form(pipe.unet, NAME, given, settings)
         prior = map_loss(pipe.unet, NAME, given, settings) if settings.map_weight else None
-    project = null_space_projection(pipe.unet, NAME, uncond) if settings.null_space else None
-    return Fresh(parameters, project, prior)
+    if settings.null_space or settings.precondition:
+        known = empty_directions(uncond)
+        through, back = conditioner(given, known if settings.null_space else known[:0], settings)
+        read_through(pipe.unet, NAME, through, back)
+    return Fresh(trained(pipe.unet, NAME), settings.null_space, prior)
 
 
 def pick_evenly(table: pd.DataFrame, by: list[str], count: int, rng: np.random.Generator) -> pd.DataFrame:

@@ -48,7 +48,7 @@ def guidance(request_id: str) -> None:
                 fresh.parameters,
                 *lesson,
                 settings,
-                project=fresh.project,
+                held=fresh.held,
                 prior=fresh.prior,
                 checkpoint=checkpoint,
             ),

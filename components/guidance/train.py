@@ -4,8 +4,8 @@
 
 x_t come from sampling the frozen model once, with target, anchor and retain prompts; the frozen outputs that the loss
 needs are computed once with them, so that a step runs the trained model alone, in one batch. The empty prompt is held
-both where the target is drawn and where anything else is: held at the former alone, it drifts at the latter. Where a
-projection holds it, its output is taken for the frozen model's, without a pass, and its term is 0.
+both where the target is drawn and where anything else is: held at the former alone, it drifts at the latter. Where the
+adapter is blind to it, its output is taken for the frozen model's, without a pass, and its term is 0.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class GuidanceStep(NamedTuple):
     loss: float
     surgical: float
     uncond: float
-    """0 where a projection holds the empty prompt: not computed."""
+    """0 where the adapter is blind to the empty prompt: not computed."""
     retain: float
     prior: float
     """0 without one."""
@@ -126,8 +126,7 @@ def train_guidance(
     uncond: torch.Tensor,  # (1, L, D)
     params: GuidanceParams,
     *,
-    project: Callable[[], None]
-    | None = None,  # called at the start and after every step: keeps parameters where they belong
+    held: bool = False,  # the adapter is blind to the empty prompt
     prior: Callable[[], torch.Tensor] | None = None,  # of the parameters alone; joins the loss at `map_weight`
     checkpoint: Path | None = None,
     every: int = 50,
@@ -136,9 +135,6 @@ def train_guidance(
 
     Resumed, it first yields again the steps that were taken before.
     """
-    held = project is not None
-    project = project or (lambda: None)
-    project()
     accelerator = Accelerator(mixed_precision="no")  # `precision_of` says where, for frozen passes too
     optimizer = torch.optim.AdamW(parameters, lr=params.lr, weight_decay=0.0)
     holder = torch.nn.ParameterList(parameters)
@@ -184,7 +180,6 @@ def train_guidance(
             accelerator.backward(total)
             accelerator.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
-            project()
             taken.append(GuidanceStep(step + 1, *(term.item() for term in (total, *loss[1:], pull))))
             if checkpoint is not None and (step + 1) % every == 0 and accelerator.is_main_process:
                 terms = torch.tensor([done[1:] for done in taken], dtype=torch.float64)  # (steps, 5)

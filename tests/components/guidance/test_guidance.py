@@ -3,27 +3,31 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
 
 from components.common.config import GuidanceParams, load_params
 from components.common.errors import ArtifactError, UserError
 from components.diffusion import encode
 from components.guidance import (
     Lesson,
+    Moments,
     attach,
     cache_trajectories,
     guidance_loss,
     load_adapters,
-    null_space_projection,
     relative_drift,
     target_modules,
     train_guidance,
     use_adapters,
     write_adapter,
 )
+from components.guidance.adapters import empty_directions, read_through, readers, trained
+from components.guidance.closed_form import conditioner
 from components.guidance.prepare import join, pick_prompts, start_adapter
 from components.guidance.train import in_training_form, precision_of
 
@@ -31,9 +35,15 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "guidance.json"
 PARAMS = GuidanceParams(
     parameters="xattn", rank=4, start="random", start_retain_weight=1.0, start_uncond_weight=1.0, trajectories=4, retain_trajectories=4,
     solver_steps=3, retain_solver_steps=3, guidance_scale=3.0, steps=10, batch=4, retain_batch=4, lr=0.01,
-    uncond_weight=1.0, retain_weight=1.0, map_weight=0.0, negative_guidance=0.0, anchor_share=0.5, precision="no", gradient_checkpointing=False, null_space=False,
-    seed=0,
+    uncond_weight=1.0, retain_weight=1.0, map_weight=0.0, negative_guidance=0.0, anchor_share=0.5, precision="no", gradient_checkpointing=False, precondition=0.0,
+    null_space=False, seed=0,
 )  # fmt: skip
+
+
+def blind(unet, name, empty):
+    """Makes the adapter blind to the empty prompt; its parameters from then on."""
+    read_through(unet, name, *conditioner(None, empty_directions(empty), PARAMS))
+    return trained(unet, name)
 
 
 def tensors(count, seed=0):
@@ -285,7 +295,7 @@ def test_target_modules_unknown_is_one_sentence(tiny_pipe):
 
 
 def test_null_space_spares_only_passes_whose_outcome_is_known(tiny_pipe, caches):
-    """An adapter that changes what prompts draw has, once projected, the terms that it has where the empty prompt is asked too."""
+    """An adapter that changes what prompts draw has, blind, the terms that it has where the empty prompt is asked too."""
     erase, keep, target, retain, empty = caches
     empty = empty[:, [0, 1] * 16]  # two directions of 32; the tiny encoder's 32 positions would span its whole width
     with torch.no_grad():
@@ -293,16 +303,15 @@ def test_null_space_spares_only_passes_whose_outcome_is_known(tiny_pipe, caches)
         kept = tiny_pipe.unet(keep.latents, keep.timesteps, empty.expand(len(keep.latents), -1, -1)).sample
     caches = erase._replace(uncond=free), keep._replace(uncond=kept), target, retain, empty
     params = PARAMS.model_copy(update={"parameters": "xattn-kv", "steps": 1})
-    parameters = attach(tiny_pipe.unet, "default", parameters="xattn-kv", rank=4, seed=0)
-    project = null_space_projection(tiny_pipe.unet, "default", empty)
+    attach(tiny_pipe.unet, "default", parameters="xattn-kv", rank=4, seed=0)
+    parameters = blind(tiny_pipe.unet, "default", empty)
     with torch.no_grad():
         for p in parameters:
             p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) / 5)
-        project()
         before = [p.clone() for p in parameters]
     found = []
-    for held in (project, None):
-        found.append(next(train_guidance(tiny_pipe.unet, parameters, *caches, params, project=held)))
+    for held in (True, False):
+        found.append(next(train_guidance(tiny_pipe.unet, parameters, *caches, params, held=held)))
         with torch.no_grad():
             for p, value in zip(parameters, before, strict=True):
                 p.copy_(value)
@@ -316,42 +325,100 @@ def test_null_space_spares_only_passes_whose_outcome_is_known(tiny_pipe, caches)
 def test_null_space_leaves_faint_directions_free(tiny_pipe, chosen):
     """A direction that carries a thousandth of the empty prompt's largest is read as before, the largest no more."""
     size = tiny_pipe.unet.config.cross_attention_dim
-    parameters = attach(tiny_pipe.unet, "r", parameters=chosen, rank=2, seed=0)
-    downs = [p for p in parameters if p.shape[1] == size]
-    before = [p.detach().clone() for p in downs]
+    attach(tiny_pipe.unet, "r", parameters=chosen, rank=2, seed=0)
+    downs = [layer.lora_A["r"] for layer in readers(tiny_pipe.unet, "r")]
+    before = [down.weight.detach().clone() for down in downs]
     uncond = torch.zeros(1, 4, size)
     uncond[0, 0, 0], uncond[0, 1, 1] = 10.0, 0.01
-    null_space_projection(tiny_pipe.unet, "r", uncond)()
+    blind(tiny_pipe.unet, "r", uncond)
 
     assert downs
-    for old, new in zip(before, downs, strict=True):
-        torch.testing.assert_close(new.detach()[:, 0], torch.zeros(2))
-        torch.testing.assert_close(new.detach()[:, 1:], old[:, 1:])
+    for old, down in zip(before, downs, strict=True):
+        torch.testing.assert_close(down.weight.detach()[:, 0], torch.zeros(2))
+        torch.testing.assert_close(down.weight.detach()[:, 1:], old[:, 1:])
+
+
+@pytest.mark.parametrize("power", [0.0, 0.25, 0.5])
+def test_conditioner_evens_how_states_spread(power):
+    """By an independent matrix power: P is (N S N)^-α up to a factor, of mean square 1, annuls what is known and has `back` as inverse."""
+    rng = torch.Generator().manual_seed(0)
+    c, k, u = (torch.randn(n, 12, generator=rng, dtype=torch.float64) * torch.arange(1, 13) for n in (200, 300, 2))
+    given = Moments(c.T @ c / 200, c.T @ c / 200, k.T @ k / 300, u.T @ u / 2)
+    known = torch.linalg.qr(u.T)[0].T.float()  # (2, D)
+    settings = PARAMS.model_copy(
+        update={"precondition": power, "start_retain_weight": 2.0, "start_uncond_weight": 3.0}
+    )
+    through, back = (each.double() for each in conditioner(given, known, settings))
+    spread = (given.target + 2 * given.keep + 3 * given.uncond).numpy()
+    other = np.linalg.svd(known.double().numpy())[2][2:]  # (D - 2, D), orthogonal to what is known
+    values, vectors = np.linalg.eig(other @ spread @ other.T)
+    wanted = other.T @ (vectors * values**-power) @ vectors.T @ other
+    wanted *= np.sqrt(10 / np.square(wanted).sum())
+
+    np.testing.assert_allclose(through, wanted, rtol=0.02, atol=0.02)  # the floor is the difference
+    torch.testing.assert_close(known.double() @ through, torch.zeros(2, 12, dtype=torch.float64), atol=1e-5, rtol=0)
+    torch.testing.assert_close(back, torch.linalg.pinv(through, rtol=1e-4), rtol=1e-3, atol=1e-3)
+
+
+def test_conditioned_adapter_is_written_as_what_it_reads(tiny_pipe, tmp_path):
+    """A fresh adapter reads what it read before; trained, the file has A = Ã P, and the model draws the same before and after writing."""
+    unet, size = tiny_pipe.unet, tiny_pipe.unet.config.cross_attention_dim
+    attach(unet, "default", parameters="xattn-kv", rank=4, seed=0)
+    downs = [layer.lora_A["default"] for layer in readers(unet, "default")]
+    before = [down.weight.detach().clone() for down in downs]
+    states = torch.randn(40, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    moment = states.T @ states / 40
+    through, back = conditioner(
+        Moments(moment, moment, moment, moment), torch.zeros(0, size), PARAMS.model_copy(update={"precondition": 0.25})
+    )
+    read_through(unet, "default", through, back)
+    for old, down in zip(before, downs, strict=True):
+        torch.testing.assert_close(down.weight.detach(), old, rtol=1e-3, atol=1e-4)
+    x, prompt = torch.randn(2, unet.config.in_channels, 8, 8), torch.randn(2, 5, size)
+    with torch.no_grad():
+        for p in trained(unet, "default"):
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) / 5)
+        expected, drawn = [down.weight.clone() for down in downs], unet(x, 3, prompt).sample
+        write_adapter(tmp_path / "a", unet, "default", params={}, inputs={}, facts={})
+        again = unet(x, 3, prompt).sample
+    held = load_file(tmp_path / "a" / "pytorch_lora_weights.safetensors")
+    written = [t for key, t in held.items() if ".lora.down." in key]
+
+    assert not any("parametrization" in key or "original" in key for key in held)
+    assert len(written) == len(expected)
+    assert all(any(torch.equal(t, each) for t in written) for each in expected)
+    assert torch.equal(drawn, again)
 
 
 @pytest.mark.parametrize(
-    ("changes", "prior", "project"),
+    ("changes", "prior", "held"),
     [
         ({}, True, True),
         ({"map_weight": 0.0}, False, True),
         ({"start": "random"}, False, True),
         ({"null_space": False}, True, False),
+        ({"precondition": 0.0}, True, True),
+        ({"precondition": 0.0, "null_space": False}, True, False),
     ],
 )
-def test_fresh_adapter_has_what_its_parameters_ask_for(tiny_pipe, changes, prior, project):
-    """A prior goes with the closed form and a weight, a projection with the null space."""
+def test_fresh_adapter_has_what_its_parameters_ask_for(tiny_pipe, changes, prior, held):
+    """A prior goes with the closed form and a weight, blindness with the null space, and neither hangs on conditioning."""
     settings = load_params().guidance.model_copy(update={"rank": 4, **changes})
     rows = [("a cat", "a dog", "target", "select", True), ("an owl", "", "retain", "select", False)]
     table = pd.DataFrame(rows, columns=["prompt", "counterpart", "role", "split", "carries"])
     empty = encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, [""])
     fresh = start_adapter(tiny_pipe, "r", empty, [table], settings)
 
-    assert (fresh.prior is not None, fresh.project is not None) == (prior, project)
+    known = empty_directions(empty)
+    seen = [(known @ layer.lora_A["default"].weight.T).norm() for layer in readers(tiny_pipe.unet, "default")]
+
+    assert (fresh.prior is not None, fresh.held) == (prior, held)
+    assert (max(seen) < 1e-5) == held
     assert all(p.requires_grad for p in fresh.parameters)
 
 
 def test_train_as_it_ships_resumes_to_the_same_bytes(tiny_pipe, caches, state, tmp_path):
-    """Closed form, prior and projection together: killed after a checkpoint, training ends as if it had never stopped."""
+    """Closed form, prior, conditioning and null space together: killed after a checkpoint, training ends as if it had never stopped."""
     rows = [("a cat", "a dog", "target", "select", True), ("an owl", "", "retain", "select", False)]
     table = pd.DataFrame(rows, columns=["prompt", "counterpart", "role", "split", "carries"])
     settings = load_params().guidance.model_copy(update={"rank": 4, "steps": 6, "batch": 2, "retain_batch": 3})
@@ -364,7 +431,7 @@ def test_train_as_it_ships_resumes_to_the_same_bytes(tiny_pipe, caches, state, t
     def loop(fresh, checkpoint):
         return train_guidance(
             tiny_pipe.unet, fresh.parameters, *caches, settings,
-            project=fresh.project, prior=fresh.prior, checkpoint=checkpoint, every=2,
+            held=fresh.held, prior=fresh.prior, checkpoint=checkpoint, every=2,
         )  # fmt: skip
 
     whole = started()
@@ -407,8 +474,9 @@ def test_null_space_holds_the_unconditional_output(tiny_pipe, caches, chosen):
     for held in (True, False):
         params = PARAMS.model_copy(update={"parameters": chosen, "null_space": held, "uncond_weight": 0.0, "lr": 0.02})
         parameters = attach(tiny_pipe.unet, "default", parameters=chosen, rank=4, seed=0)
-        project = null_space_projection(tiny_pipe.unet, "default", empty) if held else None
-        assert len(list(train_guidance(tiny_pipe.unet, parameters, *caches, params, project=project))) == PARAMS.steps
+        if held:
+            parameters = blind(tiny_pipe.unet, "default", empty)
+        assert len(list(train_guidance(tiny_pipe.unet, parameters, *caches, params, held=held))) == PARAMS.steps
         with torch.no_grad():
             moved[held] = (
                 relative_drift(tiny_pipe.unet(x, time, empty.expand(len(x), -1, -1)).sample, before).max().item(),
