@@ -74,9 +74,7 @@ def curve(
     """Trains, and yields the held-out objective before the first step, every so many, and after the last."""
     fresh = start_adapter(pipe, request_id, lesson.uncond, [seen], settings)
     yield {"step": 0, **objective(pipe.unet, held_out, settings)}
-    for done in train_guidance(
-        pipe.unet, fresh.parameters, *lesson, settings, held=fresh.held, prior=fresh.prior
-    ):
+    for done in train_guidance(pipe.unet, fresh.parameters, *lesson, settings, held=fresh.held, prior=fresh.prior):
         if done.step % every == 0 or done.step == settings.steps:
             yield {"step": done.step, **objective(pipe.unet, held_out, settings)}
 

@@ -163,7 +163,7 @@ def _style_prompt(shown: str, name: str, anchor: str, split: Split, rng: np.rand
 def _mixed_prompt(shown: str, name: str, request: Request, split: Split, rng: np.random.Generator) -> Prompt:
     """The target beside something else: another concept, or for a style two concepts drawn in it."""
     forms = templates(split)
-    taken = {shown, request.anchor, *request.neighbours}
+    taken = {*known_targets(request), request.anchor, *request.neighbours}
     other, third = (str(n) for n in rng.choice([c for c in world.CONCEPT_NAMES if c not in taken], 2, replace=False))
     if request.kind == "style":
         form = str(rng.choice(forms.styled_pair))

@@ -189,9 +189,6 @@ class GuidanceParams(Section):
     float32 either way."""
     gradient_checkpointing: bool
     """Compute activations twice rather than keep them: a large U-Net then fits."""
-    precondition: float = Field(ge=0, le=0.5)
-    """α: what an adapter reads of a prompt it reads through the -α-th power of how hidden states spread, so that training moves as
-    readily along directions in which they spread little; 0: as they are."""
     null_space: bool
     """Keep the adapter blind to what carries the empty prompt, so that the unconditional score hardly moves; with xattn-v and xattn-kv alone."""
     seed: int = Field(ge=0)

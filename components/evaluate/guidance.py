@@ -39,7 +39,7 @@ from components.evaluate.metrics import Metric, likeness, mean_interval, paired_
 from components.evaluate.prompts import benign_prompts, world_requests
 from components.evaluate.purification import measure_purification
 from components.evaluate.report import grid, png
-from components.evaluate.stage import anchored_in, erased_of, measure_drift, pick_retain, pick_targets
+from components.evaluate.stage import anchored_in, erased_of, measure_drift, pick_retain, pick_targets, pictures_of
 from components.evaluate.training import train_one
 from components.features import RequestFilter
 from components.features.fit import shared_tokens
@@ -119,7 +119,8 @@ def report_guidance(
     pipe = load_pipeline(params.base.path, accelerator_device())
     studio = Studio(pipe, filters, params.base.hookpoint, folders, params.evaluate)
     measured = where(table, table["split"] == "evaluate")
-    kept = pick_retain(measured, dict(everyone), retain, params.evaluate.seed)
+    listed = where(measured, measured["request"].isin(list(single)))  # the same prompts however many act together
+    kept = pick_retain(listed, dict(everyone), retain, params.evaluate.seed)
     pictures: dict[str, np.ndarray] = {}
     alone: dict[str, dict[str, Any]] = {}
     for name in [*single, WITHOUT]:
@@ -255,7 +256,7 @@ def measure_adapters(
                 near[variant] += list(rate_of(answer.present(), shown))
     title = "+".join(adapters[:3]) + (f"-and-{len(adapters) - 3}" if len(adapters) > 3 else "")
     pictures[f"{title} {GATED}" if gated else title] = grid(strips[:8])
-    unrelated = [Picture(p, stream_seed(seed, "retain", i) % 2**31) for i, p in enumerate(kept["prompt"])]
+    unrelated = pictures_of(kept, seed)
     before, after = studio.draw(unrelated), studio.draw(unrelated, adapters=list(adapters), gated=gated)
     out: dict[str, Any] = {
         "ua_base": proportion(gone["base"]),

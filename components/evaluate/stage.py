@@ -96,12 +96,22 @@ def pick_targets(table: pd.DataFrame, request_id: str, count: int, seed: int) ->
 
 
 def pick_retain(table: pd.DataFrame, requests: dict[str, Request], count: int, seed: int) -> pd.DataFrame:
-    """`count` prompts that no request touches: neither its target nor, as a style, its look, nor one of its names, of whatever."""
+    """`count` prompts that no request touches: neither its target nor, as a style, its look, nor one of its names, of whatever.
+
+    Their order depends on what they say alone, so that more requests take away a few and put no others in their places.
+    """
     touched = {t for r in requests.values() for t in known_targets(r)}
     rows = where(table, table["role"] == "retain").drop_duplicates("prompt")
     free = rows["concepts"].map(lambda c: not touched & set(c.split("|"))) & ~rows["style"].isin(list(touched))
     free &= ~carried(rows["prompt"].tolist(), requests, "evaluate").any(1)
-    return where(rows, free).sample(min(count, int(np.count_nonzero(free))), random_state=seed)
+    found = where(rows, free)
+    order = np.argsort([stream_seed(seed, "unrelated", prompt) for prompt in found["prompt"]])
+    return found.iloc[order[:count]]
+
+
+def pictures_of(kept: pd.DataFrame, seed: int) -> list[Picture]:
+    """An image of each prompt, its noise by what the prompt says alone."""
+    return [Picture(prompt, stream_seed(seed, "retain", prompt) % 2**31) for prompt in kept["prompt"]]
 
 
 def measure_scope(
@@ -118,7 +128,7 @@ def measure_scope(
 ) -> dict[str, Any]:
     """UA, IRA, CRA, anchor rate, CLIP score and SSIM of the variants, and the drift of the adapters."""
     settings, size = params.evaluate, params.evaluate.sizes[params.evaluate.size]
-    kept = [Picture(p, stream_seed(settings.seed, "retain", i) % 2**31) for i, p in enumerate(retain["prompt"])]
+    kept = pictures_of(retain, settings.seed)
     base_kept = studio.draw(kept)
     out: dict[str, Any] = {}
     unrelated: dict[str, np.ndarray] = {}

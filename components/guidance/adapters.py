@@ -71,38 +71,36 @@ def empty_directions(uncond: torch.Tensor) -> torch.Tensor:
     return rows[spread > _FAINT * spread[0]].float()
 
 
-class _Through(torch.nn.Module):
-    """A = Ã P for a symmetric P (D, D), whose inverse, on what P does not annul, is `back`."""
+class _InAxes(torch.nn.Module):
+    """A = Ã Q for orthonormal rows Q (E, D)."""
 
-    through: torch.Tensor
-    back: torch.Tensor
+    axes: torch.Tensor
 
-    def __init__(self, through: torch.Tensor, back: torch.Tensor) -> None:
+    def __init__(self, axes: torch.Tensor) -> None:
         super().__init__()
-        self.register_buffer("through", through)
-        self.register_buffer("back", back)
+        self.register_buffer("axes", axes)
 
-    def forward(self, free: torch.Tensor) -> torch.Tensor:
-        """Ã (r, D) to A."""
-        return free @ self.through
+    def forward(self, inner: torch.Tensor) -> torch.Tensor:
+        """Ã (r, E) to A (r, D)."""
+        return inner @ self.axes
 
     def right_inverse(self, down: torch.Tensor) -> torch.Tensor:
-        """A (r, D) to the Ã that it is made of, as far as P can make it."""
-        return down @ self.back
+        """A (r, D) to the Ã that it is made of, as far as Q reaches."""
+        return down @ self.axes.T
 
 
-def read_through(unet: UNet2DConditionModel, name: str, through: torch.Tensor, back: torch.Tensor) -> None:
-    """Until it is written, what the adapter reads of a prompt's hidden states it reads through P: A = Ã P, and Ã is trained.
+def read_along(unet: UNet2DConditionModel, name: str, axes: torch.Tensor) -> None:
+    """Until it is written, the adapter `name` reads a prompt's hidden states along `axes` alone: A = Ã Q, and Ã is trained.
 
-    P is `through`, symmetric, (D, D); `back` is its pseudoinverse. Where P annuls the `empty_directions`, what is read of the
-    empty prompt is nearly the base's, so that an adapter of keys and values, or of values alone, hardly moves the unconditional
-    output at any timestep; nor does a sum of such adapters. SPEED (arXiv 2503.07392) holds the null tokens in closed form by
-    the same means. What else P is for: `conditioner` of closed_form.py.
+    Q is `axes`, (E, D), orthonormal, as `principal_axes` of closed_form.py makes it. Where none of them is an empty direction,
+    what is read of the empty prompt is nearly the base's, so that an adapter of keys and values, or of values alone, hardly
+    moves the unconditional output at any timestep; nor does a sum of such adapters. SPEED (arXiv 2503.07392) holds the null
+    tokens in closed form by the same means.
     """
     for layer in readers(unet, name):
         down = layer.get_submodule(f"lora_A.{name}")
         like = {"device": down.weight.device, "dtype": down.weight.dtype}
-        parametrize.register_parametrization(down, "weight", _Through(through.to(**like), back.to(**like)))
+        parametrize.register_parametrization(down, "weight", _InAxes(axes.to(**like)))
 
 
 def write_adapter(
@@ -116,7 +114,7 @@ def write_adapter(
 ) -> None:
     """Writes the adapter `name` of `unet`; the old folder stays until the new one is whole."""
     for module in list(unet.modules()):
-        if parametrize.is_parametrized(module):  # of A = Ã P the file has A
+        if parametrize.is_parametrized(module):  # of A = Ã Q the file has A
             parametrize.remove_parametrizations(module, "weight")
     state = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=name))
     tensors = {_PREFIX + key: value for key, value in state.items()}

@@ -35,7 +35,6 @@ from components.guidance.adapters import readers
 
 _RIDGE = 1e-4  # ρ; hidden states leave a layer norm, so that their entries are of size one
 _BATCH = 256
-_FLOOR = 1e-3  # directions along which states spread less than this part of the mean count as if they spread that far
 
 
 class Moments(NamedTuple):
@@ -147,27 +146,23 @@ def start_in_closed_form(unet: UNet2DConditionModel, name: str, given: Moments, 
         layer.get_parameter(f"lora_B.{name}.weight").copy_(raised * balance)
 
 
-def conditioner(
-    given: Moments | None, known: torch.Tensor, params: GuidanceParams
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(P, its pseudoinverse), (D, D) each: what an adapter reads hidden states through while it trains, A = Ã P.
+def principal_axes(given: Moments | None, known: torch.Tensor, params: GuidanceParams) -> torch.Tensor:
+    """Q (D - e, D), orthonormal: the axes along which hidden states spread, least first, all orthogonal to `known` (e, D).
 
-    P annuls the rows of `known` (e, D), orthonormal; beside them, with N = I - Vᵀ V and S of the module's equations,
-    P ∝ (N S N)^-α, α `params.precondition`, and P = N without moments or for α = 0. Hidden states spread a thousand
-    times as far along some directions as along others. What is kept moves with the former, names differ along the latter too; an
-    optimiser whose steps are as long in every direction of A does not get along the latter before it has spoilt the former. At
-    α = 1/2 all would be alike. P has a mean square of 1 on what it keeps, so that a rate means what it does without.
+    They are the eigenvectors of N S N, with N = I - Vᵀ V for the orthonormal rows V of `known` and S of the module's
+    equations; without moments any that `known` leaves. Trained are the entries of A in these axes: states spread a thousand
+    times as far along some as along others, and Adam's step lengths, one for each entry, then go by how far. SOAP (arXiv
+    2409.11321) runs Adam in the eigenvectors of a preconditioner for the same reason.
     """
-    eye = torch.eye(known.shape[1], dtype=torch.float64)
-    blind = eye - known.T.double() @ known.double()
-    if given is None or not params.precondition:
-        return blind.float(), blind.float()
-    scatter, _ = _system(given, retain_weight=params.start_retain_weight, uncond_weight=params.start_uncond_weight)
-    spread, directions = torch.linalg.eigh(blind @ scatter @ blind)  # ascending: what P annuls comes first
-    spread, directions = spread[len(known) :], directions[:, len(known) :]
-    scale = (spread / spread.mean() + _FLOOR) ** -params.precondition
-    scale = scale / scale.square().mean().sqrt()
-    return ((directions * scale) @ directions.T).float(), ((directions / scale) @ directions.T).float()
+    blind = torch.eye(known.shape[1], dtype=torch.float64) - known.T.double() @ known.double()
+    if given is None:
+        spread = blind
+    else:
+        scatter, _ = _system(given, retain_weight=params.start_retain_weight, uncond_weight=params.start_uncond_weight)
+        spread = blind @ scatter @ blind
+    return (
+        torch.linalg.eigh(spread).eigenvectors[:, len(known) :].T.float()
+    )  # ascending: what `known` spans comes first
 
 
 def map_loss(

@@ -17,8 +17,8 @@ from components.collect.stage import where
 from components.common.config import GuidanceParams
 from components.common.seeding import stream_seed
 from components.diffusion import encode
-from components.guidance.adapters import attach, empty_directions, read_through, trained
-from components.guidance.closed_form import conditioner, map_loss, moments, pool, start_in_closed_form
+from components.guidance.adapters import attach, empty_directions, read_along, trained
+from components.guidance.closed_form import map_loss, moments, pool, principal_axes, start_in_closed_form
 from components.guidance.train import Cache, cache_trajectories
 from components.requests import Request
 
@@ -131,15 +131,13 @@ def start_adapter(
     seed = stream_seed(settings.seed, request_id, "adapter") % 2**31
     attach(pipe.unet, NAME, parameters=settings.parameters, rank=settings.rank, seed=seed)
     given, prior = None, None
-    if settings.start == "closed-form" or settings.precondition:
+    if settings.start == "closed-form":
         given = pool([moments(pipe, table, negative=settings.negative_guidance) for table in tables])
-    if given and settings.start == "closed-form":
         start_in_closed_form(pipe.unet, NAME, given, settings)
         prior = map_loss(pipe.unet, NAME, given, settings) if settings.map_weight else None
-    if settings.null_space or settings.precondition:
+    if given or settings.null_space:
         known = empty_directions(uncond)
-        through, back = conditioner(given, known if settings.null_space else known[:0], settings)
-        read_through(pipe.unet, NAME, through, back)
+        read_along(pipe.unet, NAME, principal_axes(given, known if settings.null_space else known[:0], settings))
     return Fresh(trained(pipe.unet, NAME), settings.null_space, prior)
 
 

@@ -19,7 +19,7 @@ from components.evaluate import (
     proportion,
     rate_of,
 )
-from components.evaluate.stage import erased_of, pick_retain, variants_of
+from components.evaluate.stage import erased_of, pick_retain, pictures_of, variants_of
 from components.requests import Request
 
 
@@ -176,6 +176,19 @@ def test_unrelated_prompts_neither_show_nor_name_a_target():
 
     assert sorted(pick_retain(table, {"c": cat}, 9, 0)["prompt"]) == ["an axe guitar", "an owl"]
     assert pick_retain(table, {"c": cat, "n": neon}, 9, 0)["prompt"].tolist() == ["an axe guitar"]
+
+
+def test_unrelated_prompts_do_not_depend_on_what_else_is_measured():
+    """One more request takes those that it touches away and leaves the others, with their seeds and in their order."""
+    concepts = [f"thing {n}" for n in range(40)] + ["cat", "dog", "owl"]
+    table = pd.DataFrame({"prompt": [f"a {c}" for c in concepts], "concepts": concepts, "style": "", "role": "retain"})
+    cat, dog = Request(target="cat", kind="object"), Request(target="dog", kind="object")
+    before = pictures_of(pick_retain(table, {"c": cat}, 99, 0), 0)
+    after = pictures_of(pick_retain(table.iloc[::-1], {"c": cat, "d": dog}, 99, 0), 0)
+
+    assert after == [p for p in before if p.prompt != "a dog"] != before
+    assert pictures_of(pick_retain(table, {"c": cat}, 9, 0), 0) == before[:9]
+    assert [p.prompt for p in before] != sorted(p.prompt for p in before)
 
 
 def test_rate_needs_every_concept():
