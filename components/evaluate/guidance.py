@@ -7,7 +7,8 @@ with their ranks and steps added up.
 
 UA, IRA, CRA     as in metrics.py, of the adapters alone; no prompt is ever edited here. Of several, an image counts for UA if
                  it shows nothing that any of them erases
-concepts_change  concepts kept less the base's, prompt by prompt: its interval is that of the pairs, not of either share
+concepts_change  concepts kept less the base's, prompt by prompt: its interval is that of the pairs, not of either share;
+                 `_one` of the prompts that show one concept, of which the base draws nearly all
 neighbours       share of images of neighbours, those aside that another acting request erases, in which the neighbour is found
 ssim_ordinary    likeness to the base's image of a phrase of ordinary English that names no target
 gated            each adapter acts on the prompts alone that its request's filter flags; otherwise all act on all, summed. A filter
@@ -69,7 +70,7 @@ FUSED = "fused"
 ORDINARY = 64
 """Phrases of ordinary English, about nothing that the model was taught to draw, of which images are compared too."""
 BESIDE_SEVERAL = 400
-"""Unrelated prompts, at most, that adapters together are measured on; each alone is measured on all."""
+"""Unrelated prompts, at most, that adapters together are measured on, and the one that shows what holding is for; each alone on all."""
 PURIFIED = 16
 """Held-out renders of each target that are purified."""
 
@@ -124,9 +125,9 @@ def report_guidance(
     pictures: dict[str, np.ndarray] = {}
     alone: dict[str, dict[str, Any]] = {}
     for name in [*single, WITHOUT]:
-        about = first if name == WITHOUT else name
+        about, beside = (first, kept.head(BESIDE_SEVERAL)) if name == WITHOUT else (name, kept)
         found = measure_adapters(
-            [name], {about: everyone[about]}, measured, kept, studio, judge, params, seeds, prompts, pictures
+            [name], {about: everyone[about]}, measured, beside, studio, judge, params, seeds, prompts, pictures
         )
         alone[name] = found | {"seconds": mean_interval([(trained | others)[name].seconds])}
     purified: dict[str, dict[str, Metric]] = {}
@@ -273,6 +274,8 @@ def measure_adapters(
         out[f"concepts_kept{suffix}"] = proportion(there[-1])
         out[f"styles_kept{suffix}"] = proportion([a == b for a, b in zip(said.style(), kept["style"], strict=True)])
     out["concepts_change"] = paired_change(*there)
+    one = np.array([len(concepts) == 1 for concepts in asked], dtype=bool)
+    out["concepts_change_one"] = paired_change(*(found[one] for found in there))
     out["ssim_unrelated"] = mean_interval(likeness(after, before))
     spoken = tuple(name for request in requests.values() for name in names_for(request, "evaluate"))
     phrases = [p for p in benign_prompts(2 * ORDINARY, seed=seed) if not mentions(p, spoken)][:ORDINARY]
