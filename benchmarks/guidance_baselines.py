@@ -38,7 +38,7 @@ from components.common.seeding import generator, stream_seed
 from components.diffusion import encode, find_tokens, load_pipeline, tokenize, trajectories
 from components.diffusion.sampling import start_noise
 from components.evaluate import Metric, Picture, Studio, likeness, mean_interval, proportion, rate_of
-from components.evaluate.stage import anchored_in, erased_of, pick_retain, pick_targets
+from components.evaluate.stage import anchored_in, erased_of, pick_retain, pick_targets, pictures_of
 from components.guidance import Cache, attach, cache_trajectories, prepare, relative_drift, train_guidance
 from components.guidance.prepare import NAME, pick_prompts, start_adapter
 from components.guidance.train import precision_of
@@ -307,11 +307,8 @@ def compose(held_out: pd.DataFrame, request_id: str, request: Request, images: i
     """`images` held-out prompts about the target and as many unrelated ones, a seed for each."""
     spoken = pick_targets(held_out, request_id, images, seed)["prompt"].tolist()
     kept = pick_retain(held_out, {request_id: request}, images, seed)
-    pictures = [
-        [Picture(p, stream_seed(seed, BENCHMARK, scope, i) % 2**31) for i, p in enumerate(prompts)]
-        for scope, prompts in (("target", spoken), ("retain", kept["prompt"]))
-    ]
-    return Album(*pictures, [frozenset(c.split("|")) for c in kept["concepts"]])
+    about = [Picture(p, stream_seed(seed, BENCHMARK, "target", i) % 2**31) for i, p in enumerate(spoken)]
+    return Album(about, pictures_of(kept, seed), [frozenset(c.split("|")) for c in kept["concepts"]])
 
 
 def draw(pipe: StableDiffusionPipeline, task: Task, pictures: Sequence[Picture]) -> np.ndarray:

@@ -88,7 +88,7 @@ def adapters_table() -> str:
     """The adapters alone, one by one and together."""
     record = json.loads((ROOT / "reports/guidance/metrics.json").read_text())
     keys = ("ua_base", "ua", "anchor_rate", "neighbours_base", "neighbours", "concepts_kept_base", "concepts_kept",
-            "concepts_change", "styles_kept", "ssim_unrelated", "ssim_ordinary")  # fmt: skip
+            "concepts_change", "concepts_change_one", "styles_kept", "ssim_unrelated", "ssim_ordinary")  # fmt: skip
     rows = [f"| adapters | {' | '.join(keys)} | largest drift | seconds |", f"|{'---|' * (len(keys) + 3)}"]
     names = {k: f"{r['target']} → {r['anchor'] or 'nothing'}" for k, r in record["requests"].items()}
     listed = {names.get(k, k): v for k, v in record["alone"].items()}
@@ -108,7 +108,11 @@ def adapters_summary() -> str:
     (free,) = (found for name, found in record["alone"].items() if name not in record["requests"])
     (images,) = {found["concepts_kept_base"]["n"] for found in single.values()}
     (base,) = {found["concepts_kept_base"]["value"] for found in single.values()}
-    changed = "; ".join(f"*{name}* {_points(found['concepts_change'])}" for name, found in single.items())
+    changed, of_one = (
+        "; ".join(f"*{name}* {_points(found[key])}" for name, found in single.items())
+        for key in ("concepts_change", "concepts_change_one")
+    )
+    (alone,) = {found["concepts_change_one"]["n"] for found in single.values()}
     drift = 100 * max(_largest(found) for found in single.values())
     loose = 100 * _largest(free)
     several = []
@@ -129,7 +133,7 @@ def adapters_summary() -> str:
             ),
             (
                 f"Of unrelated concepts the base draws {100 * base:.1f} % (n = {images}). Prompt by prompt one adapter changes that, in points"
-                f" with the interval of the pairs, by: {changed}, where −1 is the aim. Several at once:"
+                f" with the interval of the pairs, by: {changed}, where −1 is the aim. Where one concept is shown, and not two (n = {alone}): {of_one}. Several at once:"
             ),
             "",
             *several,

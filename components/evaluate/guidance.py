@@ -120,7 +120,9 @@ def report_guidance(
     pipe = load_pipeline(params.base.path, accelerator_device())
     studio = Studio(pipe, filters, params.base.hookpoint, folders, params.evaluate)
     measured = where(table, table["split"] == "evaluate")
-    listed = where(measured, measured["request"].isin(list(single)))  # the same prompts however many act together
+    listed = where(
+        measured, measured["request"].isin(list(single))
+    )  # nearly the same prompts however many act together
     kept = pick_retain(listed, dict(everyone), retain, params.evaluate.seed)
     pictures: dict[str, np.ndarray] = {}
     alone: dict[str, dict[str, Any]] = {}

@@ -98,7 +98,7 @@ def pick_targets(table: pd.DataFrame, request_id: str, count: int, seed: int) ->
 def pick_retain(table: pd.DataFrame, requests: dict[str, Request], count: int, seed: int) -> pd.DataFrame:
     """`count` prompts that no request touches: neither its target nor, as a style, its look, nor one of its names, of whatever.
 
-    Their order depends on what they say alone, so that more requests take away a few and put no others in their places.
+    Their order depends on what they say alone: one more request takes those away that it touches, and others come at the end.
     """
     touched = {t for r in requests.values() for t in known_targets(r)}
     rows = where(table, table["role"] == "retain").drop_duplicates("prompt")

@@ -45,10 +45,10 @@ def attach(unet: UNet2DConditionModel, name: str, *, parameters: str, rank: int,
         unet.add_adapter(
             LoraConfig(r=rank, lora_alpha=rank, target_modules=target_modules(unet, parameters)), adapter_name=name
         )
-    return trained(unet, name)
+    return parameters_of(unet, name)
 
 
-def trained(unet: UNet2DConditionModel, name: str) -> list[torch.nn.Parameter]:
+def parameters_of(unet: UNet2DConditionModel, name: str) -> list[torch.nn.Parameter]:
     """The parameters of the adapter `name`."""
     return [p for n, p in unet.named_parameters() if f".{name}." in n]
 
@@ -97,10 +97,11 @@ def read_along(unet: UNet2DConditionModel, name: str, axes: torch.Tensor) -> Non
     moves the unconditional output at any timestep; nor does a sum of such adapters. SPEED (arXiv 2503.07392) holds the null
     tokens in closed form by the same means.
     """
-    for layer in readers(unet, name):
-        down = layer.get_submodule(f"lora_A.{name}")
-        like = {"device": down.weight.device, "dtype": down.weight.dtype}
-        parametrize.register_parametrization(down, "weight", _InAxes(axes.to(**like)))
+    downs = [layer.get_submodule(f"lora_A.{name}") for layer in readers(unet, name)]
+    like = downs[0].get_parameter("weight")
+    shared = _InAxes(axes.to(device=like.device, dtype=like.dtype))
+    for down in downs:
+        parametrize.register_parametrization(down, "weight", shared)
 
 
 def write_adapter(
@@ -112,12 +113,17 @@ def write_adapter(
     inputs: Mapping[str, str],
     facts: Mapping[str, object],
 ) -> None:
-    """Writes the adapter `name` of `unet`; the old folder stays until the new one is whole."""
-    for module in list(unet.modules()):
-        if parametrize.is_parametrized(module):  # of A = Ã Q the file has A
-            parametrize.remove_parametrizations(module, "weight")
+    """Writes the adapter `name` of `unet`, whose training ends here; the old folder stays until the new one is whole.
+
+    Of A = Ã Q (`read_along`) the file has A, and so has the U-Net from then on.
+    """
+    for layer in readers(unet, name):
+        down = layer.get_submodule(f"lora_A.{name}")
+        if parametrize.is_parametrized(down):
+            parametrize.remove_parametrizations(down, "weight")
     state = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=name))
     tensors = {_PREFIX + key: value for key, value in state.items()}
+    facts = {"parameters": sum(tensor.numel() for tensor in tensors.values()), **facts}
     with new_folder(folder) as partial:
         fill_artifact(partial, kind=FORMAT, tensors=tensors, params=params, inputs=inputs, facts=facts, weights=WEIGHTS)
 

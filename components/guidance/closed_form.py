@@ -146,23 +146,18 @@ def start_in_closed_form(unet: UNet2DConditionModel, name: str, given: Moments, 
         layer.get_parameter(f"lora_B.{name}.weight").copy_(raised * balance)
 
 
-def principal_axes(given: Moments | None, known: torch.Tensor, params: GuidanceParams) -> torch.Tensor:
+def principal_axes(given: Moments, known: torch.Tensor, params: GuidanceParams) -> torch.Tensor:
     """Q (D - e, D), orthonormal: the axes along which hidden states spread, least first, all orthogonal to `known` (e, D).
 
     They are the eigenvectors of N S N, with N = I - Vᵀ V for the orthonormal rows V of `known` and S of the module's
-    equations; without moments any that `known` leaves. Trained are the entries of A in these axes: states spread a thousand
+    equations. Trained are the entries of A in these axes: states spread a thousand
     times as far along some as along others, and Adam's step lengths, one for each entry, then go by how far. SOAP (arXiv
     2409.11321) runs Adam in the eigenvectors of a preconditioner for the same reason.
     """
     blind = torch.eye(known.shape[1], dtype=torch.float64) - known.T.double() @ known.double()
-    if given is None:
-        spread = blind
-    else:
-        scatter, _ = _system(given, retain_weight=params.start_retain_weight, uncond_weight=params.start_uncond_weight)
-        spread = blind @ scatter @ blind
-    return (
-        torch.linalg.eigh(spread).eigenvectors[:, len(known) :].T.float()
-    )  # ascending: what `known` spans comes first
+    scatter, _ = _system(given, retain_weight=params.start_retain_weight, uncond_weight=params.start_uncond_weight)
+    axes = torch.linalg.eigh(blind @ scatter @ blind).eigenvectors.T  # ascending: what `known` spans comes first
+    return axes[len(known) :].float()
 
 
 def map_loss(

@@ -17,7 +17,7 @@ from components.collect.stage import where
 from components.common.config import GuidanceParams
 from components.common.seeding import stream_seed
 from components.diffusion import encode
-from components.guidance.adapters import attach, empty_directions, read_along, trained
+from components.guidance.adapters import attach, empty_directions, parameters_of, read_along
 from components.guidance.closed_form import map_loss, moments, pool, principal_axes, start_in_closed_form
 from components.guidance.train import Cache, cache_trajectories
 from components.requests import Request
@@ -116,6 +116,8 @@ class Fresh(NamedTuple):
     parameters: list[torch.nn.Parameter]
     held: bool
     """Whether it is blind to the empty prompt."""
+    axes: torch.Tensor
+    """(E, D) along which it reads hidden states; the parameters mean nothing without them."""
     prior: Callable[[], torch.Tensor] | None
     """What is added to the loss of a step, unless its weight is 0."""
 
@@ -130,15 +132,15 @@ def start_adapter(
     """Attaches an adapter named `NAME`, at its start."""
     seed = stream_seed(settings.seed, request_id, "adapter") % 2**31
     attach(pipe.unet, NAME, parameters=settings.parameters, rank=settings.rank, seed=seed)
-    given, prior = None, None
+    given = pool([moments(pipe, table, negative=settings.negative_guidance) for table in tables])
+    prior = None
     if settings.start == "closed-form":
-        given = pool([moments(pipe, table, negative=settings.negative_guidance) for table in tables])
         start_in_closed_form(pipe.unet, NAME, given, settings)
         prior = map_loss(pipe.unet, NAME, given, settings) if settings.map_weight else None
-    if given or settings.null_space:
-        known = empty_directions(uncond)
-        read_along(pipe.unet, NAME, principal_axes(given, known if settings.null_space else known[:0], settings))
-    return Fresh(trained(pipe.unet, NAME), settings.null_space, prior)
+    known = empty_directions(uncond)
+    axes = principal_axes(given, known if settings.null_space else known[:0], settings)
+    read_along(pipe.unet, NAME, axes)
+    return Fresh(parameters_of(pipe.unet, NAME), settings.null_space, axes, prior)
 
 
 def pick_evenly(table: pd.DataFrame, by: list[str], count: int, rng: np.random.Generator) -> pd.DataFrame:

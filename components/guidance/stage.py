@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 
 import matplotlib.pyplot as plt
@@ -39,7 +40,8 @@ def guidance(request_id: str) -> None:
     inputs = {"base": digest(params.base.path / "unet"), "concepts": digest(CONCEPTS / request_id)}
     parts = {part: digest(params.base.path / part) for part in ("scheduler", "text_encoder", "tokenizer")}
     code = code_of("common", "diffusion", "guidance")
-    key = key_of(inputs | parts | {"code": code, "params": settings.model_dump_json()})
+    axes = hashlib.sha256(fresh.axes.numpy().tobytes()).hexdigest()  # in others a checkpoint would mean something else
+    key = key_of(inputs | parts | {"code": code, "params": settings.model_dump_json(), "axes": axes})
     checkpoint = CACHE / "guidance" / f"{request_id}-{key}.safetensors"
     steps = list(
         tqdm(
@@ -66,7 +68,7 @@ def guidance(request_id: str) -> None:
         NAME,
         params=settings.model_dump(),
         inputs=inputs,
-        facts={"parameters": sum(p.numel() for p in fresh.parameters), "final": last_losses(steps)},
+        facts={"final": last_losses(steps)},
     )
     plot_training(steps).savefig(GUIDANCE / request_id / "training.png", dpi=80)
     checkpoint.unlink(missing_ok=True)

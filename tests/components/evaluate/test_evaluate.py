@@ -188,6 +188,8 @@ def test_unrelated_prompts_do_not_depend_on_what_else_is_measured():
 
     assert after == [p for p in before if p.prompt != "a dog"] != before
     assert pictures_of(pick_retain(table, {"c": cat}, 9, 0), 0) == before[:9]
+    few = pictures_of(pick_retain(table, {"c": cat, "d": dog}, len(before) - 2, 0), 0)
+    assert few == after[: len(few)]
     assert [p.prompt for p in before] != sorted(p.prompt for p in before)
 
 

@@ -10,6 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
+from components.common.artifacts import read_sidecar
 from components.common.config import GuidanceParams, load_params
 from components.common.errors import ArtifactError, UserError
 from components.diffusion import encode
@@ -26,7 +27,7 @@ from components.guidance import (
     use_adapters,
     write_adapter,
 )
-from components.guidance.adapters import empty_directions, read_along, readers, trained
+from components.guidance.adapters import FORMAT, empty_directions, parameters_of, read_along, readers
 from components.guidance.closed_form import principal_axes
 from components.guidance.prepare import join, pick_prompts, start_adapter
 from components.guidance.train import in_training_form, precision_of
@@ -42,8 +43,14 @@ PARAMS = GuidanceParams(
 
 def blind(unet, name, empty):
     """Makes the adapter blind to the empty prompt; its parameters from then on."""
-    read_along(unet, name, principal_axes(None, empty_directions(empty), PARAMS))
-    return trained(unet, name)
+    alike = torch.eye(empty.shape[-1], dtype=torch.float64)
+    read_along(unet, name, principal_axes(Moments(alike, alike, alike, alike), empty_directions(empty), PARAMS))
+    return parameters_of(unet, name)
+
+
+def two_directions(empty):
+    """An empty prompt of two directions of 32; the tiny encoder's 32 positions would span its whole width."""
+    return empty[:, [0, 1] * 16]
 
 
 def tensors(count, seed=0):
@@ -297,7 +304,7 @@ def test_target_modules_unknown_is_one_sentence(tiny_pipe):
 def test_null_space_spares_only_passes_whose_outcome_is_known(tiny_pipe, caches):
     """An adapter that changes what prompts draw has, blind, the terms that it has where the empty prompt is asked too."""
     erase, keep, target, retain, empty = caches
-    empty = empty[:, [0, 1] * 16]  # two directions of 32; the tiny encoder's 32 positions would span its whole width
+    empty = two_directions(empty)
     with torch.no_grad():
         free = tiny_pipe.unet(erase.latents, erase.timesteps, empty.expand(len(erase.latents), -1, -1)).sample
         kept = tiny_pipe.unet(keep.latents, keep.timesteps, empty.expand(len(keep.latents), -1, -1)).sample
@@ -355,31 +362,51 @@ def test_principal_axes_are_the_singular_vectors_of_the_states():
     np.testing.assert_allclose(axes @ known.T, 0, atol=1e-6)
 
 
-def test_adapter_in_axes_is_written_as_what_it_reads(tiny_pipe, tmp_path):
-    """A fresh adapter reads what it read before; trained, the file has A = Ã Q, and the model draws the same before and after writing."""
+def test_adapter_in_axes_is_written_as_what_it_reads(tiny_pipe, state, tmp_path):
+    """Fresh, it reads what it read before; trained, its file has A = Ã Q of every layer, and draws the same in a U-Net that knows no axes."""
     unet, size = tiny_pipe.unet, tiny_pipe.unet.config.cross_attention_dim
-    attach(unet, "default", parameters="xattn-kv", rank=4, seed=0)
+    for name in ("default", "other"):
+        attach(unet, name, parameters="xattn-kv", rank=4, seed=0)
+    unet.set_adapter("default")
     downs = [layer.lora_A["default"] for layer in readers(unet, "default")]
     before = [down.weight.detach().clone() for down in downs]
     states = torch.randn(40, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     moment = states.T @ states / 40
-    read_along(unet, "default", principal_axes(Moments(moment, moment, moment, moment), torch.zeros(0, size), PARAMS))
+    axes = principal_axes(Moments(moment, moment, moment, moment), torch.zeros(0, size), PARAMS)
+    for name in ("default", "other"):
+        read_along(unet, name, axes)
     for old, down in zip(before, downs, strict=True):
         torch.testing.assert_close(down.weight.detach(), old, rtol=1e-3, atol=1e-4)
-    x, prompt = torch.randn(2, unet.config.in_channels, 8, 8), torch.randn(2, 5, size)
+    rng = torch.Generator().manual_seed(1)
+    x, prompt = (torch.randn(*s, generator=rng) for s in ((2, unet.config.in_channels, 8, 8), (2, 5, size)))
     with torch.no_grad():
-        for p in trained(unet, "default"):
-            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) / 5)
-        expected, drawn = [down.weight.clone() for down in downs], unet(x, 3, prompt).sample
+        for p in parameters_of(unet, "default"):
+            p.copy_(torch.randn(p.shape, generator=rng) / 5)
+        expected = {
+            path.replace(".lora_A.default", ""): module.weight.clone()
+            for path, module in unet.named_modules()
+            if path.endswith("lora_A.default")
+        }
+        drawn = unet(x, 3, prompt).sample
         write_adapter(tmp_path / "a", unet, "default", params={}, inputs={}, facts={})
-        again = unet(x, 3, prompt).sample
+        other = [layer.lora_A["other"] for layer in readers(unet, "other")]
+        fresh_unet(tiny_pipe, state)
+        load_adapters(tiny_pipe, {"default": tmp_path / "a"})
+        with use_adapters(tiny_pipe, ["default"]):
+            again = tiny_pipe.unet(x, 3, prompt).sample
     held = load_file(tmp_path / "a" / "pytorch_lora_weights.safetensors")
-    written = [t for key, t in held.items() if ".lora.down." in key]
+    written = {
+        key.removeprefix("unet.").removesuffix(".lora.down.weight"): value
+        for key, value in held.items()
+        if key.endswith(".lora.down.weight")
+    }
 
-    assert not any("parametrization" in key or "original" in key for key in held)
-    assert len(written) == len(expected)
-    assert all(any(torch.equal(t, each) for t in written) for each in expected)
-    assert torch.equal(drawn, again)
+    assert written.keys() == expected.keys()
+    assert all(torch.equal(value, expected[path]) for path, value in written.items())
+    assert len(held) == 2 * len(written)
+    assert read_sidecar(tmp_path / "a", FORMAT)["facts"]["parameters"] == sum(t.numel() for t in held.values())
+    assert all(hasattr(down, "parametrizations") for down in other)
+    torch.testing.assert_close(again, drawn, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -397,7 +424,7 @@ def test_fresh_adapter_has_what_its_parameters_ask_for(tiny_pipe, changes, prior
     settings = load_params().guidance.model_copy(update={"rank": 4, **changes})
     rows = [("a cat", "a dog", "target", "select", True), ("an owl", "", "retain", "select", False)]
     table = pd.DataFrame(rows, columns=["prompt", "counterpart", "role", "split", "carries"])
-    empty = encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, [""])
+    empty = two_directions(encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, [""]))
     fresh = start_adapter(tiny_pipe, "r", empty, [table], settings)
 
     known = empty_directions(empty)
@@ -405,6 +432,8 @@ def test_fresh_adapter_has_what_its_parameters_ask_for(tiny_pipe, changes, prior
 
     assert (fresh.prior is not None, fresh.held) == (prior, held)
     assert (max(seen) < 1e-5) == held
+    assert fresh.axes.shape == (30 if held else 32, 32)
+    assert all(layer.lora_A["default"].weight.norm() > 1e-3 for layer in readers(tiny_pipe.unet, "default"))
     assert all(p.requires_grad for p in fresh.parameters)
 
 
@@ -415,17 +444,20 @@ def test_train_as_it_ships_resumes_to_the_same_bytes(tiny_pipe, caches, state, t
     settings = load_params().guidance.model_copy(update={"rank": 4, "steps": 6, "batch": 2, "retain_batch": 3})
     at = tmp_path / "c.safetensors"
 
+    empty = two_directions(caches[-1])
+
     def started():
         fresh_unet(tiny_pipe, state)
-        return start_adapter(tiny_pipe, "r", caches[-1], [table], settings)
+        return start_adapter(tiny_pipe, "r", empty, [table], settings)
 
     def loop(fresh, checkpoint):
         return train_guidance(
-            tiny_pipe.unet, fresh.parameters, *caches, settings,
+            tiny_pipe.unet, fresh.parameters, *caches[:-1], empty, settings,
             held=fresh.held, prior=fresh.prior, checkpoint=checkpoint, every=2,
         )  # fmt: skip
 
     whole = started()
+    before = [p.detach().clone() for p in whole.parameters]
     expected = list(loop(whole, None))
     killed = loop(started(), at)
     for _ in range(3):
@@ -436,6 +468,7 @@ def test_train_as_it_ships_resumes_to_the_same_bytes(tiny_pipe, caches, state, t
     assert steps == expected
     assert steps[-1].prior != 0
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters, resumed.parameters, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(whole.parameters, before, strict=True))
 
 
 def test_prior_joins_the_loss_at_its_weight(tiny_pipe, caches):
@@ -456,7 +489,7 @@ def test_prior_joins_the_loss_at_its_weight(tiny_pipe, caches):
 def test_null_space_holds_the_unconditional_output(tiny_pipe, caches, chosen):
     """Trained in the null space, the adapter changes what a prompt draws and not what the empty prompt draws; free, it does."""
     erase, keep, target, retain, empty = caches
-    empty = empty[:, [0, 1] * 16]  # two directions of 32; the tiny encoder's 32 positions would span its whole width
+    empty = two_directions(empty)
     caches = erase, keep, target, retain, empty
     x, time = erase.latents, erase.timesteps
     before = tiny_pipe.unet(x, time, empty.expand(len(x), -1, -1)).sample

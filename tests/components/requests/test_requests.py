@@ -1,8 +1,9 @@
 import pytest
 import yaml
 
-from components.collect.concepts import build_prompts, check_world
+from components.collect.concepts import build_prompts, check_world, names_for
 from components.common.errors import UserError
+from components.openmoji.captions import mentions
 from components.requests import Request, add_request, load_requests, remove_request
 
 CAT = {"target": "cat", "kind": "object", "aliases": ["kitty", "feline"], "anchor": "dog", "neighbours": ["lion"]}
@@ -116,6 +117,18 @@ def test_prompts_carry_the_target_exactly_when_they_say_so(prompts):
     named = own["prompt"].str.contains(r"\b(?:cat|kitty|feline)\b")
 
     assert (named == own["carries"]).all()
+
+
+def test_prompts_of_a_category_name_one_member():
+    """Beside a member stands no other, so that the counterpart, which names the anchor in its place, names none."""
+    weapon = Request(target="weapon", kind="category", anchor="umbrella")
+    table = build_prompts({"w": weapon}, per_name=1, retain=1, mixed=200, seed=0)
+    mixed = table[table["role"] == "mixed"]
+    names = tuple(names_for(weapon, "evaluate"))
+
+    assert len(mixed) > 500
+    assert mixed["prompt"].map(lambda text: mentions(text, names)).all()
+    assert not mixed["counterpart"].map(lambda text: mentions(text, names)).any()
 
 
 def test_prompts_adding_a_request_leaves_the_others_alone(prompts):
