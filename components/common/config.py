@@ -152,9 +152,9 @@ class GuidanceParams(Section):
     start: Literal["closed-form", "random"]
     """Where values, and keys if they have a LoRA, start: at the least-squares map of the target's states to the anchor's, or where they change nothing."""
     start_retain_weight: float = Field(gt=0)
-    """μ: weight of the states to keep in that map."""
+    """μ: weight of the states to keep in that map, and in the axes along which an adapter is trained, whatever its start."""
     start_uncond_weight: float = Field(ge=0)
-    """ν: weight of the empty prompt's states in it."""
+    """ν: weight of the empty prompt's states in both."""
     trajectories: int = Field(gt=0)
     """Cached sampling trajectories of the frozen model, about the target or its anchor."""
     retain_trajectories: int = Field(gt=0)

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from components.collect.stage import read_table
-from components.common.artifacts import digest, key_of, new_folder
+from components.common.artifacts import code_of, digest, key_of, new_folder
 from components.common.config import load_params
 from components.common.paths import CACHE, CORPUS, SAE
 from components.common.stage import log, run_stage
@@ -46,7 +46,8 @@ def sae() -> None:
         architecture="topk" if settings.activation == "topk" else "jumprelu",
     )
     inputs = {"corpus": digest(CORPUS), "text_encoder": digest(params.base.path / "text_encoder")}
-    key = key_of(inputs | {"params": settings.model_dump_json() + hookpoint})
+    code = code_of("common", "diffusion", "sae")
+    key = key_of(inputs | {"code": code, "params": settings.model_dump_json() + hookpoint})
     checkpoint = CACHE / "sae" / f"{key}.safetensors"
     loop = train_sae(model, stores["train"], settings, checkpoint=checkpoint)
     steps = list(tqdm(loop, total=settings.steps, desc="sae", unit="step", mininterval=5))
@@ -55,8 +56,7 @@ def sae() -> None:
     facts: dict[str, object] = dict(evaluate_sae(model, stores["held_out"]))
     with new_folder(SAE) as partial:
         write_sae(partial, model, hookpoint=hookpoint, params=settings.model_dump(), inputs=inputs, facts=facts)
-        if steps:
-            plot_training(steps).savefig(partial / "training.png", dpi=80)
+        plot_training(steps).savefig(partial / "training.png", dpi=80)
     checkpoint.unlink(missing_ok=True)
     log.info("sae: held-out fvu %.3f, l0 %.1f, dead %.2f", facts["fvu"], facts["l0"], facts["dead_fraction"])
 

@@ -96,8 +96,9 @@ def train_sae(
     """Trains `sae` in place and leaves it in its stored form; yields after every step.
 
     Inputs are scaled to a mean norm of √D while training, and the scale is folded into biases and threshold at the end.
-    A run that is killed goes on from `checkpoint` and ends in the same bytes as one that was not. Under several
-    processes each draws batches of its own, and gradients, dead latents and threshold are shared.
+    A run that is killed goes on from `checkpoint`: it first yields again the steps that were taken before, and ends in the
+    same bytes as one that was not. Under several processes each draws batches of its own, and gradients, dead latents and
+    threshold are shared.
     """
     accelerator = Accelerator()
     device = accelerator.device
@@ -108,10 +109,10 @@ def train_sae(
     optimizer = torch.optim.Adam(sae.parameters(), lr=params.lr, eps=6.25e-10, fused=True)
     idle = torch.zeros(sae.d_sae, dtype=torch.int64)  # tokens since each latent last fired
     threshold = torch.zeros(())
-    start = 0
-    if checkpoint is not None:
-        start, extra = load_checkpoint(checkpoint, {"sae": sae}, optimizer)
-        idle, threshold = extra.get("idle", idle), extra.get("threshold", threshold)
+    start, extra = load_checkpoint(checkpoint, {"sae": sae}, optimizer) if checkpoint else (0, {})
+    idle, threshold = extra.get("idle", idle), extra.get("threshold", threshold)
+    taken = [SaeStep(index, *terms) for index, terms in enumerate(extra.get("terms", torch.empty(0, 3)).tolist(), 1)]
+    yield from taken
     sae.to(device)
     model, optimizer = accelerator.prepare(sae, optimizer)
     room = torch.empty(params.batch, sae.d_sae, device=device)
@@ -138,9 +139,12 @@ def train_sae(
         shared: Any = accelerator.reduce(least, "mean")
         least = shared.cpu()
         threshold = least if step == 0 else 0.99 * threshold + 0.01 * least
+        taken.append(SaeStep(step + 1, unexplained.item(), auxiliary.item(), dead.float().mean().item()))
         if checkpoint is not None and (step + 1) % every == 0 and accelerator.is_main_process:
-            save_checkpoint(checkpoint, {"sae": sae}, optimizer, step + 1, {"idle": idle, "threshold": threshold})
-        yield SaeStep(step + 1, unexplained.item(), auxiliary.item(), dead.float().mean().item())
+            terms = torch.tensor([done[1:] for done in taken], dtype=torch.float64)  # (steps, 3)
+            state = {"idle": idle, "threshold": threshold, "terms": terms}
+            save_checkpoint(checkpoint, {"sae": sae}, optimizer, step + 1, state)
+        yield taken[-1]
     with torch.no_grad():
         sae.b_enc.div_(scale)
         sae.b_dec.div_(scale)
