@@ -44,7 +44,9 @@ def test_objective_of_the_base(tiny_pipe, lesson):
 
 def test_curve_has_its_ends(tiny_pipe, lesson):
     """Points before the first step, every second one, and after the last; training moves what is measured."""
-    points = list(curve(tiny_pipe, "r", lesson, lesson, pd.DataFrame(), PARAMS, every=2))
+    rows = [("a cat", "a dog", "target", "select", True), ("an owl", "", "retain", "select", False)]
+    seen = pd.DataFrame(rows, columns=["prompt", "counterpart", "role", "split", "carries"])
+    points = list(curve(tiny_pipe, "r", lesson, lesson, seen, PARAMS, every=2))
 
     assert [p["step"] for p in points] == [0, 2, 4, 5]
     assert points[-1]["retain"] > points[0]["retain"]
