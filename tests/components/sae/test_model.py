@@ -44,14 +44,16 @@ def test_batch_topk_equals_a_full_sort(share):
 
 
 def test_jumprelu_code_does_not_depend_on_the_batch():
-    """A token has the same latents alone and among others (invariant 2), with the values that the machine's product of that shape has."""
+    """A token's stored-form code is the same alone and among others (invariant 2)."""
     sae = small()
     sae.threshold.fill_(0.3)
     x = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
-    among, alone = sae.encode(x)[3:4], sae.encode(x[3:4])
+    with torch.no_grad():  # in steps of 1/256 sums are exact in every order; MKL adds up one row otherwise than sixteen
+        for tensor in (sae.W_enc, sae.b_enc, sae.b_dec, x):
+            tensor.copy_((tensor * 256).round() / 256)
 
-    assert torch.equal(among > 0, alone > 0)
-    torch.testing.assert_close(among, alone, rtol=1e-6, atol=1e-6)  # MKL multiplies one row otherwise than sixteen
+    assert sae.encode(x)[3].any()
+    assert torch.equal(sae.encode(x)[3:4], sae.encode(x[3:4]))
 
 
 def test_jumprelu_equals_its_formula():
