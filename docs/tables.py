@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 def base_table() -> str:
     """Base model and judge: value, interval, n and target of every metric of reports/base."""
-    from components.evaluate.base import AT_MOST, TARGETS
+    from training.openmoji.report import AT_MOST, TARGETS
 
     found = json.loads((ROOT / "reports/base/metrics.json").read_text())
     rows = ["| what | measured | 95 % interval | n | wanted |", "|---|---|---|---|---|"]

@@ -17,7 +17,7 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from components.common.errors import StageError
-from components.registry import register_candidate
+from components.registry.registry import register_candidate
 from flows.dag import stage_order
 from flows.process import stream
 

@@ -11,9 +11,9 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from components.diffusion import spelling_patterns, word_ends
-from components.features import RequestFilter
-from components.openmoji.unet import build_scheduler
+from components.diffusion.encode import spelling_patterns, word_ends
+from components.filter.artifact import RequestFilter
+from training.openmoji.unet import build_scheduler
 
 os.environ["ACCELERATE_USE_CPU"] = "true"  # on any machine the same; test_gpu.py lifts it
 ROOT = Path(__file__).parents[1]

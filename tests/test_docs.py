@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from components.common.config import load_params
-from components.diffusion import load_pipeline
-from components.features import write_filters
-from components.guidance import attach, write_adapter
+from components.common.sections import load_params
+from components.diffusion.load import load_pipeline
+from components.filter.artifact import write_filters
+from components.guidance.adapters import attach, write_adapter
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)

@@ -12,24 +12,21 @@ from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
 
 from components.collect.concepts import build_prompts
-from components.common.config import load_params
-from components.diffusion import accelerator_device, encode, load_pipeline, sample
-from components.evaluate import Picture, Studio
+from components.common.sections import load_params
+from components.diffusion.encode import encode
+from components.diffusion.load import accelerator_device, load_pipeline
+from components.diffusion.sampling import sample
+from components.evaluate.images import Picture, Studio
 from components.evaluate.stage import measure_drift, pick_retain
-from components.evaluate.training import train_one
-from components.filter import FilteredTextEncoder, install
-from components.guidance import (
-    Cache,
-    attach,
-    cache_trajectories,
-    gate_by_detection,
-    load_adapters,
-    psnr,
-    purify,
-    train_guidance,
-)
-from components.openmoji.judge import Judge
-from components.requests import Request
+from components.filter.encoder import FilteredTextEncoder
+from components.filter.install import install
+from components.guidance.adapters import attach, load_adapters
+from components.guidance.gating import gate_by_detection
+from components.guidance.train import Cache, cache_trajectories, train_guidance
+from components.purify.purify import psnr, purify
+from components.requests.requests import Request
+from components.worlds.openmoji.judge import Judge
+from research.guidance.training import train_one
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 BASE = Path(__file__).parents[1] / "assets" / "openmoji"

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from components.cli.options import DryRun, Named, guided_requests
-from components.common.config import load_params
 from components.common.paths import GUIDANCE
-from components.requests import Request
+from components.common.sections import load_params
+from components.requests.requests import Request
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,7 @@ def export_diffusers(
     """Writes a StableDiffusionPipeline folder whose U-Net holds the adapters; the filter is not part of it."""
     params, requests = load_params(), guided_requests(named)
     from components.export.merged import merged_files, write_merged  # noqa: PLC0415 - slow to import
-    from components.guidance import write_fused  # noqa: PLC0415
+    from components.guidance.fuse import write_fused  # noqa: PLC0415
 
     adapters = check_export(folder, params.base.path, requests, merged_files)
     table = prompts_to_fuse(requests, adapters) if len(adapters) > 1 and not summed else None
@@ -57,7 +57,7 @@ def export_adapter(
 ) -> None:
     """Writes one LoRA in the place of several requests' adapters, for programs that have no filter to gate them."""
     params, requests = load_params(), guided_requests(named)
-    from components.guidance import fused_files, write_fused  # noqa: PLC0415 - slow to import
+    from components.guidance.fuse import fused_files, write_fused  # noqa: PLC0415 - slow to import
 
     adapters = check_export(folder, params.base.path, requests, fused_files)
     table = prompts_to_fuse(requests, adapters)
@@ -72,9 +72,9 @@ def check_export(
     folder: Path, base: Path, requests: Mapping[str, Request], written: Callable[[Path], set[str]]
 ) -> dict[str, Path]:
     """Where the requests' adapters lie, each trained on the U-Net of `base`; `folder` holds at most what `written` says."""
-    from components.diffusion import check_folder  # noqa: PLC0415 - slow to import
+    from components.diffusion.load import check_folder  # noqa: PLC0415 - slow to import
     from components.export.merged import check_target  # noqa: PLC0415
-    from components.guidance import check_adapters  # noqa: PLC0415
+    from components.guidance.adapters import check_adapters  # noqa: PLC0415
 
     check_folder(base)
     check_target(folder, base, written)
@@ -85,8 +85,8 @@ def check_export(
 
 def prompts_to_fuse(requests: Mapping[str, Request], adapters: Mapping[str, Path]) -> pd.DataFrame:
     """The prompts that fusing the adapters reads, for adapters that can be fused."""
-    from components.collect.stage import read_concepts  # noqa: PLC0415 - slow to import
-    from components.guidance import check_fusible, choose_prompts  # noqa: PLC0415
+    from components.collect.tables import read_concepts  # noqa: PLC0415 - slow to import
+    from components.guidance.fuse import check_fusible, choose_prompts  # noqa: PLC0415
 
     check_fusible(adapters)
     table = read_concepts(requests)

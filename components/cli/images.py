@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from components.cli.options import DryRun, Named, guided_requests
-from components.common.config import load_params
 from components.common.errors import UserError
 from components.common.paths import FILTER, GUIDANCE
-from components.requests import load_requests
+from components.common.sections import load_params
+from components.requests.requests import load_requests
 
 images = typer.Typer()
 
@@ -44,16 +44,16 @@ def generate(
     if output.suffix.lower() != ".png" or not output.parent.is_dir():
         raise UserError(f"--output {output} cannot be written", "name a .png file in a folder that exists")
     params, requests = load_params(), load_requests()
-    from components.diffusion import check_folder  # noqa: PLC0415 - slow to import
+    from components.diffusion.load import check_folder  # noqa: PLC0415 - slow to import
 
     check_folder(params.base.path)
     if dry_run:
         typer.echo(f"would draw {prompt!r} with {wanted}, seed {seed}, into {output}")
         return
-    from components.diffusion import accelerator_device, load_pipeline  # noqa: PLC0415
-    from components.evaluate import Picture, Studio  # noqa: PLC0415
-    from components.evaluate.report import png  # noqa: PLC0415
-    from components.features import read_filters  # noqa: PLC0415
+    from components.diffusion.load import accelerator_device, load_pipeline  # noqa: PLC0415
+    from components.evaluate.images import Picture, Studio  # noqa: PLC0415
+    from components.evaluate.page import png  # noqa: PLC0415
+    from components.filter.artifact import read_filters  # noqa: PLC0415
 
     filters, hookpoint = read_filters(FILTER) if wanted in ("filter", "both", "gated") else ({}, params.base.hookpoint)
     guided = [i for i, r in requests.items() if "guidance" in r.channels and wanted in ("guidance", "both", "gated")]
@@ -72,9 +72,9 @@ def explain(
 ) -> None:
     """Says of every request whether its filter flags a prompt, and why."""
     params, requests = load_params(), load_requests()
-    from components.diffusion import load_text  # noqa: PLC0415 - slow to import
-    from components.features import read_filters, read_names  # noqa: PLC0415
-    from components.filter import explain_prompt  # noqa: PLC0415
+    from components.diffusion.load import load_text  # noqa: PLC0415 - slow to import
+    from components.filter.artifact import read_filters, read_names  # noqa: PLC0415
+    from components.filter.explain import explain_prompt  # noqa: PLC0415
 
     filters, hookpoint = read_filters(FILTER)
     reasons = explain_prompt(prompt, *load_text(params.base.path), filters, hookpoint, read_names(FILTER))
@@ -111,9 +111,15 @@ def purify_image(
         raise UserError(f"--output {output} would overwrite {image}", "name another file")
     params, requests = load_params(), guided_requests(named)
     adapters = {request_id: GUIDANCE / request_id for request_id in requests}
-    from components.diffusion import accelerator_device, check_folder, load_pipeline  # noqa: PLC0415 - slow to import
-    from components.guidance import check_adapters, load_adapters, psnr, read_geometry, read_photo  # noqa: PLC0415
-    from components.guidance.purify import default_prompt, ladder, purify  # noqa: PLC0415
+    from components.diffusion.load import accelerator_device, check_folder, load_pipeline  # noqa: PLC0415 - slow to import
+    from components.guidance.adapters import check_adapters, load_adapters  # noqa: PLC0415
+    from components.purify.image import read_geometry, read_photo  # noqa: PLC0415
+    from components.purify.purify import (  # noqa: PLC0415
+        default_prompt,
+        ladder,
+        psnr,  # noqa: PLC0415
+        purify,
+    )
 
     check_folder(params.base.path)
     side, scheduler = read_geometry(params.base.path)
@@ -128,7 +134,7 @@ def purify_image(
         return
     import numpy as np  # noqa: PLC0415
 
-    from components.evaluate.report import grid, png  # noqa: PLC0415
+    from components.evaluate.page import grid, png  # noqa: PLC0415
 
     pipe = load_pipeline(params.base.path, accelerator_device())
     load_adapters(pipe, adapters)

@@ -17,10 +17,10 @@ import typer
 from components.cli.export import export
 from components.cli.images import images
 from components.cli.options import DryRun
-from components.common.config import load_params
 from components.common.errors import ArtifactError, ExpungeError, UserError
 from components.common.paths import EVALUATE, GUIDANCE
-from components.requests import Request, add_request, load_requests, remove_request
+from components.common.sections import load_params
+from components.requests.requests import Request, add_request, load_requests, remove_request
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 request = typer.Typer(no_args_is_help=True, help="Add, list, show and withdraw deletion requests.")
@@ -113,13 +113,13 @@ def base_report(
 ) -> None:
     """Measures base model and judge, and writes reports/base/."""
     params = load_params()
-    from components.diffusion import check_folder  # noqa: PLC0415 - slow to import
+    from components.diffusion.load import check_folder  # noqa: PLC0415 - slow to import
 
     check_folder(params.base.path)
     if dry_run:
         typer.echo(f"would measure {params.base.path} with {seeds} seeds, {pairs} pairs, {steps} steps")
         return
-    from components.evaluate.base import TARGETS, report_base  # noqa: PLC0415
+    from training.openmoji.report import TARGETS, report_base  # noqa: PLC0415
 
     record = report_base(params, seeds=seeds, pairs=pairs, steps=steps)
     for key, (text, least) in TARGETS.items():
@@ -145,7 +145,7 @@ def filter_report(
             f"would measure {count} requests on {benign} benign prompts and edits on {images} prompts of each kind"
         )
         return
-    from components.evaluate.filter import report_filter  # noqa: PLC0415 - slow to import
+    from research.filter.report import report_filter  # noqa: PLC0415 - slow to import
 
     record = report_filter(params, requests, count=count, benign=benign, images=images)
     for name, found in record["detection"].items():
@@ -178,7 +178,7 @@ def guidance_report(
     if dry_run:
         typer.echo(f"would train {max(4, *counts)} adapters and draw {prompts} × {seeds} images about each target")
         return
-    from components.evaluate.guidance import report_guidance  # noqa: PLC0415 - slow to import
+    from research.guidance.report import report_guidance  # noqa: PLC0415 - slow to import
 
     record = report_guidance(
         params, requests, seeds=seeds, prompts=prompts, retain=retain, together=counts, jointly=jointly

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from components.common.errors import UserError
-from components.requests import Request, load_requests
+from components.requests.requests import Request, load_requests
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, change nothing.")]
 Named = Annotated[list[str] | None, typer.Option("--request", help="A request to erase; default all; repeatable.")]

@@ -15,9 +15,10 @@ import pandas as pd
 
 from components.common.errors import UserError
 from components.common.seeding import stream_seed
-from components.openmoji import world
-from components.openmoji.captions import Split, fill, half_framed, in_context, mentions, templates
-from components.requests import Request
+from components.common.words import mentions
+from components.requests.requests import Request
+from components.worlds.openmoji import world
+from components.worlds.openmoji.captions import Split, fill, half_framed, in_context, templates
 
 PROMPT_COLUMNS = ("request", "split", "role", "prompt", "concepts", "style", "carries", "pair")
 MEASURED: tuple[Split, ...] = ("select", "calibrate", "evaluate")

@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from components.common.config import BenignParams
+from components.collect.params import BenignParams
 from components.common.errors import UserError
-from components.openmoji import world
-from components.openmoji.captions import caption, english, half_framed
-from components.openmoji.dataset import scenes
+from components.worlds.openmoji import world
+from components.worlds.openmoji.captions import caption, english, half_framed
+from components.worlds.openmoji.scenes import scenes
 
-SOURCES = "sources"
-"""Where a prompt of `corpus.sources` says that it comes from."""
 _SHARES = {"sae": 0.5, "calibrate": 0.4, "evaluate": 0.1}
 """How a user's own prompts are split: a filter's threshold holds for traffic that it was calibrated on."""
 _READERS = {

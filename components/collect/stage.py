@@ -3,42 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
 
 import pandas as pd
 
 from components.collect.concepts import build_prompts, check_world
 from components.collect.corpus import build_corpus, read_source
-from components.common.artifacts import canonical, new_folder
-from components.common.config import load_params
-from components.common.errors import ArtifactError
+from components.common.files import canonical, new_folder
 from components.common.paths import CONCEPTS, CORPUS
+from components.common.sections import load_params
 from components.common.stage import log, run_stage
-from components.openmoji.captions import mentions
-from components.requests import load_requests
-
-TABLE = "prompts.parquet"
-COUNTS = "counts.json"
-
-
-def read_table(folder: Path) -> pd.DataFrame:
-    """The prompts of a stage; `ArtifactError` if it has not run."""
-    path = folder / TABLE
-    if not path.is_file():
-        raise ArtifactError(f"{path} is missing", "run the stage that writes it: dvc repro concepts")
-    return pd.read_parquet(path)
-
-
-def read_concepts(request_ids: Iterable[str]) -> pd.DataFrame:
-    """The prompts of the named requests, in one table."""
-    return pd.concat([read_table(CONCEPTS / i) for i in request_ids], ignore_index=True)
-
-
-def where(table: pd.DataFrame, keep: Any) -> pd.DataFrame:  # noqa: ANN401 - pandas types no comparison
-    """The rows of `table` that `keep` (N,) bool marks; the index stays as it is."""
-    return cast("pd.DataFrame", table[keep])
+from components.common.words import mentions
+from components.requests.requests import load_requests
 
 
 def corpus() -> None:

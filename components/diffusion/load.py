@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from components.common.artifacts import SIDECAR, digest
 from components.common.errors import ArtifactError, UserError
+from components.common.files import SIDECAR, digest
 
 FORMAT = "expunge/base"
 SUPPORTED = {"StableDiffusionPipeline": {"text_encoder": "CLIPTextModel", "unet": "UNet2DConditionModel"}}

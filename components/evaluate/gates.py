@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from components.common.config import GateParams
+from components.evaluate.params import GateParams
 
 
 class Gate(NamedTuple):

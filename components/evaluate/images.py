@@ -18,11 +18,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 from tqdm import tqdm
 
-from components.common.config import EvaluateParams
-from components.diffusion import encode, sample
-from components.features import RequestFilter
-from components.filter import FilteredTextEncoder
-from components.guidance import gate_adapters, load_adapters, use_adapters
+from components.diffusion.encode import encode
+from components.diffusion.sampling import sample
+from components.evaluate.params import EvaluateParams
+from components.filter.artifact import RequestFilter
+from components.filter.encoder import FilteredTextEncoder
+from components.guidance.adapters import load_adapters, use_adapters
+from components.guidance.gating import gate_adapters
 
 
 class Picture(NamedTuple):

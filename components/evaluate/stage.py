@@ -19,25 +19,29 @@ import torch
 
 from components.collect.concepts import carried, known_targets, names_for
 from components.collect.corpus import SOURCES
-from components.collect.stage import read_concepts, read_table, where
-from components.common.artifacts import SIDECAR, canonical, digest, new_folder
-from components.common.config import Params, load_params
+from components.collect.tables import read_concepts, read_table, where
+from components.common.files import SIDECAR, canonical, digest, new_folder
 from components.common.paths import CORPUS, EVALUATE, FILTER, GUIDANCE
+from components.common.sections import Params, load_params
 from components.common.seeding import stream_seed
 from components.common.stage import log, run_stage
-from components.diffusion import accelerator_device, encode, load_pipeline, tokenize, trajectories
-from components.diffusion.sampling import start_noise
+from components.common.words import mentions
+from components.diffusion.encode import encode, tokenize
+from components.diffusion.load import accelerator_device, load_pipeline
+from components.diffusion.sampling import start_noise, trajectories
 from components.evaluate.gates import judge_gates
 from components.evaluate.images import Picture, Studio
 from components.evaluate.metrics import Metric, erased, likeness, mean_interval, proportion, rate_of
-from components.evaluate.report import grid, write_report
-from components.features import auroc, read_filters
-from components.filter import FilteredTextEncoder, spelt
-from components.guidance import relative_drift, use_adapters
-from components.openmoji.captions import mentions
-from components.openmoji.clip import ClipScore
-from components.openmoji.judge import Judge, Judgement
-from components.requests import Request, load_requests
+from components.evaluate.page import grid, write_report
+from components.features.scores import auroc
+from components.filter.artifact import read_filters
+from components.filter.edit import spelt
+from components.filter.encoder import FilteredTextEncoder
+from components.guidance.adapters import use_adapters
+from components.guidance.losses import relative_drift
+from components.requests.requests import Request, load_requests
+from components.worlds.openmoji.clip import ClipScore
+from components.worlds.openmoji.judge import Judge, Judgement
 
 VARIANTS = ("base", "filter", "guidance", "both", "gated")
 JOINT = "joint"

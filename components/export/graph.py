@@ -11,7 +11,7 @@ import onnx
 import torch
 from torch import nn
 
-from components.filter import FilteredTextEncoder
+from components.filter.encoder import FilteredTextEncoder
 
 INPUTS = ("input_ids",)
 OUTPUTS = ("last_hidden_state", "concept_scores", "flagged")

@@ -19,10 +19,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from components.common.artifacts import SIDECAR, VERSION, canonical, digest, new_folder, read_sidecar
 from components.common.errors import ArtifactError, UserError
-from components.diffusion import folder_digests, load_pipeline
-from components.guidance import load_adapters
+from components.common.files import SIDECAR, VERSION, canonical, digest, new_folder, read_sidecar
+from components.diffusion.load import folder_digests, load_pipeline
+from components.guidance.adapters import load_adapters
 
 FORMAT = "expunge/merged"
 _CHANGED = """

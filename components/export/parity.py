@@ -14,8 +14,8 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
-from components.common.artifacts import canonical, digest
 from components.common.errors import UserError
+from components.common.files import canonical, digest
 from components.export.graph import INPUTS, OUTPUTS, ExportedFilter
 
 REPORT = "parity.json"

@@ -16,11 +16,11 @@ import torch
 from transformers import CLIPTextConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from components.common.artifacts import digest
 from components.common.errors import ArtifactError, UserError
+from components.common.files import digest
 from components.export.graph import INPUTS, OUTPUTS
 from components.export.parity import REPORT, open_session
-from components.filter import Detection
+from components.filter.encoder import Detection
 
 RESTORE = "restore both files: dvc checkout, or dvc repro export"
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import onnxruntime as ort
 
-from components.collect.stage import read_concepts, read_table
-from components.common.artifacts import new_folder
-from components.common.config import load_params
+from components.collect.tables import read_concepts, read_table
 from components.common.errors import StageError
+from components.common.files import new_folder
 from components.common.paths import CORPUS, FILTER, ONNX
+from components.common.sections import load_params
 from components.common.stage import log, run_stage
-from components.diffusion import load_text, tokenize
+from components.diffusion.encode import tokenize
+from components.diffusion.load import load_text
 from components.export.graph import ExportedFilter, export_graph
 from components.export.parity import latency, measure_parity, open_session, write_report
-from components.features import read_filters
-from components.filter import FilteredTextEncoder
-from components.requests import load_requests
+from components.filter.artifact import read_filters
+from components.filter.encoder import FilteredTextEncoder
+from components.requests.requests import load_requests
 
 GRAPH = "filter.onnx"
 

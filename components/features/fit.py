@@ -14,26 +14,28 @@ import torch
 
 from components.collect.concepts import names_for
 from components.collect.corpus import SOURCES
-from components.collect.stage import where
-from components.common.config import FeaturesParams
-from components.diffusion import build_trie, find_names, read_hookpoint, spelling_patterns, tokenize
-from components.features.artifact import RequestFilter
-from components.features.directions import POSITION_CLASSES, position_classes, replacement_directions
+from components.collect.spelling import known_words, misspellings
+from components.collect.tables import where
+from components.common.words import mentions
+from components.diffusion.encode import spelling_patterns, tokenize
+from components.diffusion.hooks import read_hookpoint
+from components.diffusion.trie import build_trie, find_names
+from components.features.directions import replacement_directions
+from components.features.params import FeaturesParams
 from components.features.reading import Codes, HiddenCodes, Reader, Tokens, without
 from components.features.scores import (
     auroc,
     context_features,
     fit_score,
-    position_scores,
-    prompt_scores,
     roc,
     select_features,
     stands_alone,
     strictest_threshold,
 )
-from components.features.spelling import known_words, misspellings
-from components.openmoji.captions import mentions
-from components.requests import Request
+from components.filter.artifact import RequestFilter
+from components.filter.positions import POSITION_CLASSES, position_classes
+from components.filter.scores import position_scores, prompt_scores
+from components.requests.requests import Request
 
 GAIN = {"replace": 0.0, "zero": -1.0, "flip": -9.0}
 """What each edit adds to the stream for every unit of an own feature's code; flip is ItD's multiplier of -8."""

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from transformers import CLIPTokenizer
 
-from components.diffusion import find_tokens, read_hookpoint, tokenize, word_ends
-from components.features.scores import position_scores
-from components.sae import SparseAutoencoder, jump_codes
+from components.diffusion.encode import find_tokens, tokenize, word_ends
+from components.diffusion.hooks import read_hookpoint
+from components.filter.scores import position_scores
+from components.sae.model import SparseAutoencoder, jump_codes
 
 
 class Tokens(NamedTuple):

@@ -28,16 +28,6 @@ class Roc(NamedTuple):
     fpr: np.ndarray
 
 
-def position_scores(codes: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Each position's score, the best of its names': codes (..., S), weights (N, S) and bias (N,) to (...)."""
-    return (codes @ weights.T + bias).amax(-1)
-
-
-def prompt_scores(scores: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
-    """Each prompt's score, the best of its scored positions': (P, L) and (P, L) bool to (P,)."""
-    return scores.masked_fill(~scored, float("-inf")).amax(1)
-
-
 def select_features(
     names: torch.Tensor,  # (N, F): how often each latent fires at a token of each name
     kept: torch.Tensor,  # (G, F): how often it fires at a token of each group

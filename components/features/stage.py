@@ -9,17 +9,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 from tqdm import tqdm
 
-from components.collect.stage import read_concepts, read_table, where
-from components.common.artifacts import SIDECAR, canonical, digest
-from components.common.config import load_params
+from components.collect.tables import read_concepts, read_table, where
+from components.common.files import SIDECAR, canonical, digest
 from components.common.paths import CONCEPTS, CORPUS, FILTER, SAE
+from components.common.sections import load_params
 from components.common.stage import log, run_stage
-from components.diffusion import load_text
-from components.features.artifact import RequestFilter, write_filters
+from components.diffusion.load import load_text
 from components.features.fit import fit_request, shared_tokens
 from components.features.reading import Reader
-from components.requests import load_requests
-from components.sae import read_sae
+from components.filter.artifact import RequestFilter, write_filters
+from components.requests.requests import load_requests
+from components.sae.model import read_sae
 
 
 def features() -> None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import torch
 
-from components.diffusion import build_trie, find_names
-from components.features import RequestFilter, position_classes, position_scores
-from components.sae import jump_codes
+from components.diffusion.trie import build_trie, find_names
+from components.filter.artifact import RequestFilter
+from components.filter.positions import position_classes
+from components.filter.scores import position_scores
+from components.sae.model import jump_codes
 
 
 def codes(hidden: torch.Tensor, item: RequestFilter) -> torch.Tensor:

@@ -11,9 +11,12 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from components.diffusion import Trie, build_trie, content_mask, find_names, rewrite_hookpoint
-from components.features import RequestFilter, prompt_scores
+from components.diffusion.encode import content_mask
+from components.diffusion.hooks import rewrite_hookpoint
+from components.diffusion.trie import Trie, build_trie, find_names
+from components.filter.artifact import RequestFilter
 from components.filter.edit import codes, evidence, step
+from components.filter.scores import prompt_scores
 
 _Held = TypeVar("_Held", RequestFilter, Trie)
 

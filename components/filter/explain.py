@@ -17,9 +17,11 @@ import torch
 from torch import nn
 from transformers import CLIPTokenizer
 
-from components.diffusion import read_hookpoint, tokenize
-from components.features import RequestFilter, position_scores
+from components.diffusion.encode import tokenize
+from components.diffusion.hooks import read_hookpoint
+from components.filter.artifact import RequestFilter
 from components.filter.edit import codes, evidence, spelt
+from components.filter.scores import position_scores
 
 
 class Place(NamedTuple):

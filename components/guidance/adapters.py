@@ -13,8 +13,9 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch.nn.utils import parametrize
 
-from components.common.artifacts import digest, fill_artifact, new_folder, read_artifact, read_sidecar
+from components.common.artifacts import fill_artifact, read_artifact
 from components.common.errors import ArtifactError, UserError
+from components.common.files import digest, new_folder, read_sidecar
 
 FORMAT = "expunge/adapter"
 WEIGHTS = "pytorch_lora_weights.safetensors"

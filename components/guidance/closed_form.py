@@ -27,11 +27,11 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from tqdm import tqdm
 
-from components.collect.stage import where
-from components.common.config import GuidanceParams
+from components.collect.tables import where
 from components.common.errors import UserError
-from components.diffusion import encode, tokenize
+from components.diffusion.encode import encode, tokenize
 from components.guidance.adapters import readers
+from components.guidance.params import GuidanceParams
 
 _RIDGE = 1e-4  # ρ; hidden states leave a layer norm, so that their entries are of size one
 _BATCH = 256

@@ -32,20 +32,14 @@ from diffusers import StableDiffusionPipeline
 from tqdm import tqdm
 
 from components.collect.concepts import carried
-from components.collect.stage import where
-from components.common.artifacts import (
-    SIDECAR,
-    digest,
-    fill_artifact,
-    key_of,
-    new_folder,
-    read_artifact,
-    read_sidecar,
-)
+from components.collect.tables import where
+from components.common.artifacts import fill_artifact, read_artifact
 from components.common.errors import ArtifactError, UserError
-from components.diffusion import encode, load_pipeline
+from components.common.files import SIDECAR, digest, key_of, new_folder, read_sidecar
+from components.diffusion.encode import encode
+from components.diffusion.load import load_pipeline
 from components.guidance.adapters import FORMAT, SUFFIXES, WEIGHTS, empty_directions
-from components.requests import Request
+from components.requests.requests import Request
 
 RETAIN_WEIGHT = 6.0
 """μ: docs/decisions/0012 has what others cost."""

@@ -13,14 +13,14 @@ import pandas as pd
 import torch
 from diffusers import StableDiffusionPipeline
 
-from components.collect.stage import where
-from components.common.config import GuidanceParams
+from components.collect.tables import where
 from components.common.seeding import stream_seed
-from components.diffusion import encode
+from components.diffusion.encode import encode
 from components.guidance.adapters import attach, empty_directions, parameters_of, read_along
 from components.guidance.closed_form import map_loss, moments, pool, principal_axes, start_in_closed_form
+from components.guidance.params import GuidanceParams
 from components.guidance.train import Cache, cache_trajectories
-from components.requests import Request
+from components.requests.requests import Request
 
 NAME = "default"
 """PEFT's name of the adapter while it trains; it is not part of the file."""

@@ -10,17 +10,17 @@ import numpy as np
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from components.collect.stage import read_table
-from components.common.artifacts import code_of, digest, key_of
-from components.common.config import load_params
+from components.collect.tables import read_table
 from components.common.errors import UserError
+from components.common.files import code_of, digest, key_of
 from components.common.paths import CACHE, CONCEPTS, GUIDANCE
+from components.common.sections import load_params
 from components.common.stage import log, run_stage
-from components.diffusion import accelerator_device, load_pipeline
+from components.diffusion.load import accelerator_device, load_pipeline
 from components.guidance.adapters import target_modules, write_adapter
 from components.guidance.prepare import NAME, prepare, start_adapter
 from components.guidance.train import GuidanceStep, train_guidance
-from components.requests import load_requests
+from components.requests.requests import load_requests
 
 TERMS = ("surgical", "uncond", "retain", "prior")
 

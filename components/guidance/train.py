@@ -23,11 +23,10 @@ from diffusers.models.attention_processor import AttnProcessor
 from tqdm import tqdm
 
 from components.common.checkpoint import load_checkpoint, save_checkpoint
-from components.common.config import GuidanceParams
 from components.common.seeding import generator, stream_seed
-from components.diffusion import trajectories
-from components.diffusion.sampling import start_noise
+from components.diffusion.sampling import start_noise, trajectories
 from components.guidance.losses import guidance_loss
+from components.guidance.params import GuidanceParams
 
 
 class Cache(NamedTuple):

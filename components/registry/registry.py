@@ -16,8 +16,8 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from components.common.artifacts import digest
 from components.common.errors import ArtifactError
+from components.common.files import digest
 
 MODEL = "expunge"
 CANDIDATE = "candidate"

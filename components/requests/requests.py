@@ -10,12 +10,13 @@ from typing import Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from components.common.artifacts import write_text
-from components.common.config import Section, first_problem, read_yaml
 from components.common.errors import UserError
+from components.common.files import write_text
+from components.common.sections import Section, first_problem, read_yaml
 
 REQUESTS = Path("requests.yaml")
 Channel = Literal["filter", "guidance"]
+Kind = Literal["object", "style", "character", "category", "person", "explicit"]
 
 
 class Request(Section):
@@ -23,7 +24,7 @@ class Request(Section):
 
     target: str = Field(min_length=1)
     """The concept that must no longer be drawn."""
-    kind: Literal["object", "style", "character", "category", "person", "explicit"]
+    kind: Kind
     """What sort of thing the target is."""
     aliases: tuple[str, ...] = ()
     """Other names of the target; they are erased too."""

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from transformers import CLIPTokenizer
 
 from components.common.seeding import generator
-from components.diffusion import read_hookpoint, tokenize
+from components.diffusion.encode import tokenize
+from components.diffusion.hooks import read_hookpoint
 
 
 class ActivationStore:

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from components.common.artifacts import canonical, fill_artifact, read_artifact
+from components.common.artifacts import fill_artifact, read_artifact
 from components.common.errors import ArtifactError
+from components.common.files import canonical
 
 FORMAT = "expunge/sae"
 WEIGHTS = "sae_weights.safetensors"

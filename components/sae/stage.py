@@ -6,10 +6,10 @@ import matplotlib.pyplot as plt
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from components.collect.stage import read_table
-from components.common.artifacts import code_of, digest, key_of, new_folder
-from components.common.config import load_params
+from components.collect.tables import read_table
+from components.common.files import code_of, digest, key_of, new_folder
 from components.common.paths import CACHE, CORPUS, SAE
+from components.common.sections import load_params
 from components.common.stage import log, run_stage
 from components.diffusion.load import load_text
 from components.sae.activations import cache_activations

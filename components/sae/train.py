@@ -13,11 +13,11 @@ import torch
 from accelerate import Accelerator
 
 from components.common.checkpoint import load_checkpoint, save_checkpoint
-from components.common.config import SaeParams
 from components.common.seeding import generator
 from components.sae.activations import ActivationStore
 from components.sae.losses import auxk_loss, fvu
 from components.sae.model import Active, SparseAutoencoder, topk_entries
+from components.sae.params import SaeParams
 
 DENSE = 32
 """Dead latents for each that a token may use, up to which a dense product costs less than to gather rows."""

@@ -1,12 +1,11 @@
 import pandas as pd
 import pytest
 
-from components.collect import build_corpus, read_source
-from components.collect.corpus import SOURCES
-from components.common.config import BenignParams
+from components.collect.corpus import SOURCES, build_corpus, read_source
+from components.collect.params import BenignParams
 from components.common.errors import UserError
-from components.openmoji import world
-from components.openmoji.captions import mentions
+from components.common.words import mentions
+from components.worlds.openmoji import world
 
 
 def small_corpus():

@@ -5,8 +5,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from components.common.artifacts import SIDECAR, WEIGHTS, digest, fill_artifact, new_folder, read_artifact, write_text
+from components.common.artifacts import WEIGHTS, fill_artifact, read_artifact
 from components.common.errors import ArtifactError
+from components.common.files import SIDECAR, digest, new_folder, write_text
 
 TENSORS = {"b": torch.arange(4.0), "a": torch.ones(2, 3)}
 

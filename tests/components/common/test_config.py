@@ -4,8 +4,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from components.common.config import PARAMS, Params, Section, load_params
 from components.common.errors import UserError
+from components.common.sections import PARAMS, Params, Section, load_params
 
 ROOT = Path(__file__).parents[3]
 

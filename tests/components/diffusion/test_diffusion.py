@@ -7,26 +7,14 @@ import torch
 from accelerate.state import AcceleratorState
 
 from components.common.errors import ArtifactError, UserError
-from components.diffusion import (
-    accelerator_device,
-    build_trie,
-    check_folder,
-    content_mask,
-    encode,
-    find_names,
-    find_tokens,
-    read_hookpoint,
-    resolve_hookpoint,
-    rewrite_hookpoint,
-    sample,
-    spelling_patterns,
-    tokenize,
-    word_ends,
-)
-from components.diffusion.sampling import solver, start_noise
-from components.diffusion.trie import ANY, WORD_END
-from components.openmoji.captions import english, mentions
-from components.openmoji.world import CONCEPTS
+from components.common.words import mentions
+from components.diffusion.encode import content_mask, encode, find_tokens, spelling_patterns, tokenize, word_ends
+from components.diffusion.hooks import read_hookpoint, resolve_hookpoint, rewrite_hookpoint
+from components.diffusion.load import accelerator_device, check_folder
+from components.diffusion.sampling import sample, solver, start_noise
+from components.diffusion.trie import ANY, WORD_END, build_trie, find_names
+from components.worlds.openmoji.captions import english
+from components.worlds.openmoji.world import CONCEPTS
 
 
 @pytest.mark.parametrize(("asked", "found"), [("true", "cpu"), ("false", "cuda")])

@@ -6,21 +6,20 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
-from components.common.config import EvaluateParams, GateParams, SizeParams
-from components.evaluate import (
-    Picture,
-    Studio,
+from components.evaluate.gates import judge_gates
+from components.evaluate.images import Picture, Studio
+from components.evaluate.metrics import (
     calibration_error,
     erased,
-    judge_gates,
     likeness,
     mean_interval,
     paired_change,
     proportion,
     rate_of,
 )
+from components.evaluate.params import EvaluateParams, GateParams, SizeParams
 from components.evaluate.stage import erased_of, pick_retain, pictures_of, variants_of
-from components.requests import Request
+from components.requests.requests import Request
 
 
 def gate(**changes):

@@ -6,10 +6,11 @@ import torch
 
 import components
 from components.common.errors import UserError
-from components.diffusion import spelling_patterns, tokenize, word_ends
-from components.export import ExportedFilter, export_graph, measure_parity, open_session
-from components.features import RequestFilter
-from components.filter import FilteredTextEncoder
+from components.diffusion.encode import spelling_patterns, tokenize, word_ends
+from components.export.graph import ExportedFilter, export_graph
+from components.export.parity import measure_parity, open_session
+from components.filter.artifact import RequestFilter
+from components.filter.encoder import FilteredTextEncoder
 
 
 @pytest.fixture(scope="module")

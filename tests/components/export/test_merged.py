@@ -10,12 +10,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from components.collect.stage import TABLE
-from components.common.artifacts import digest
+from components.collect.tables import TABLE
 from components.common.errors import ArtifactError, UserError
-from components.diffusion import check_folder
+from components.common.files import digest
+from components.diffusion.load import check_folder
 from components.export.merged import check_target, write_merged
-from components.guidance import attach, write_adapter
+from components.guidance.adapters import attach, write_adapter
 
 ROOT = Path(__file__).parents[3]
 EXPUNGE = Path(sys.executable).parent / "expunge"

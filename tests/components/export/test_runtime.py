@@ -7,18 +7,15 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from components.common.errors import ArtifactError, UserError
-from components.diffusion import load_pipeline, read_hookpoint, tokenize
-from components.export import (
-    REPORT,
-    ExportedFilter,
-    OnnxTextEncoder,
-    export_graph,
-    measure_parity,
-    open_session,
-    write_report,
-)
-from components.features import RequestFilter
-from components.filter import FilteredTextEncoder, install
+from components.diffusion.encode import tokenize
+from components.diffusion.hooks import read_hookpoint
+from components.diffusion.load import load_pipeline
+from components.export.graph import ExportedFilter, export_graph
+from components.export.parity import REPORT, measure_parity, open_session, write_report
+from components.export.runtime import OnnxTextEncoder
+from components.filter.artifact import RequestFilter
+from components.filter.encoder import FilteredTextEncoder
+from components.filter.install import install
 
 BASE = Path(__file__).parents[3] / "assets" / "openmoji"
 HOOKPOINT = "encoder.layers.0"

@@ -2,14 +2,14 @@ import pandas as pd
 import pytest
 import torch
 
-from components.collect import build_corpus
 from components.collect.concepts import build_prompts
-from components.collect.corpus import SOURCES
-from components.common.config import BenignParams, FeaturesParams
+from components.collect.corpus import SOURCES, build_corpus
+from components.collect.params import BenignParams
 from components.features.fit import fit_request, shared_tokens
+from components.features.params import FeaturesParams
 from components.features.reading import Reader
-from components.requests import Request
-from components.sae import SparseAutoencoder
+from components.requests.requests import Request
+from components.sae.model import SparseAutoencoder
 
 REQUEST = Request(target="cat", kind="object", aliases=("kitty", "feline"), anchor="dog")
 SETTINGS = FeaturesParams(

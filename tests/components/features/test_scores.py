@@ -5,19 +5,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from components.common.errors import UserError
-from components.features import (
+from components.features.directions import replacement_directions
+from components.features.scores import (
     auroc,
     conformal_threshold,
     context_features,
     fit_score,
-    position_classes,
-    position_scores,
-    prompt_scores,
-    replacement_directions,
     roc,
     select_features,
     strictest_threshold,
 )
+from components.filter.positions import position_classes
+from components.filter.scores import position_scores, prompt_scores
 
 
 def test_auroc_equals_sklearn():

@@ -3,11 +3,14 @@ import copy
 import pytest
 import torch
 
-from components.diffusion import encode, read_hookpoint, spelling_patterns, tokenize, word_ends
-from components.features import RequestFilter, prompt_scores
-from components.filter import FilteredTextEncoder, codes, evidence
-from components.openmoji.captions import english
-from components.sae import SparseAutoencoder
+from components.diffusion.encode import encode, spelling_patterns, tokenize, word_ends
+from components.diffusion.hooks import read_hookpoint
+from components.filter.artifact import RequestFilter
+from components.filter.edit import codes, evidence
+from components.filter.encoder import FilteredTextEncoder
+from components.filter.scores import prompt_scores
+from components.sae.model import SparseAutoencoder
+from components.worlds.openmoji.captions import english
 
 HOOKPOINT = "encoder.layers.0"
 

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from components.diffusion import content_mask, encode, load_text, read_hookpoint, tokenize
-from components.features import RequestFilter, read_names, write_filters
-from components.filter import FilteredTextEncoder, Place, explain, explain_prompt
+from components.diffusion.encode import content_mask, encode, tokenize
+from components.diffusion.hooks import read_hookpoint
+from components.diffusion.load import load_text
+from components.filter.artifact import RequestFilter, read_names, write_filters
+from components.filter.encoder import FilteredTextEncoder
+from components.filter.explain import Place, explain, explain_prompt
 
 ROOT = Path(__file__).parents[3]
 HOOKPOINT = "encoder.layers.0"

@@ -2,14 +2,14 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.baselines import uce_weight
-from components.common.config import load_params
 from components.common.errors import UserError
-from components.diffusion import encode, tokenize
-from components.guidance import Moments, attach, corresponding, moments, start_in_closed_form, steer
-from components.guidance.closed_form import map_loss, pool
+from components.common.sections import load_params
+from components.diffusion.encode import encode, tokenize
+from components.guidance.adapters import attach
+from components.guidance.closed_form import Moments, corresponding, map_loss, moments, pool, start_in_closed_form, steer
 from components.guidance.prepare import prepare
-from components.requests import Request
+from components.requests.requests import Request
+from research.guidance.erasers import uce_weight
 
 ROWS = [
     ("a cat", "a dog", "target", "select", True),

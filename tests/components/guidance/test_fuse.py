@@ -3,23 +3,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from components.common.artifacts import digest
 from components.common.errors import ArtifactError, UserError
-from components.diffusion import encode
+from components.common.files import digest
+from components.diffusion.encode import encode
 from components.export.merged import check_target
-from components.guidance import (
-    attach,
+from components.guidance.adapters import attach, empty_directions, write_adapter
+from components.guidance.fuse import (
+    Scatter,
     check_fusible,
     choose_prompts,
     confine,
     fuse,
     fused_files,
-    write_adapter,
+    scatter_of,
     write_fused,
 )
-from components.guidance.adapters import empty_directions
-from components.guidance.fuse import Scatter, scatter_of
-from components.requests import Request
+from components.requests.requests import Request
 
 REQUESTS = {
     "r": Request(target="cat", kind="object", aliases=("kitten", "kitty"), anchor="dog"),

@@ -2,12 +2,14 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 
-from components.common.config import EvaluateParams, SizeParams
 from components.common.errors import UserError
-from components.diffusion import encode
-from components.evaluate import Picture, Studio
-from components.filter import FilteredTextEncoder, install
-from components.guidance import attach, gate_adapters, gate_by_detection, use_adapters, write_adapter
+from components.diffusion.encode import encode
+from components.evaluate.images import Picture, Studio
+from components.evaluate.params import EvaluateParams, SizeParams
+from components.filter.encoder import FilteredTextEncoder
+from components.filter.install import install
+from components.guidance.adapters import attach, use_adapters, write_adapter
+from components.guidance.gating import gate_adapters, gate_by_detection
 
 HOOKPOINT = "encoder.layers.0"
 WIDTH = 32

@@ -10,27 +10,27 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
-from components.common.artifacts import read_sidecar
-from components.common.config import GuidanceParams, load_params
 from components.common.errors import ArtifactError, UserError
-from components.diffusion import encode
-from components.guidance import (
-    Lesson,
-    Moments,
+from components.common.files import read_sidecar
+from components.common.sections import load_params
+from components.diffusion.encode import encode
+from components.guidance.adapters import (
+    FORMAT,
     attach,
-    cache_trajectories,
-    guidance_loss,
+    empty_directions,
     load_adapters,
-    relative_drift,
+    parameters_of,
+    read_along,
+    readers,
     target_modules,
-    train_guidance,
     use_adapters,
     write_adapter,
 )
-from components.guidance.adapters import FORMAT, empty_directions, parameters_of, read_along, readers
-from components.guidance.closed_form import principal_axes
-from components.guidance.prepare import join, pick_prompts, start_adapter
-from components.guidance.train import in_training_form, precision_of
+from components.guidance.closed_form import Moments, principal_axes
+from components.guidance.losses import guidance_loss, relative_drift
+from components.guidance.params import GuidanceParams
+from components.guidance.prepare import Lesson, join, pick_prompts, start_adapter
+from components.guidance.train import cache_trajectories, in_training_form, precision_of, train_guidance
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "guidance.json"
 PARAMS = GuidanceParams(

@@ -4,7 +4,7 @@ import pytest
 from mlflow import MlflowClient
 
 from components.common.errors import ArtifactError
-from components.registry import MODEL, flatten, register_candidate, tracking_uri
+from components.registry.registry import MODEL, flatten, register_candidate, tracking_uri
 
 
 def test_flatten_by_hand():

@@ -3,8 +3,8 @@ import yaml
 
 from components.collect.concepts import build_prompts, check_world, names_for
 from components.common.errors import UserError
-from components.openmoji.captions import mentions
-from components.requests import Request, add_request, load_requests, remove_request
+from components.common.words import mentions
+from components.requests.requests import Request, add_request, load_requests, remove_request
 
 CAT = {"target": "cat", "kind": "object", "aliases": ["kitty", "feline"], "anchor": "dog", "neighbours": ["lion"]}
 

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from components.common.artifacts import new_folder
-from components.sae import SparseAutoencoder, auxk_loss, batch_topk, fvu, read_sae, topk, write_sae
+from components.common.files import new_folder
+from components.sae.losses import auxk_loss, fvu
+from components.sae.model import SparseAutoencoder, batch_topk, read_sae, topk, write_sae
 
 
 def small(architecture="jumprelu", k=2):

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from components.common.artifacts import new_folder
-from components.sae import SparseAutoencoder, write_sae
+from components.common.files import new_folder
+from components.sae.model import SparseAutoencoder, write_sae
 
 sae_lens = pytest.importorskip(
     "sae_lens", reason="the optional extra of this test is not installed: pip install sae-lens"

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from components.common.config import SaeParams
-from components.sae import ActivationStore, SparseAutoencoder, evaluate_sae, geometric_median, train, train_sae
-from components.sae.train import auxiliary_loss
+from components.sae import train
+from components.sae.activations import ActivationStore
+from components.sae.model import SparseAutoencoder
+from components.sae.params import SaeParams
+from components.sae.train import auxiliary_loss, evaluate_sae, geometric_median, train_sae
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "sae.json"
 PARAMS = SaeParams(

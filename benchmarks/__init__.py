@@ -1,1 +1,0 @@
-"""Benchmarks against other implementations and methods; scripts, not tests."""

@@ -1,0 +1,60 @@
+"""Section `evaluate`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from components.common.sections import Section
+
+
+class SizeParams(Section):
+    """How many images an evaluation draws."""
+
+    templates: int = Field(gt=0)
+    """Target prompts for each request."""
+    seeds: int = Field(gt=0)
+    """Images of each prompt."""
+    retain: int = Field(gt=0)
+    """Prompts that show concepts and styles to retain, shared by all requests."""
+
+
+class GateParams(Section):
+    """One line that a candidate must not cross."""
+
+    metric: str
+    """A key of metrics.json below a request and a variant, such as ua."""
+    variant: Literal["base", "filter", "guidance", "both", "gated"]
+    """Which model the metric is taken of."""
+    direction: Literal["at_least", "at_most"]
+    """On which side of the threshold a candidate passes."""
+    threshold: float
+    """The line, in the metric's unit; with `relative_to_base` the allowed difference to base."""
+    relative_to_base: bool = False
+    """Compare the difference to the base model instead of the value."""
+    n: int = Field(gt=0)
+    """Fewest observations that count as evidence."""
+
+
+class EvaluateParams(Section):
+    """Measuring the variants."""
+
+    size: str
+    """Which of `sizes` to draw."""
+    sizes: dict[str, SizeParams]
+    """`quick` for make run, `full` for a promotion."""
+    solver_steps: int = Field(gt=0)
+    """Solver steps an image."""
+    guidance_scale: float = Field(ge=1)
+    """Classifier-free guidance of evaluated images."""
+    batch: int = Field(gt=0)
+    """Images drawn at once."""
+    seed: int = Field(ge=0)
+    gates: tuple[GateParams, ...]
+
+    @model_validator(mode="after")
+    def _size_is_known(self) -> EvaluateParams:
+        if self.size not in self.sizes:
+            raise ValueError(f"evaluate.size={self.size!r} is not among evaluate.sizes ({', '.join(self.sizes)})")
+        return self

@@ -1,0 +1,26 @@
+"""Section `features`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from components.common.sections import Section
+
+
+class FeaturesParams(Section):
+    """Selection of a request's features and calibration of its threshold."""
+
+    max_features: int = Field(gt=0)
+    """Features of the target kept for each request at most."""
+    context_features: int = Field(ge=0)
+    """Further features that tell the target from what is mistaken for it; evidence only."""
+    min_contrast: float = Field(gt=0, lt=1)
+    """Least difference in firing frequency between tokens of the target and of what is kept."""
+    fpr: float = Field(gt=0, lt=1)
+    """False-positive budget on calibration prompts that do not carry the target."""
+    edit: Literal["replace", "zero", "flip"]
+    """What a flagged prompt undergoes: the step to the anchor (zero without one), its features switched off, or times -8."""
+    positions: tuple[Literal["target", "later", "eos", "padding"], ...] = Field(min_length=1)
+    """Which classes of positions are edited; those before the target never are."""

@@ -1,0 +1,101 @@
+"""The filter on disk: for each request its features, cut out of the SAE, its score, its threshold and its replacement.
+
+    S selected features, N names of the target, D = d_in, K = 4 position classes, M spellings of W tokens, V vocabulary
+
+Only the selected rows of the SAE are kept: JumpReLU decides latent by latent, so they decide exactly as the whole does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from components.common.artifacts import fill_artifact, read_artifact
+from components.common.files import new_folder, read_sidecar
+
+FORMAT = "expunge/filter"
+
+
+class RequestFilter(NamedTuple):
+    """All that detecting and editing one request takes."""
+
+    features: torch.Tensor
+    """(S,) int64: indices into the SAE's latents."""
+    own: torch.Tensor
+    """(S,) 1 for a feature of the target, 0 for one that is evidence only; those are never edited."""
+    w_enc: torch.Tensor
+    """(D, S)"""
+    b_enc: torch.Tensor
+    """(S,)"""
+    jump: torch.Tensor
+    """(S,) JumpReLU thresholds."""
+    w_dec: torch.Tensor
+    """(S, D)"""
+    b_dec: torch.Tensor
+    """(D,)"""
+    weights: torch.Tensor
+    """(N, S) of the score, a row for each name."""
+    bias: torch.Tensor
+    """(N,) of the score."""
+    threshold: torch.Tensor
+    """(): a prompt is flagged when the score of one of its positions reaches this."""
+    directions: torch.Tensor
+    """(K, D) replacement steps, all zero where the edit is none or the request has no anchor."""
+    gain: torch.Tensor = torch.tensor(0.0)
+    """(): what is added for every unit of an own feature's code, along its decoder row; 0 where the edit replaces."""
+    classes: torch.Tensor = torch.ones(4)
+    """(K,) 1 for the position classes that are edited, 0 for the others."""
+    spellings: torch.Tensor = torch.zeros(0, 1, dtype=torch.int64)
+    """(M, W) token patterns of the request's names and of their slips; where one stands, nothing more has to be shown."""
+    word_ends: torch.Tensor = torch.zeros(1, dtype=torch.bool)
+    """(V,) tokens that end a word; one tensor, on disk and in memory, for all requests."""
+
+
+SHARED = "word_ends"
+OWN_FIELDS = tuple(field for field in RequestFilter._fields if field != SHARED)
+
+
+def write_filters(
+    folder: Path,
+    filters: Mapping[str, RequestFilter],
+    *,
+    hookpoint: str,
+    params: dict[str, object],
+    inputs: dict[str, str],
+    facts: dict[str, object],
+) -> None:
+    """Writes `models/filter`: the old folder stays until the new one is whole."""
+    tensors = {
+        f"{request_id}.{field}": getattr(item, field) for request_id, item in filters.items() for field in OWN_FIELDS
+    }
+    if filters:
+        tensors[SHARED] = next(iter(filters.values())).word_ends
+    with new_folder(folder) as partial:
+        fill_artifact(
+            partial,
+            kind=FORMAT,
+            tensors=tensors,
+            params=params,
+            inputs=inputs,
+            facts={"hookpoint": hookpoint, "requests": list(filters)} | facts,
+        )
+
+
+def read_filters(folder: Path) -> tuple[dict[str, RequestFilter], str]:
+    """(filters by request id, hookpoint); `ArtifactError` for anything but what was written."""
+    tensors, sidecar = read_artifact(folder, FORMAT)
+    facts = sidecar["facts"]
+    filters = {
+        request_id: RequestFilter(**{f: tensors[f"{request_id}.{f}"] for f in OWN_FIELDS}, word_ends=tensors[SHARED])
+        for request_id in facts["requests"]
+    }
+    return filters, facts["hookpoint"]
+
+
+def read_names(folder: Path) -> dict[str, list[str]]:
+    """The target's names by request id, in the order of the rows of its weights, for the requests that list them."""
+    detail = read_sidecar(folder, FORMAT)["facts"].get("detail", {})
+    return {request_id: item["names"] for request_id, item in detail.items() if "names" in item}

@@ -1,0 +1,1 @@
+"""Purifying real images: DDIM inversion and resampling."""

@@ -1,0 +1,184 @@
+"""Purifies a real image: deterministic DDIM inversion with the base, then resampling with the erased model.
+
+    B images, Z latent channels, h = w latent side, L token positions, D hidden; t the noisier timestep of a rung, s the next
+
+All but One (arXiv 2312.12807) names the procedure; this is DDIM (Song et al. 2021, arXiv 2010.02502) at η = 0. With
+x_t = √ᾱ_t z₀ + √(1-ᾱ_t) ε, a step is linear in the state and in the model's output,
+
+    x_s = A x_t + B out(x_t, t)
+
+    ε:  A = √(ᾱ_s/ᾱ_t),             B = √(1-ᾱ_s) - √(1-ᾱ_t) A
+    v:  A = cos(φ_t - φ_s),         B = -sin(φ_t - φ_s),           cos φ = √ᾱ          (Salimans & Ho 2022)
+
+The form for v has no division, so it holds at zero terminal SNR (ᾱ_t = 0), where ε says nothing about z₀. Inverting a step
+means solving it for x_t: x_t = (x_s - B out(x_t, t)) / A, a fixed point. One iteration from x_s is the usual DDIM inversion,
+which takes out(x_s, t) for out(x_t, t); a few more make resampling with the same model return to where it began.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from components.common.errors import UserError
+from components.common.words import with_article
+from components.diffusion.encode import encode
+from components.diffusion.sampling import decode_latents
+from components.guidance.adapters import use_adapters
+from components.requests.requests import Request
+
+STEPS = 20
+STRENGTH = 0.8
+ITERATIONS = 3
+"""Of the fixed point; the loop of base and base then returns its latents as measured in docs/purify.md."""
+
+Model = Callable[[torch.Tensor, int], torch.Tensor]
+"""(x_t, t) to the model's own output, both (B, Z, h, w)."""
+
+
+class Rung(NamedTuple):
+    """One step of the ladder between image and noise: x_s = state · x_t + out · out(x_t, t)."""
+
+    timestep: int
+    """t, at which the model is asked."""
+    state: float
+    """A."""
+    out: float
+    """B."""
+
+
+class Purified(NamedTuple):
+    """What becomes of one image; pictures are (H, W, 3) uint8."""
+
+    image: np.ndarray
+    """Resampled with the adapters."""
+    reconstruction: np.ndarray
+    """Resampled with the base alone, without a prompt: what the loop itself does to the image."""
+    autoencoder: np.ndarray
+    """Encoded and decoded, no more."""
+
+
+def purify(
+    pipe: StableDiffusionPipeline,
+    image: np.ndarray,  # (H, W, 3) uint8, of the pipeline's own size
+    adapters: Iterable[str],  # loaded into `pipe` before
+    *,
+    prompt: str,
+    guidance_scale: float,
+    steps: int = STEPS,  # of the whole ladder
+    strength: float = STRENGTH,  # part of the ladder that is climbed; 0 is the autoencoder alone
+    iterations: int = ITERATIONS,  # of the fixed point, each rung
+) -> Purified:
+    """One image through inversion by the base and resampling by the base with `adapters`; no random number is drawn."""
+    rungs = ladder(pipe.scheduler.config, steps=steps, strength=strength)
+    uncond, cond = encode(pipe.text_encoder, pipe.tokenizer, ["", prompt]).split(1)
+    base = guided(pipe, uncond)
+    latents = encode_image(pipe, image[None])
+    noise = invert(base, latents, rungs, iterations=iterations)
+    reconstruction = resample(base, noise, rungs)
+    with use_adapters(pipe, adapters):
+        erased = resample(guided(pipe, uncond, cond, guidance_scale=guidance_scale), noise, rungs)
+    return Purified(*decode_latents(pipe, torch.cat([erased, reconstruction, latents])))
+
+
+def default_prompt(requests: Iterable[Request]) -> str:
+    """The targets in words: 'a cat', 'an image in neon style', 'a cat and a ghost in neon style'."""
+    listed = list(requests)
+    nouns = [
+        with_article(r.target) if r.kind in {"object", "character"} else r.target for r in listed if r.kind != "style"
+    ]
+    styles = [r.target for r in listed if r.kind == "style"]
+    return " and ".join(nouns or ["an image"]) + (f" in {' and '.join(styles)} style" if styles else "")
+
+
+def coefficients(alpha_t: float, alpha_s: float, prediction: str) -> tuple[float, float]:
+    """(A, B) of the step from ᾱ_t to ᾱ_s; `UserError` for another prediction type and for ε where ᾱ_t = 0."""
+    if prediction == "v_prediction":
+        turn = math.acos(math.sqrt(alpha_t)) - math.acos(math.sqrt(alpha_s))
+        return math.cos(turn), -math.sin(turn)
+    if prediction != "epsilon":
+        raise UserError(f"prediction type {prediction!r} is not supported", "use a model of epsilon or v_prediction")
+    if alpha_t <= 0:
+        raise UserError("an epsilon model cannot be asked at zero SNR", "use a model of v_prediction, or less strength")
+    scale = math.sqrt(alpha_s / alpha_t)
+    return scale, math.sqrt(1 - alpha_s) - math.sqrt(1 - alpha_t) * scale
+
+
+def ladder(config: Any, *, steps: int, strength: float) -> list[Rung]:  # noqa: ANN401 - diffusers' FrozenDict
+    """The rungs from the noisiest to the image, of a scheduler's config; `strength` of `steps` are taken, at least one if > 0.
+
+    `UserError` if `steps` or `strength` is out of range.
+    """
+    scheduler: Any = DDIMScheduler.from_config(config)
+    total = int(scheduler.config.num_train_timesteps)
+    if not 1 <= steps <= total:
+        raise UserError(f"{steps} steps cannot be taken", f"use 1 to {total}")
+    if not 0 <= strength <= 1:
+        raise UserError(f"strength {strength:g} is out of range", "use 0 to 1")
+    scheduler.set_timesteps(steps)
+    times = [int(t) for t in scheduler.timesteps]
+    alphas = [float(scheduler.alphas_cumprod[t]) for t in times] + [float(scheduler.final_alpha_cumprod)]
+    kept = max(round(strength * steps), 1) if strength else 0
+    prediction = str(scheduler.config.prediction_type)
+    return [Rung(times[i], *coefficients(alphas[i], alphas[i + 1], prediction)) for i in range(steps - kept, steps)]
+
+
+def guided(
+    pipe: StableDiffusionPipeline,
+    uncond: torch.Tensor,  # (1, L, D) of the empty prompt
+    cond: torch.Tensor | None = None,  # (1, L, D) of the prompt; None: the unconditional output alone
+    *,
+    guidance_scale: float = 1.0,
+) -> Model:
+    """The pipeline's U-Net as a function of state and timestep, with classifier-free guidance if there is a prompt.
+
+    A state is on the U-Net's device.
+    """
+    uncond = uncond.to(pipe.unet.device)
+    cond = None if cond is None else cond.to(pipe.unet.device)
+
+    @torch.no_grad()
+    def model(x: torch.Tensor, timestep: int) -> torch.Tensor:
+        if cond is None:
+            return pipe.unet(x, timestep, uncond.expand(len(x), -1, -1), return_dict=False)[0]
+        both = torch.cat([uncond.expand(len(x), -1, -1), cond.expand(len(x), -1, -1)])
+        free, spoken = pipe.unet(torch.cat([x, x]), timestep, both, return_dict=False)[0].chunk(2)
+        return free + guidance_scale * (spoken - free)
+
+    return model
+
+
+def invert(model: Model, latents: torch.Tensor, rungs: Sequence[Rung], *, iterations: int) -> torch.Tensor:
+    """Latents (B, Z, h, w) up the ladder to noise, each rung solved by `iterations` of the fixed point."""
+    x = latents
+    for rung in reversed(rungs):
+        below = x
+        for _ in range(iterations):
+            x = (below - rung.out * model(x, rung.timestep)) / rung.state
+    return x
+
+
+def resample(model: Model, noise: torch.Tensor, rungs: Sequence[Rung]) -> torch.Tensor:
+    """Noise (B, Z, h, w) down the ladder to latents: DDIM at η = 0."""
+    x = noise
+    for rung in rungs:
+        x = rung.state * x + rung.out * model(x, rung.timestep)
+    return x
+
+
+@torch.no_grad()
+def encode_image(pipe: StableDiffusionPipeline, images: np.ndarray) -> torch.Tensor:
+    """Images (B, H, W, 3) uint8 to the means of their scaled latents, (B, Z, h, w)."""
+    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return pipe.vae.encode(x.to(pipe.vae.device), return_dict=False)[0].mean * pipe.vae.config.scaling_factor
+
+
+def psnr(image: np.ndarray, reference: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of two uint8 pictures of one shape, decibels; infinite if they are equal."""
+    error = float(np.square(image.astype(np.float64) - reference).mean())
+    return 10 * math.log10(255**2 / error) if error else math.inf

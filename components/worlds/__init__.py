@@ -1,0 +1,1 @@
+"""Worlds: what can be drawn, how prompts about it are phrased, and who judges images."""

@@ -1,0 +1,1 @@
+"""The embedded world: drawings of OpenMoji in eight styles."""

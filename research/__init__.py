@@ -1,0 +1,1 @@
+"""The laboratory: studies that compare methods, their baselines and results."""

@@ -1,0 +1,290 @@
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from PIL import Image
+
+from components.common.errors import ArtifactError, UserError
+from components.common.files import digest
+from components.diffusion.encode import encode
+from components.diffusion.load import load_pipeline
+from components.diffusion.sampling import decode_latents
+from components.guidance.adapters import attach, check_adapters, load_adapters, write_adapter
+from components.purify.image import read_geometry, read_photo
+from components.purify.purify import (
+    coefficients,
+    default_prompt,
+    encode_image,
+    guided,
+    invert,
+    ladder,
+    psnr,
+    purify,
+    resample,
+)
+from components.requests.requests import Request
+from components.worlds.openmoji.render import render
+from components.worlds.openmoji.scenes import HELD_OUT_SEEDS
+from training.openmoji.unet import build_scheduler
+
+ROOT = Path(__file__).parents[3]
+BASE = ROOT / "assets" / "openmoji"
+EXPUNGE = Path(sys.executable).parent / "expunge"
+EPSILON = DDIMScheduler(
+    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+    steps_offset=1,
+)  # fmt: skip
+
+
+def fabricate(pipe, folder, *, unet=None, seed=0, scale=0.3):
+    """An adapter with random weights that changes what the U-Net says, written to `folder`."""
+    rng = torch.Generator().manual_seed(seed)
+    for parameter in attach(pipe.unet, "made", parameters="xattn", rank=4, seed=seed):
+        parameter.data = scale * torch.randn(parameter.shape, generator=rng)
+    inputs = {"base": digest(unet)} if unet else {}
+    write_adapter(folder, pipe.unet, "made", params={}, inputs=inputs, facts={})
+    pipe.unet.delete_adapters("made")
+
+
+@pytest.mark.parametrize("scheduler", [build_scheduler(), EPSILON], ids=["v at zero SNR", "epsilon"])
+def test_rungs_are_the_ddim_steps_of_diffusers(scheduler):
+    """Every step from noise to image equals DDIMScheduler.step at η = 0, the one at zero SNR included."""
+    rng = torch.Generator().manual_seed(0)
+    scheduler.set_timesteps(10)
+    rungs = ladder(scheduler.config, steps=10, strength=1.0)
+
+    assert [r.timestep for r in rungs] == scheduler.timesteps.tolist()
+    for rung in rungs:
+        x, out = torch.randn(2, 2, 4, 8, 8, generator=rng)
+        wanted = scheduler.step(out, rung.timestep, x).prev_sample
+        torch.testing.assert_close(rung.state * x + rung.out * out, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_coefficients_by_hand():
+    """ᾱ_t = 0.36, ᾱ_s = 0.64: a turn by acos 0.6 - acos 0.8, whose cosine is 0.96 and whose sine is 0.28."""
+    assert coefficients(0.36, 0.64, "v_prediction") == pytest.approx((0.96, -0.28))
+    assert coefficients(0.36, 0.64, "epsilon") == pytest.approx((4 / 3, 0.6 - 0.8 * 4 / 3))
+    assert coefficients(0.0, 1.0, "v_prediction") == pytest.approx((0.0, -1.0))
+
+
+@pytest.mark.parametrize(("alpha", "prediction", "said"), [
+    (0.0, "epsilon", "an epsilon model cannot be asked at zero SNR; use a model of v_prediction"),
+    (0.5, "sample", "prediction type 'sample' is not supported; use a model of epsilon or v_prediction"),
+])  # fmt: skip
+def test_coefficients_refuse_what_has_none(alpha, prediction, said):
+    """Neither ε where nothing is left of the image, nor an unknown prediction type."""
+    with pytest.raises(UserError, match=said):
+        coefficients(alpha, 0.9, prediction)
+
+
+def test_ladder_takes_the_lower_part():
+    """Strength is the part of the steps that is taken, from the image up: at least one unless it is 0."""
+    whole = ladder(EPSILON.config, steps=10, strength=1)
+
+    assert len(whole) == 10
+    assert ladder(EPSILON.config, steps=10, strength=0.3) == whole[-3:]
+    assert ladder(EPSILON.config, steps=10, strength=0.01) == whole[-1:]
+    assert ladder(EPSILON.config, steps=10, strength=0) == []
+
+
+@pytest.mark.parametrize(("steps", "strength", "said"), [
+    (0, 1.0, "0 steps cannot be taken; use 1 to 1000"),
+    (1001, 1.0, "1001 steps cannot be taken; use 1 to 1000"),
+    (10, 1.5, "strength 1.5 is out of range; use 0 to 1"),
+    (10, math.nan, "strength nan is out of range; use 0 to 1"),
+])  # fmt: skip
+def test_ladder_out_of_range_is_one_sentence(steps, strength, said):
+    """Steps and strength out of range are refused."""
+    with pytest.raises(UserError, match=said):
+        ladder(EPSILON.config, steps=steps, strength=strength)
+
+
+@pytest.mark.parametrize("scheduler", [build_scheduler(), EPSILON], ids=["v at zero SNR", "epsilon"])
+def test_inversion_is_undone_by_resampling(tiny_pipe, scheduler):
+    """With the same model the loop returns its latents; more iterations return them more exactly."""
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = guided(tiny_pipe, encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, [""]))
+    rungs = ladder(scheduler.config, steps=25, strength=0.8)  # from pure noise an epsilon model takes more iterations
+    error = [
+        (resample(model, invert(model, latents, rungs, iterations=i), rungs) - latents).abs().max() for i in (1, 8)
+    ]
+
+    assert error[1] < 1e-3
+    assert error[1] < error[0]
+
+
+def test_inversion_of_the_base_returns_the_image():
+    """On held-out renders the loop of the shipped base returns what the autoencoder returns, at 25 dB or more."""
+    pipe = load_pipeline(BASE)
+    images = np.stack([render(c, s, HELD_OUT_SEEDS) for c, s in (("owl", "sticker"), ("car", "line art"))])
+    latents = encode_image(pipe, images)
+    model = guided(pipe, encode(pipe.text_encoder, pipe.tokenizer, [""]))
+    rungs = ladder(pipe.scheduler.config, steps=20, strength=1.0)
+    found = decode_latents(pipe, resample(model, invert(model, latents, rungs, iterations=3), rungs))
+
+    assert all(psnr(a, b) >= 25 for a, b in zip(found, decode_latents(pipe, latents), strict=True))
+
+
+def test_purify_uses_the_adapter_for_resampling_alone(tiny_pipe, tmp_path):
+    """The reconstruction is the base's, the image is not, the same call gives the same bytes, and adapters end switched off."""
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    options = {"prompt": "a cat", "guidance_scale": 1.0, "steps": 4, "strength": 1.0}
+    stock = purify(tiny_pipe, image, [], **options)
+    fabricate(tiny_pipe, tmp_path / "r")
+    load_adapters(tiny_pipe, {"r": tmp_path / "r"})
+    one, two = (purify(tiny_pipe, image, ["r"], **options) for _ in range(2))
+
+    assert one.image.shape == (16, 16, 3)
+    assert np.array_equal(one.reconstruction, stock.reconstruction)
+    assert not np.array_equal(one.image, stock.image)
+    assert np.array_equal(one.image, two.image)
+    assert np.array_equal(purify(tiny_pipe, image, [], **options).image, stock.image)
+
+
+def test_purify_without_strength_is_the_autoencoder(tiny_pipe):
+    """At strength 0 no step is taken."""
+    image = np.zeros((16, 16, 3), np.uint8)
+    done = purify(tiny_pipe, image, [], prompt="a cat", guidance_scale=4.0, strength=0.0)
+
+    assert np.array_equal(done.image, done.autoencoder)
+    assert np.array_equal(done.reconstruction, done.autoencoder)
+
+
+def test_psnr_by_hand():
+    """An error of 10 in every pixel is 20 log10 25.5 = 28.13 dB; no error is infinite."""
+    image = np.full((2, 2, 3), 100, np.uint8)
+
+    assert psnr(image, image + 10) == pytest.approx(28.131, abs=1e-3)
+    assert psnr(image, image) == math.inf
+
+
+def test_default_prompt_says_the_targets():
+    """Objects with their article, then styles."""
+    cat, apple, neon, child = (
+        Request(target=t, kind=k)
+        for t, k in (("cat", "object"), ("apple", "object"), ("neon", "style"), ("jane doe", "person"))
+    )
+
+    assert default_prompt([cat]) == "a cat"
+    assert default_prompt([neon]) == "an image in neon style"
+    assert default_prompt([neon, cat, apple]) == "a cat and an apple in neon style"
+    assert default_prompt([child]) == "jane doe"
+
+
+def test_geometry_is_the_pipelines():
+    """The shipped base draws 64×64 with v-prediction."""
+    side, scheduler = read_geometry(BASE)
+
+    assert side == 64
+    assert scheduler["prediction_type"] == "v_prediction"
+
+
+def test_photo_is_resized_upright_and_on_white(tmp_path):
+    """An image of another size is resized and says what size it was; transparency becomes white."""
+    Image.new("RGBA", (20, 10), (255, 0, 0, 0)).save(tmp_path / "a.png")
+    photo = read_photo(tmp_path / "a.png", 16)
+
+    assert photo.size == (20, 10)
+    assert photo.pixels.shape == (16, 16, 3)
+    assert (photo.pixels == 255).all()
+
+
+def test_photo_of_the_right_size_is_untouched(tmp_path):
+    """No resampling where none is needed."""
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+
+    assert np.array_equal(read_photo(tmp_path / "a.png", 16).pixels, pixels)
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    (None, "is no file; name an image"),
+    (b"", "is no image that can be read; name a PNG or a JPEG"),
+    (b"hello", "is no image that can be read"),
+    ("cut", "is a damaged image"),
+])  # fmt: skip
+def test_photo_unreadable_is_one_sentence(tmp_path, content, said):
+    """A missing file, a file of another kind and a truncated image are refused."""
+    path = tmp_path / "a.png"
+    if content == "cut":
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+        path.write_bytes(path.read_bytes()[:2000])
+    elif content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(UserError, match=said):
+        read_photo(path, 16)
+
+
+def test_adapter_of_another_base_is_refused(tiny_pipe, tmp_path):
+    """An adapter fits the U-Net that it was trained on, and no other; a missing one names the remedy."""
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "w").write_bytes(b"1")
+    fabricate(tiny_pipe, tmp_path / "r", unet=tmp_path / "unet")
+    check_adapters({"r": tmp_path / "r"}, tmp_path / "unet")
+    (tmp_path / "unet" / "w").write_bytes(b"2")
+
+    with pytest.raises(
+        ArtifactError, match=r"the adapter r was trained on another U-Net than .*; train it again: dvc repro"
+    ):
+        check_adapters({"r": tmp_path / "r"}, tmp_path / "unet")
+    with pytest.raises(ArtifactError, match=r"holds no artifact\.json; run the stage that writes it: dvc repro"):
+        check_adapters({"s": tmp_path / "s"}, tmp_path / "unet")
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project with one request and an image, without adapters."""
+    params = (ROOT / "params.yaml").read_text().replace("path: assets/openmoji", f"path: {BASE}")
+    (tmp_path / "params.yaml").write_text(params)
+    (tmp_path / "requests.yaml").write_text(
+        "requests:\n  r-1: {target: cat, kind: object, anchor: dog}\n  r-2: {target: owl, kind: object, channels: [filter]}\n"
+    )
+    Image.fromarray(render("cat", "sticker", HELD_OUT_SEEDS, size=80)).save(tmp_path / "cat.png")
+    return tmp_path
+
+
+def expunge(project, *arguments):
+    return subprocess.run([EXPUNGE, *arguments], cwd=project, capture_output=True, text=True, check=False)
+
+
+def test_cli_purify_writes_the_image_and_the_before_after(project):
+    """A dry run writes nothing; then the image, and three side by side, with a notice of the resizing."""
+    pipe = load_pipeline(BASE)
+    fabricate(pipe, project / "models" / "guidance" / "r-1", unet=BASE / "unet", scale=0.01)
+    options = ("purify", "cat.png", "--steps", "4", "--output", "out.png")
+    dry = expunge(project, *options, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "would purify cat.png of r-1 as 'a cat' into out.png and out-before-after.png" in dry.stdout
+    assert not list(project.glob("out*"))
+    done = expunge(project, *options)
+
+    assert done.returncode == 0, done.stderr
+    assert "cat.png is 80×80; it is resized to 64×64" in done.stdout
+    assert Image.open(project / "out.png").size == (64, 64)
+    assert Image.open(project / "out-before-after.png").size == (192, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("cat.png",), 3, "models/guidance/r-1 holds no artifact.json; run the stage that writes it: dvc repro"),
+        (("params.yaml",), 2, "params.yaml is no image that can be read; name a PNG or a JPEG"),
+        (("cat.png", "--request", "r-0"), 2, "request 'r-0' is not in requests.yaml; use one of: r-1, r-2"),
+        (("cat.png", "--request", "r-2"), 2, "request r-2 has no guidance channel; use one of: r-1"),
+        (("cat.png", "--output", "cat.png"), 2, "--output cat.png would overwrite cat.png; name another file"),
+        (("cat.png", "--output", "x.jpg"), 2, "--output x.jpg cannot be written"),
+    ],
+)
+def test_cli_purify_bad_input_is_one_sentence(project, arguments, code, said):
+    """A mistake is one line and an exit code."""
+    done = expunge(project, "purify", *arguments)
+
+    assert done.returncode == code
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

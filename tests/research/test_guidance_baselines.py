@@ -1,0 +1,174 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from components.common.errors import UserError
+from components.common.sections import load_params
+from components.requests.requests import load_requests
+from components.worlds.openmoji.judge import Judge, JudgeNet
+from research.guidance.baselines import CONTENDERS, Racer, choose, collect, compose, race, run, state_pair, summarise
+from research.guidance.erasers import ablation_loss, aligned, diffuse, esd_loss, signal_and_noise, uce_weight
+from training.openmoji.unet import build_scheduler
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_diffusion_is_that_of_diffusers():
+    """x_t and v are DDIMScheduler's, at the last timestep too, where nothing is left of the signal."""
+    scheduler, time = build_scheduler(), torch.tensor([0, 500, 999])
+    x0, noise = normal(3, 4, 2, 2), normal(3, 4, 2, 2, seed=1)
+    found = diffuse(x0, noise, *signal_and_noise(scheduler.alphas_cumprod, time))
+
+    torch.testing.assert_close(found.latents, scheduler.add_noise(x0, noise, time))
+    torch.testing.assert_close(found.velocity, scheduler.get_velocity(x0, noise, time))
+    torch.testing.assert_close(found.latents[2], noise[2])
+
+
+def test_esd_has_one_minimum_in_epsilon_and_in_v():
+    """ε = α v + σ x: the v that ESD asks for is, converted, the ε that its equation asks for."""
+    x, uncond, cond = (normal(1, 4, 2, 2, seed=s) for s in range(3))
+    alpha, sigma = 0.6, 0.8
+    in_epsilon = lambda v: alpha * v + sigma * x  # noqa: E731 - the oracle in one line
+    wanted = in_epsilon(uncond) - 2 * (in_epsilon(cond) - in_epsilon(uncond))
+    v = (wanted - sigma * x) / alpha
+
+    assert esd_loss(v, uncond, cond, erasure_scale=2.0).item() == pytest.approx(0, abs=1e-12)
+    assert esd_loss(v + 1, uncond, cond, erasure_scale=2.0).item() == pytest.approx(1)
+
+
+def test_ablation_stops_the_gradient_at_the_anchor():
+    """Without the regulariser only the target's output is pulled; with it the anchor's is pulled to v."""
+    target, anchor, velocity = (normal(1, 4, 2, 2, seed=s).requires_grad_() for s in range(3))
+    bare = ablation_loss(target, anchor, velocity, diffusion_weight=0.0)
+    whole = ablation_loss(target, anchor, velocity, diffusion_weight=1.0)
+
+    assert not torch.autograd.grad(bare, anchor, retain_graph=True)[0].any()
+    torch.testing.assert_close(torch.autograd.grad(bare, target)[0], 2 * (target - anchor) / target.numel())
+    torch.testing.assert_close(torch.autograd.grad(whole, anchor)[0], 2 * (anchor - velocity) / anchor.numel())
+
+
+def test_uce_solves_its_normal_equations():
+    """At the solution the gradient of UCE's objective is zero; with no edit the weight is the old one."""
+    weight, edited, wanted, preserved = (
+        normal(*s, seed=i).double() for i, s in enumerate([(5, 8), (3, 8), (3, 8), (20, 8)])
+    )
+    options = {"preserve_weight": 0.3, "ridge": 0.1}
+    solved = uce_weight(weight, edited, wanted, preserved, **options).requires_grad_()
+    objective = (
+        (edited @ solved.T - wanted @ weight.T).square().sum()
+        + 0.3 * (preserved @ (solved - weight).T).square().sum()
+        + 0.1 * (solved - weight).square().sum()
+    )
+
+    assert torch.autograd.grad(objective, solved)[0].abs().max() < 1e-10
+    assert (solved - weight).abs().max() > 0.1
+    torch.testing.assert_close(uce_weight(weight, edited, edited, preserved, **options), weight)
+
+
+def test_aligned_states_start_at_the_names():
+    """Names at positions 2 and 1 of six: four states each, the first of them the names' own."""
+    left, right = torch.arange(6.0)[:, None], torch.arange(10.0, 16.0)[:, None]
+    one, other = aligned(left, right, 2, 1)
+
+    assert one.flatten().tolist() == [2, 3, 4, 5]
+    assert other.flatten().tolist() == [11, 12, 13, 14]
+
+
+@pytest.fixture
+def setting(tiny_pipe, request):
+    whole = load_params(request.config.rootpath / "params.yaml")
+    params = whole.model_copy(
+        update={
+            "guidance": whole.guidance.model_copy(
+                update={"trajectories": 4, "solver_steps": 2, "retain_solver_steps": 2, "steps": 3, "batch": 2}
+            ),
+            "concepts": whole.concepts.model_copy(update={"per_name": 3, "retain": 24, "mixed": 4}),
+            "evaluate": whole.evaluate.model_copy(update={"solver_steps": 2}),
+        }
+    )
+    request_id, wanted = choose(load_requests(request.config.rootpath / "requests.yaml"), "")
+    torch.manual_seed(3)
+    return tiny_pipe, params, Judge(JudgeNet()), request_id, wanted
+
+
+def test_training_prompts_are_not_the_held_out_ones(setting):
+    """No prompt that is drawn for the score was trained on, and the states before two names agree."""
+    pipe, params, _, request_id, wanted = setting
+    task, held_out = collect(pipe, params, request_id, wanted)
+    album = compose(held_out, request_id, wanted, 6, 0)
+    pair = state_pair(pipe, wanted.target, f"one {wanted.target} here", f"one {wanted.anchor} here", wanted.anchor)
+
+    assert not {p.prompt for p in (*album.targets, *album.retain)} & {*task.spoken, *task.counterparts, *task.kept}
+    assert pair is not None
+    assert [len(side) for side in pair] == 2 * [pipe.tokenizer.model_max_length - 2]  # BOS and "one" come before
+    assert state_pair(pipe, "car", "a cat", "a dog", "dog") is None
+
+
+def test_race_edits_what_each_method_may_edit(setting):
+    """UCE moves keys and values of cross-attention alone, and less if it preserves more; the others leave every base weight as it was, and learn."""
+    pipe, params, judge, request_id, wanted = setting
+    task, held_out = collect(pipe, params, request_id, wanted)
+    before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
+    _, racers = race(pipe, task, compose(held_out, request_id, wanted, 2, 0), judge, list(CONTENDERS), [0.4], share=0.2)
+    assert all(racer.scores for racer in racers if racer.prepared)
+    for racer in racers:
+        while not racer.steps and not racer.done:  # on a busy machine the budget is too small for some
+            racer.advance(racer.seconds + 0.1, 99)
+    moved = {}
+    for racer in racers:
+        after = {k.replace(".base_layer", ""): v for k, v in racer.pipe.unet.state_dict().items()}
+        moved[racer.name] = {k for k, v in before.items() if not torch.equal(after[k], v)}
+        assert racer.name.startswith("uce") or any(v.any() for k, v in after.items() if "lora_B" in k)
+
+    of_prompts = {k for k in before if "attn2.to_k" in k or "attn2.to_v" in k}
+    assert all(keys == (of_prompts if name.startswith("uce") else set()) for name, keys in moved.items())
+    assert all(torch.equal(v, pipe.unet.state_dict()[k]) for k, v in before.items())
+    far = {
+        r.name: sum((r.pipe.unet.state_dict()[k] - before[k]).norm() for k in of_prompts)
+        for r in racers
+        if r.name.startswith("uce")
+    }
+    assert far["uce, preserving more"] < far["uce"]
+
+
+def test_quick_run_scores_every_contender(setting, tmp_path):
+    """A race of a fifth of a second: base and each contender have a row, and the base's n is the images asked for."""
+    record = run(*setting, list(CONTENDERS), [0.2], images=2, share=0.1, out=tmp_path)
+    written = json.loads((tmp_path / f"guidance_baselines-{setting[-1].target}.json").read_text())
+
+    assert [r["contender"] for r in written["quality"]] == ["base", *CONTENDERS]
+    assert all(r["ua"]["n"] == 2 for r in record["quality"])
+    assert (written["quality"][0]["drift"]["value"], written["quality"][0]["ssim_unrelated"]["value"]) == (
+        pytest.approx(0, abs=1e-6),
+        pytest.approx(1),
+    )
+    assert next(r for r in written["quality"] if r["contender"] == "uce")["drift"]["value"] > 0
+    assert next(r for r in written["speed"] if r["contender"] == "uce")["steps_per_second"] is None
+    assert np.isfinite([r["prepared_seconds"] for r in written["speed"]]).all()
+
+
+def test_time_to_erase_waits_for_a_model_that_still_draws(setting):
+    """A UA that is reached while unrelated images are spoilt does not count; the first that is not, does."""
+    pipe, params, _, request_id, wanted = setting
+    racer = Racer("uce", pipe, collect(pipe, params, request_id, wanted)[0])
+    row = lambda ua, ira, seconds: {  # noqa: E731 - a record in one line
+        "contender": "uce", "ua": {"value": ua}, "ira": {"value": ira}, "seconds": seconds,
+    }  # fmt: skip
+    base = row(0.0, 0.9, 0.0) | {"contender": "base"}
+
+    def reached(*rows):
+        return summarise([base, *rows], [racer], ua=0.95)[0]["seconds_to_ua"]
+
+    assert reached(row(1.0, 0.5, 10.0), row(1.0, 0.86, 20.0), row(1.0, 0.9, 30.0)) == 20.0
+    assert reached(row(1.0, 0.5, 10.0), row(0.9, 0.9, 20.0)) is None
+
+
+def test_choose_refuses_a_request_without_an_anchor(setting):
+    """An id that is not there, or asks for nothing instead, is named in the error with those that fit."""
+    *_, request_id, wanted = setting
+    with pytest.raises(UserError, match=f"'r-0' is not known, or has no anchor; use one of: {request_id}"):
+        choose({request_id: wanted, "r-0": wanted.model_copy(update={"anchor": ""})}, "r-0")

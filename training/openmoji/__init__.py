@@ -1,0 +1,1 @@
+"""How base model and judge of the embedded world were trained; frozen."""
