@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import Field
+
 from components.common.sections import Section
 
 
 class BaseParams(Section):
-    """The model that requests change, and what measures it."""
+    """The model that requests change."""
 
     path: Path
-    """Folder of a diffusers StableDiffusionPipeline."""
-
+    """Folder of a diffusers StableDiffusionPipeline; an input, never written."""
     hookpoint: str
     """Module of the text encoder whose output (its residual stream) the SAE reads, such as encoder.layers.2."""
+    guidance_scale: float = Field(ge=1)
+    """Classifier-free guidance with which images are drawn, in training, evaluation and purification alike."""
