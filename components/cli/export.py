@@ -32,20 +32,20 @@ def export_diffusers(
     dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
 ) -> None:
     """Writes a StableDiffusionPipeline folder whose U-Net holds the adapters; the filter is not part of it."""
-    params, requests = load_params(), guided_requests(named)
+    base, requests = read_section("base", BaseParams), guided_requests(named)
     from components.export.merged import merged_files, write_merged  # noqa: PLC0415 - slow to import
     from components.guidance.fuse import write_fused  # noqa: PLC0415
 
-    adapters = check_export(folder, params.base.path, requests, merged_files)
+    adapters = check_export(folder, base.path, requests, merged_files)
     table = prompts_to_fuse(requests, adapters) if len(adapters) > 1 and not summed else None
     if dry_run:
-        typer.echo(f"would write {params.base.path} without {', '.join(adapters)} into {folder}")
+        typer.echo(f"would write {base.path} without {', '.join(adapters)} into {folder}")
         return
     with tempfile.TemporaryDirectory() as room:
         fused = Path(room) / "fused"
         if table is not None:
-            write_fused(fused, params.base.path, adapters, requests, table)
-        changed = write_merged(folder, params.base.path, adapters, fused if table is not None else None)
+            write_fused(fused, base.path, adapters, requests, table)
+        changed = write_merged(folder, base.path, adapters, fused if table is not None else None)
     typer.echo(f"{folder}: without {', '.join(adapters)}, {len(changed)} tensors of the U-Net changed")
 
 
@@ -56,15 +56,15 @@ def export_adapter(
     dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
 ) -> None:
     """Writes one LoRA in the place of several requests' adapters, for programs that have no filter to gate them."""
-    params, requests = load_params(), guided_requests(named)
+    base, requests = read_section("base", BaseParams), guided_requests(named)
     from components.guidance.fuse import fused_files, write_fused  # noqa: PLC0415 - slow to import
 
-    adapters = check_export(folder, params.base.path, requests, fused_files)
+    adapters = check_export(folder, base.path, requests, fused_files)
     table = prompts_to_fuse(requests, adapters)
     if dry_run:
         typer.echo(f"would write one adapter in the place of {', '.join(adapters)} into {folder}")
         return
-    write_fused(folder, params.base.path, adapters, requests, table)
+    write_fused(folder, base.path, adapters, requests, table)
     typer.echo(f"{folder}: one adapter that erases {', '.join(adapters)}")
 
 

@@ -17,22 +17,20 @@ import typer
 from components.cli.export import export
 from components.cli.images import images
 from components.cli.options import DryRun
-from components.common.errors import ArtifactError, ExpungeError, UserError
+from components.cli.params import read_params
+from components.cli.purify import purify
+from components.common.errors import ExpungeError, UserError
 from components.common.paths import EVALUATE, GUIDANCE
-from components.common.sections import load_params
+from components.common.sections import read_section
+from components.evaluate.summary import read_evaluation, summarise
 from components.requests.requests import Request, add_request, load_requests, remove_request
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 request = typer.Typer(no_args_is_help=True, help="Add, list, show and withdraw deletion requests.")
-base = typer.Typer(no_args_is_help=True, help="The base model and the judge.")
 app.add_typer(request, name="request")
-app.add_typer(base, name="base")
-filters = typer.Typer(no_args_is_help=True, help="The text filter.")
-app.add_typer(filters, name="filter")
-adapters = typer.Typer(no_args_is_help=True, help="The U-Net adapters.")
-app.add_typer(adapters, name="guidance")
 app.add_typer(export, name="export")
 app.add_typer(images)
+app.command("purify")(purify)
 
 
 def main() -> None:
@@ -62,7 +60,7 @@ def request_add(
     dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
 ) -> None:
     """Adds a deletion request to requests.yaml and prints its id."""
-    from components.collect.concepts import check_world  # noqa: PLC0415 - slow to import
+    from components.worlds.load import load_world  # noqa: PLC0415 - slow to import
 
     record: dict[str, Any] = {
         "target": target,
@@ -73,7 +71,8 @@ def request_add(
         "channels": channel or ["filter", "guidance"],
     }
     request_id = add_request(record, dry_run=True)
-    check_world({request_id: Request.model_validate(record)})
+    everyone = load_requests() | {request_id: Request.model_validate(record)}
+    load_world(read_section("world", str)).check(everyone)
     typer.echo(request_id if dry_run else add_request(record))
 
 
@@ -104,97 +103,10 @@ def request_remove(request_id: str, dry_run: DryRun = False) -> None:  # noqa: F
     typer.echo(f"{'would withdraw' if dry_run else 'withdrew'} {request_id} ({item.target})")
 
 
-@base.command("report")
-def base_report(
-    seeds: Annotated[int, typer.Option(min=1, help="Images of every concept in every style.")] = 5,
-    pairs: Annotated[int, typer.Option(min=32, help="Images of two concepts.")] = 400,
-    steps: Annotated[int, typer.Option(min=1, help="Solver steps an image.")] = 10,
-    dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
-) -> None:
-    """Measures base model and judge, and writes reports/base/."""
-    params = load_params()
-    from components.diffusion.load import check_folder  # noqa: PLC0415 - slow to import
-
-    check_folder(params.base.path)
-    if dry_run:
-        typer.echo(f"would measure {params.base.path} with {seeds} seeds, {pairs} pairs, {steps} steps")
-        return
-    from training.openmoji.report import TARGETS, report_base  # noqa: PLC0415
-
-    record = report_base(params, seeds=seeds, pairs=pairs, steps=steps)
-    for key, (text, least) in TARGETS.items():
-        found = record[key]
-        typer.echo(
-            f"{found['value']:.4f}  [{found['low']:.4f}, {found['high']:.4f}]  n={found['n']:<5} {text} ({least})"
-        )
-
-
-@filters.command("report")
-def filter_report(
-    count: Annotated[
-        int, typer.Option("--requests", min=1, help="Requests: those that ship, then more of the world.")
-    ] = 40,
-    benign: Annotated[int, typer.Option(min=1000, help="Ordinary prompts that measure false positives.")] = 20_000,
-    images: Annotated[int, typer.Option(min=0, help="Prompts of each kind on which edits are compared; 0: none.")] = 48,
-    dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
-) -> None:
-    """Compares detectors and edits, and writes reports/filter/."""
-    params, requests = load_params(), load_requests()
-    if dry_run:
-        typer.echo(
-            f"would measure {count} requests on {benign} benign prompts and edits on {images} prompts of each kind"
-        )
-        return
-    from research.filter.report import report_filter  # noqa: PLC0415 - slow to import
-
-    record = report_filter(params, requests, count=count, benign=benign, images=images)
-    for name, found in record["detection"].items():
-        tpr, fpr = found["tpr"], found["fpr benign"]
-        typer.echo(
-            f"{name:<12} AUROC {found['auroc']['value']:.4f}  TPR {tpr['value']:.4f} (n={tpr['n']})"
-            f"  FPR {fpr['value']:.5f} (n={fpr['n']})"
-        )
-
-
-@adapters.command("report")
-def guidance_report(
-    seeds: Annotated[int, typer.Option(min=1, help="Images of each prompt.")] = 5,
-    prompts: Annotated[int, typer.Option(min=2, help="Prompts about each target, and about its neighbours.")] = 12,
-    retain: Annotated[
-        int, typer.Option(min=8, help="Unrelated prompts; adapters together are measured on 400 of them at most.")
-    ] = 100,
-    together: Annotated[
-        list[int] | None, typer.Option(min=1, help="How many adapters act at once; repeatable; default 1, 5 and 10.")
-    ] = None,
-    jointly: Annotated[  # noqa: FBT002 - a command-line flag
-        bool,
-        typer.Option(help="Train one adapter on the fewest that act together, with their steps and ranks added up."),
-    ] = True,
-    dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
-) -> None:
-    """Trains and measures adapters for four kinds of target, alone and together, and writes reports/guidance/."""
-    params, requests = load_params(), load_requests()
-    counts = together or [1, 5, 10]
-    if dry_run:
-        typer.echo(f"would train {max(4, *counts)} adapters and draw {prompts} × {seeds} images about each target")
-        return
-    from research.guidance.report import report_guidance  # noqa: PLC0415 - slow to import
-
-    record = report_guidance(
-        params, requests, seeds=seeds, prompts=prompts, retain=retain, together=counts, jointly=jointly
-    )
-    for name, found in (record["alone"] | record["together"]).items():
-        drift = max((m["value"] for m in found["uncond_drift"].values()), default=float("nan"))
-        typer.echo(
-            f"{name:<30} UA {found['ua']['value']:.3f} (n={found['ua']['n']})  anchor {found['anchor_rate']['value']:.3f}"
-            f"  neighbours {found['neighbours']['value']:.3f} (base {found['neighbours_base']['value']:.3f})  drift {drift:.4f}"
-        )
-
-
 @app.command("run")
 def run(stage: str, dry_run: DryRun = False) -> None:  # noqa: FBT002 - a command-line flag
     """Runs one stage of dvc.yaml and what it depends on, if anything has changed."""
-    load_params()
+    read_params()
     load_requests()
     raise SystemExit(4 if dvc("repro", *(["--dry"] if dry_run else []), stage) else 0)
 
@@ -202,7 +114,7 @@ def run(stage: str, dry_run: DryRun = False) -> None:  # noqa: FBT002 - a comman
 @app.command("retrain")
 def retrain(dry_run: DryRun = False) -> None:  # noqa: FBT002 - a command-line flag
     """Runs every stage under Prefect and registers a candidate in MLflow, whatever the verdict."""
-    load_params()
+    read_params()
     load_requests()
     if dry_run:
         raise SystemExit(4 if dvc("status") else 0)
@@ -210,22 +122,21 @@ def retrain(dry_run: DryRun = False) -> None:  # noqa: FBT002 - a command-line f
 
 
 @app.command("verdict")
-def verdict() -> None:
-    """Prints the gates of the last evaluation; exits with 1 if the verdict is fail."""
-    path = EVALUATE / "verdict.json"
-    if not path.is_file():
-        raise ArtifactError(f"{path} is missing", "run the evaluation: expunge run evaluate")
-    record = json.loads(path.read_text(encoding="utf-8"))
-    for gate in record["gates"]:
+def verdict(
+    gates: Annotated[bool, typer.Option("--gates", help="Print every gate.")] = False,  # noqa: FBT002
+) -> None:
+    """Says what the last evaluation found; exits with 1 if the verdict is fail."""
+    metrics, found = read_evaluation(EVALUATE)
+    for gate in found["gates"] if gates else []:
         mark = "pass" if gate["passed"] else "FAIL"
-        typer.echo(
-            f"{mark}  {gate['request']:<12} {gate['variant']:<9} {gate['metric']:<20} {gate['reason']} (n={gate['n']})"
-        )
-    typer.echo(f"verdict: {'pass' if record['passed'] else 'fail'}")
-    raise typer.Exit(0 if record["passed"] else 1)
+        about = metrics["targets"].get(gate["request"], {}).get("target", "all requests")
+        typer.echo(f"{mark}  {about:<14} {gate['variant']:<9} {gate['metric']:<20} {gate['reason']} (n={gate['n']})")
+    for line in summarise(metrics, found, EVALUATE):
+        typer.echo(line)
+    raise typer.Exit(0 if found["passed"] else 1)
 
 
 @app.command("params")
 def params_command() -> None:
     """Prints params.yaml as it was understood, after checking it."""
-    typer.echo(load_params().model_dump_json(indent=2))
+    typer.echo(json.dumps(read_params(), indent=2))

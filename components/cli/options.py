@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,3 +26,9 @@ def guided_requests(named: list[str] | None) -> dict[str, Request]:
     if not able:
         raise UserError("no request in requests.yaml has the guidance channel", "add one: expunge request add")
     return {i: r for i, r in able.items() if not named or i in named}
+
+
+def writable_png(output: Path) -> None:
+    """`UserError` unless `output` names a .png file in a folder that exists."""
+    if output.suffix.lower() != ".png" or not output.parent.is_dir() or output.is_dir():
+        raise UserError(f"--output {output} cannot be written", "name a .png file in a folder that exists")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from components.collect.params import BenignParams
+from components.collect.params import CorpusParams
+from components.collect.tables import SOURCES
 from components.common.errors import UserError
-from components.worlds.openmoji import world
-from components.worlds.openmoji.captions import caption, english, half_framed
-from components.worlds.openmoji.scenes import scenes
+from components.worlds.base import World
 
 _SHARES = {"sae": 0.5, "calibrate": 0.4, "evaluate": 0.1}
 """How a user's own prompts are split: a filter's threshold holds for traffic that it was calibrated on."""
@@ -47,33 +45,19 @@ def read_source(name: str) -> list[str]:
     return [p for p in table["prompt"].dropna().astype(str) if p.strip()]
 
 
-def world_captions(count: int, *, seed: int) -> Iterator[str]:
-    """Training captions of the world; names and styles that are reserved for evaluation never occur in them."""
-    reserved = {c.aliases[-1] for c in world.CONCEPTS} | {s.aliases[-1] for s in world.STYLES}
-    rng = np.random.default_rng(seed)
-    listed = scenes(singles=1, pairs=len(world.CONCEPTS) * len(world.STYLES), seed=0)
-    drawn = 0
-    while drawn < count:
-        text = caption(listed[int(rng.integers(len(listed)))], rng, split="train")
-        if not any(name in text for name in reserved):
-            drawn += 1
-            yield text
-
-
-def build_corpus(
-    *, captions: int, english_phrases: int, benign: BenignParams, held_out: float, seed: int, extra: list[str]
-) -> pd.DataFrame:
+def build_corpus(world: World, params: CorpusParams, extra: list[str]) -> pd.DataFrame:
     """A table (prompt, split, source), each prompt once.
 
     split is train or held_out for the SAE, calibrate or evaluate for benign prompts; no prompt is in two. `extra`, a user's
     own prompts, are spread over all four.
     """
+    seed, benign = params.seed, params.benign
     rng = np.random.default_rng(seed)
-    rows = [(half_framed(p, rng), "sae", "captions") for p in world_captions(captions, seed=seed)]
-    rows += [(half_framed(p, rng), "sae", "english") for p in english(english_phrases, split="train", seed=seed)]
+    rows = [(world.surround(p, rng), "sae", "captions") for p in world.corpus(params.captions, seed=seed)]
+    rows += [(world.surround(p, rng), "sae", "english") for p in world.benign(params.english, split="train", seed=seed)]
     rows += [(p, SOURCES, SOURCES) for p in extra]
-    rows += [(p, "calibrate", "english") for p in english(benign.calibrate, split="calibrate", seed=seed)]
-    rows += [(p, "evaluate", "english") for p in english(benign.evaluate, split="evaluate", seed=seed)]
+    rows += [(p, "calibrate", "english") for p in world.benign(benign.calibrate, split="calibrate", seed=seed)]
+    rows += [(p, "evaluate", "english") for p in world.benign(benign.evaluate, split="evaluate", seed=seed)]
     table = pd.DataFrame(rows, columns=["prompt", "split", "source"])
     unique = table.drop_duplicates("prompt", keep="first").reset_index(drop=True)
     own = np.random.default_rng([seed, 1]).permutation(np.flatnonzero(unique["split"] == SOURCES))
@@ -82,7 +66,7 @@ def build_corpus(
         unique.loc[chosen, "split"] = split
     rng = np.random.default_rng(seed)
     for_sae = np.flatnonzero(unique["split"] == "sae")
-    kept = rng.permutation(for_sae)[: int(held_out * len(for_sae))]
+    held_out = rng.permutation(for_sae)[: int(params.held_out * len(for_sae))]
     unique.loc[for_sae, "split"] = "train"
-    unique.loc[kept, "split"] = "held_out"
+    unique.loc[held_out, "split"] = "held_out"
     return unique

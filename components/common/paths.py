@@ -11,8 +11,5 @@ FILTER = Path("models/filter")
 GUIDANCE = Path("models/guidance")
 ONNX = Path("models/onnx")
 EVALUATE = Path("reports/evaluate")
-BASE_REPORT = Path("reports/base")
-FILTER_REPORT = Path("reports/filter")
-GUIDANCE_REPORT = Path("reports/guidance")
 CACHE = Path(".cache")
 """Resumable training state and activations; safe to delete at any time."""

@@ -7,8 +7,6 @@ import os
 import sys
 from collections.abc import Callable
 
-import torch
-
 from components.common.errors import ExpungeError, StageError
 
 log = logging.getLogger("expunge")
@@ -22,8 +20,9 @@ def run_stage(stage: Callable[..., None], *arguments: str) -> None:
     for noisy in ("httpx", "diffusers", "transformers", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    torch.set_num_threads(THREADS)
-    torch.use_deterministic_algorithms(mode=True)
+    if torch := sys.modules.get("torch"):  # a stage that computes has imported it
+        torch.set_num_threads(THREADS)
+        torch.use_deterministic_algorithms(mode=True)
     try:
         stage(*arguments)
     except ExpungeError as error:

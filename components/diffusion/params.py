@@ -18,3 +18,5 @@ class BaseParams(Section):
     """Module of the text encoder whose output (its residual stream) the SAE reads, such as encoder.layers.2."""
     guidance_scale: float = Field(ge=1)
     """Classifier-free guidance with which images are drawn, in training, evaluation and purification alike."""
+    solver_steps: int = Field(gt=0)
+    """Solver steps with which images are drawn, in evaluation and by `expunge generate`."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from components.evaluate.params import GateParams
+from components.requests.requests import Request
 
 
 class Gate(NamedTuple):
@@ -34,16 +35,26 @@ class Verdict(NamedTuple):
 
     passed: bool
     gates: list[Gate]
+    judged: dict[str, str]
+    """Digests of everything that was judged: base, judge, filter, adapters and requests."""
 
     def record(self) -> dict[str, Any]:
         """The form of verdict.json."""
-        return {"passed": self.passed, "gates": [gate._asdict() for gate in self.gates]}
+        return {"passed": self.passed, "gates": [gate._asdict() for gate in self.gates], "judged": self.judged}
+
+
+def variants_of(requests: Sequence[Request]) -> list[str]:
+    """Variants on which gates bind: the channels that any of the requests has, `summed`, and `gated` where all have a filter."""
+    channels = sorted({channel for request in requests for channel in request.channels})
+    gated = ["gated"] if all("filter" in request.channels for request in requests) else []
+    return [*channels, "summed", *gated]
 
 
 def judge_gates(
     metrics: Mapping[str, Mapping[str, Mapping[str, Any]]],
     gates: Sequence[GateParams],
     channels: Mapping[str, Sequence[str]],
+    judged: Mapping[str, str],
 ) -> Verdict:
     """Holds every gate against every request and `joint`; passes only if there are gates and all of them pass.
 
@@ -53,9 +64,9 @@ def judge_gates(
         _judge(scope, metrics.get(scope, {}), gate)
         for scope, present in channels.items()
         for gate in gates
-        if gate.variant in ("base", "both") or gate.variant in present
+        if gate.variant == "base" or gate.variant in present
     ]
-    return Verdict(bool(results) and all(r.passed for r in results), results)
+    return Verdict(bool(results) and all(r.passed for r in results), results, dict(judged))
 
 
 def _judge(scope: str, variants: Mapping[str, Mapping[str, Any]], gate: GateParams) -> Gate:

@@ -17,6 +17,8 @@ import numpy as np
 from scipy.stats import norm
 from skimage.metrics import structural_similarity
 
+from components.common.roc import auroc
+
 _Z = float(norm.ppf(0.975))
 ROUND = 6
 """Digits kept in metrics.json."""
@@ -113,3 +115,12 @@ def likeness(images: np.ndarray, references: np.ndarray) -> np.ndarray:
 def rate_of(found: Sequence[frozenset[str]], wanted: Sequence[frozenset[str]]) -> np.ndarray:
     """For each image whether all the wanted concepts are found in it."""
     return np.array([want <= have for have, want in zip(found, wanted, strict=True)])
+
+
+def auroc_of(positives: np.ndarray, negatives: np.ndarray) -> Metric:
+    """AUROC with its 95 % interval by Hanley and McNeil (1982); n counts both groups."""
+    a, p, n = auroc(positives, negatives), len(positives), len(negatives)
+    q1, q2 = a / (2 - a), 2 * a * a / (1 + a)
+    half = _Z * math.sqrt(max(0.0, a * (1 - a) + (p - 1) * (q1 - a * a) + (n - 1) * (q2 - a * a)) / (p * n))
+    return Metric(a, p + n, max(0.0, a - half), min(1.0, a + half))
+

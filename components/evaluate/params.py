@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from components.common.sections import Section
+from components.common.variants import Variant
 
 
 class SizeParams(Section):
@@ -25,7 +26,7 @@ class GateParams(Section):
 
     metric: str
     """A key of metrics.json below a request and a variant, such as ua."""
-    variant: Literal["base", "filter", "guidance", "both", "gated"]
+    variant: Variant
     """Which model the metric is taken of."""
     direction: Literal["at_least", "at_most"]
     """On which side of the threshold a candidate passes."""
@@ -44,10 +45,6 @@ class EvaluateParams(Section):
     """Which of `sizes` to draw."""
     sizes: dict[str, SizeParams]
     """`quick` for make run, `full` for a promotion."""
-    solver_steps: int = Field(gt=0)
-    """Solver steps an image."""
-    guidance_scale: float = Field(ge=1)
-    """Classifier-free guidance of evaluated images."""
     batch: int = Field(gt=0)
     """Images drawn at once."""
     seed: int = Field(ge=0)

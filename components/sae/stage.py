@@ -7,13 +7,16 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from components.collect.tables import read_table
-from components.common.files import code_of, digest, key_of, new_folder
+from components.common.closure import code_of
+from components.common.files import digest, key_of, new_folder
 from components.common.paths import CACHE, CORPUS, SAE
-from components.common.sections import load_params
+from components.common.sections import read_section
 from components.common.stage import log, run_stage
 from components.diffusion.load import load_text
+from components.diffusion.params import BaseParams
 from components.sae.activations import cache_activations
 from components.sae.model import SparseAutoencoder, write_sae
+from components.sae.params import SaeParams
 from components.sae.train import SaeStep, evaluate_sae, train_sae
 
 
@@ -22,11 +25,10 @@ def sae() -> None:
 
     Under `accelerate launch` every process caches and reads a file of its own, and the main one writes what comes out.
     """
-    params, process = load_params(), Accelerator()
-    settings = params.sae
-    tokenizer, encoder = load_text(params.base.path)
+    base, settings, process = read_section("base", BaseParams), read_section("sae", SaeParams), Accelerator()
+    tokenizer, encoder = load_text(base.path)
     table = read_table(CORPUS)
-    hookpoint = params.base.hookpoint
+    hookpoint = base.hookpoint
     stores = {
         split: cache_activations(
             CACHE / "sae" / f"{split}-{process.process_index}.f32",
@@ -45,8 +47,8 @@ def sae() -> None:
         k=settings.k,
         architecture="topk" if settings.activation == "topk" else "jumprelu",
     )
-    inputs = {"corpus": digest(CORPUS), "text_encoder": digest(params.base.path / "text_encoder")}
-    code = code_of("common", "diffusion", "sae")
+    inputs = {"corpus": digest(CORPUS), "text_encoder": digest(base.path / "text_encoder")}
+    code = code_of("components.sae.train")
     key = key_of(inputs | {"code": code, "params": settings.model_dump_json() + hookpoint})
     checkpoint = CACHE / "sae" / f"{key}.safetensors"
     loop = train_sae(model, stores["train"], settings, checkpoint=checkpoint)

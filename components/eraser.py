@@ -1,0 +1,222 @@
+"""The eraser: filter and adapters acting on one pipeline, composed in this one place.
+
+    B prompts, L token positions, D hidden, R requests, H and W pixels
+
+    base      the stock pipeline
+    filter    prompts are edited where a filter flags them; no adapter acts
+    guidance  the adapters act on everything, summed; no prompt is edited
+    summed    both: prompts are edited where flagged, and the adapters act on everything
+    gated     prompts are edited where flagged, and each adapter acts on the prompts that its request's filter flags
+
+`gated` is the default: a prompt that no request flags gets the base's image to the bit, however many requests there are
+(docs/decisions/0008). An adapter whose request has no filter acts on every prompt. The unconditional and the negative
+prompt always go through the stock encoder (invariant 4).
+
+What the filters saw is returned, never remembered. Any number of threads may read prompts at once; drawing takes turns,
+since the adapters' scales are a state of the one U-Net.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import RLock
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from components.common.errors import UserError
+from components.common.paths import FILTER, GUIDANCE
+from components.common.sections import PARAMS, read_section
+from components.common.variants import DEFAULT, VARIANTS, Variant
+from components.diffusion.encode import encode, tokenize
+from components.diffusion.load import accelerator_device, load_pipeline
+from components.diffusion.params import BaseParams
+from components.diffusion.sampling import sample
+from components.filter.artifact import RequestFilter, read_filters
+from components.filter.encoder import Decision, FilteredTextEncoder
+from components.guidance.adapters import check_adapters, load_adapters, use_adapters
+from components.guidance.gating import gate_rows
+from components.requests.requests import REQUESTS, load_requests
+
+_FILTERED, _ADAPTED = ("filter", "summed", "gated"), ("guidance", "summed", "gated")
+_BATCH = 256  # prompts encoded at once
+
+
+class Erased(NamedTuple):
+    """All that drawing B prompts takes, and what was decided about them."""
+
+    prompts: tuple[str, ...]
+    states: torch.Tensor
+    """(B, L, D) hidden states of the prompts."""
+    uncond: torch.Tensor
+    """(1, L, D) of the empty or negative prompt."""
+    decision: Decision
+    """Of the filters that acted, one row a prompt."""
+    acting: dict[str, torch.Tensor]
+    """By request: (B,) bool, the prompts on which its adapter acts."""
+    everywhere: bool
+    """Whether adapters act on the empty prompt too."""
+
+    def flagged(self) -> list[tuple[str, ...]]:
+        """For each prompt the requests whose filter flags it."""
+        return _names(self.decision.requests, self.decision.flagged)
+
+    def adapters(self) -> list[tuple[str, ...]]:
+        """For each prompt the requests whose adapter acts on it."""
+        none = torch.zeros(len(self.prompts), 0, dtype=torch.bool)
+        return _names(tuple(self.acting), torch.stack(list(self.acting.values()), 1) if self.acting else none)
+
+    def take(self, rows: Sequence[int]) -> Erased:
+        """Some of the prompts."""
+        index = torch.tensor(list(rows), dtype=torch.int64)
+        seen = self.decision
+        return self._replace(
+            prompts=tuple(self.prompts[i] for i in rows),
+            states=self.states[index],
+            decision=seen._replace(scores=seen.scores[index], flagged=seen.flagged[index]),
+            acting={name: mask[index] for name, mask in self.acting.items()},
+        )
+
+    def for_pipeline(self) -> dict[str, torch.Tensor]:
+        """What a `StableDiffusionPipeline` takes in the place of prompt and negative prompt."""
+        return {"prompt_embeds": self.states, "negative_prompt_embeds": self.uncond.expand_as(self.states)}
+
+
+class Drawing(NamedTuple):
+    """One image, and which requests flagged its prompt."""
+
+    image: Image.Image
+    flagged: tuple[str, ...]
+
+
+class Eraser:
+    """A pipeline with the filters and adapters of some requests."""
+
+    def __init__(
+        self,
+        pipe: StableDiffusionPipeline,
+        filters: Mapping[str, RequestFilter],
+        hookpoint: str,
+        adapters: Mapping[str, Path],
+        *,
+        guidance_scale: float = 7.5,
+        solver_steps: int = 25,
+    ) -> None:
+        """Loads the adapters, by request, into `pipe` and leaves them off; `ArtifactError` for an altered one."""
+        self.pipe, self.filters, self.hookpoint = pipe, dict(filters), hookpoint
+        self.guidance_scale, self.solver_steps = guidance_scale, solver_steps
+        load_adapters(pipe, adapters)
+        self.adapters = tuple(adapters)
+        self.requests = tuple(dict.fromkeys([*self.filters, *self.adapters]))
+        self._encoders: dict[tuple[str, ...], FilteredTextEncoder] = {}
+        self._drawing = RLock()
+
+    @classmethod
+    def open(cls, project: Path | str = ".", *, device: torch.device | None = None) -> Eraser:
+        """The base, filters and adapters of a project's working tree, for all requests in its requests.yaml.
+
+        On the accelerator, if there is one and `device` names no other. `UserError` or `ArtifactError` for what is
+        missing, altered, or was trained on another base.
+        """
+        root = Path(project)
+        base, requests = read_section("base", BaseParams, root / PARAMS), load_requests(root / REQUESTS)
+        filters, hookpoint = read_filters(root / FILTER)
+        adapters = {i: root / GUIDANCE / i for i, request in requests.items() if "guidance" in request.channels}
+        check_adapters(adapters, root / base.path / "unet")
+        pipe = load_pipeline(root / base.path, device or accelerator_device())
+        chosen = {i: item for i, item in filters.items() if i in requests}
+        return cls(
+            pipe, chosen, hookpoint, adapters, guidance_scale=base.guidance_scale, solver_steps=base.solver_steps
+        )
+
+    def read(
+        self,
+        prompts: Sequence[str],
+        *,
+        variant: Variant = DEFAULT,
+        requests: Sequence[str] | None = None,
+        negative: str = "",
+    ) -> Erased:
+        """Encodes each prompt once and says what acts on it; `requests` names those that act, by default all.
+
+        `UserError` for an unknown variant or request.
+        """
+        if variant not in VARIANTS:
+            raise UserError(f"variant {variant!r} is unknown", f"use one of: {', '.join(VARIANTS)}")
+        wanted = self.requests if requests is None else tuple(requests)
+        if unknown := [name for name in wanted if name not in self.requests]:
+            raise UserError(f"request {unknown[0]!r} is unknown", f"use some of: {', '.join(self.requests)}")
+        named = tuple(name for name in wanted if name in self.filters and variant in _FILTERED)
+        loaded = [name for name in wanted if name in self.adapters and variant in _ADAPTED]
+        states, decision = self._encode(prompts, named)
+        everyone = torch.ones(len(prompts), dtype=torch.bool)
+        columns = dict(zip(decision.requests, decision.flagged.unbind(1), strict=True)) if variant == "gated" else {}
+        return Erased(
+            tuple(prompts),
+            states,
+            encode(self.pipe.text_encoder, self.pipe.tokenizer, [negative]),
+            decision,
+            {name: columns.get(name, everyone) for name in loaded},
+            everywhere=variant != "gated",
+        )
+
+    def _encode(self, prompts: Sequence[str], requests: tuple[str, ...]) -> tuple[torch.Tensor, Decision]:
+        """(states (B, L, D), decision) under the filters of `requests`; each distinct prompt goes through the encoder once."""
+        unique = list(dict.fromkeys(prompts))
+        order = torch.tensor([unique.index(p) for p in prompts], dtype=torch.int64)
+        if not requests:
+            none = torch.zeros(len(prompts), 0)
+            states = encode(self.pipe.text_encoder, self.pipe.tokenizer, unique)
+            return states[order], Decision((), none, none.bool())
+        if requests not in self._encoders:
+            filters = {name: self.filters[name] for name in requests}
+            self._encoders[requests] = FilteredTextEncoder(self.pipe.text_encoder, filters, self.hookpoint)
+        ids = tokenize(self.pipe.tokenizer, unique).input_ids
+        parts = [self._encoders[requests].encode(ids[i : i + _BATCH]) for i in range(0, len(ids), _BATCH)]
+        decisions = [decision for _, decision in parts]
+        scores, flagged = (torch.cat([getattr(d, field) for d in decisions]) for field in ("scores", "flagged"))
+        return torch.cat([states for states, _ in parts])[order], Decision(requests, scores[order], flagged[order])
+
+    @contextmanager
+    def acting(self, erased: Erased, *, images_per_prompt: int = 1) -> Iterator[None]:
+        """Within the block the U-Net draws these prompts with the adapters that act on them; other threads wait.
+
+        For a pipeline call inside the block: `pipe(**erased.for_pipeline(), num_images_per_prompt=images_per_prompt)`.
+        """
+        masks = {name: mask.repeat_interleave(images_per_prompt) for name, mask in erased.acting.items() if mask.any()}
+        with self._drawing, use_adapters(self.pipe, masks):
+            if erased.everywhere or not masks:
+                yield
+                return
+            with gate_rows(self.pipe.unet, masks):
+                yield
+
+    def paint(
+        self, erased: Erased, seeds: Sequence[int], *, steps: int | None = None, batch: int = 32
+    ) -> Iterator[tuple[range, np.ndarray]]:
+        """One image of each prompt, from its own seed: yields (rows, images (b, H, W, 3) uint8) batch by batch."""
+        for start in range(0, len(erased.prompts), batch):
+            rows = range(start, min(start + batch, len(erased.prompts)))
+            part = erased.take(rows)
+            with self.acting(part):
+                images = sample(
+                    self.pipe, part.states, part.uncond, [seeds[i] for i in rows],
+                    steps=steps or self.solver_steps, guidance_scale=self.guidance_scale, batch=batch,
+                )  # fmt: skip
+            yield rows, images
+
+    def draw(self, prompt: str, *, seed: int = 0, steps: int | None = None, **how: Any) -> Drawing:  # noqa: ANN401 - as `read`
+        """One image of `prompt`; further arguments are those of `read`."""
+        erased = self.read([prompt], **how)
+        ((_, images),) = self.paint(erased, [seed], steps=steps)
+        return Drawing(Image.fromarray(images[0]), erased.flagged()[0])
+
+
+def _names(requests: Sequence[str], flags: torch.Tensor) -> list[tuple[str, ...]]:
+    """For each row of flags (B, R) the requests that are flagged."""
+    return [tuple(name for name, hit in zip(requests, row, strict=True) if hit) for row in flags.tolist()]

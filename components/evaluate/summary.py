@@ -1,0 +1,63 @@
+"""An evaluation in six lines that a newcomer understands, from metrics.json and verdict.json alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from components.common.errors import ArtifactError
+from components.common.variants import DEFAULT
+
+METRICS, VERDICT, PAGE = "metrics.json", "verdict.json", "report.html"
+JOINT = "joint"
+"""The scope of all requests at once."""
+
+
+def read_evaluation(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(metrics, verdict) of the last evaluation; `ArtifactError` if either is missing or no JSON."""
+    out = []
+    for name in (METRICS, VERDICT):
+        try:
+            out.append(json.loads((folder / name).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise ArtifactError(f"{folder / name} is missing", "run the evaluation: expunge run evaluate") from error
+        except ValueError as error:
+            raise ArtifactError(f"{folder / name} is not JSON", "write it again: expunge run evaluate") from error
+    return out[0], out[1]
+
+
+def summarise(metrics: Mapping[str, Any], verdict: Mapping[str, Any], folder: Path) -> list[str]:
+    """What was erased, what it cost, and where the page is."""
+    gates = verdict["gates"]
+    passed = sum(gate["passed"] for gate in gates)
+    said = "pass" if verdict["passed"] else "FAIL"
+    lines = [f"Verdict: {said}. {passed} of {len(gates)} gates pass (size {metrics['size']}, variant {DEFAULT})."]
+    lines += [erased_line(request, metrics["requests"][i][DEFAULT]) for i, request in metrics["targets"].items()]
+    lines += [retained_line(metrics["requests"][JOINT]), f"Look at it: {folder / PAGE}"]
+    return lines
+
+
+def erased_line(request: Mapping[str, str], found: Mapping[str, Any]) -> str:
+    """What became of one target, such as 'cat: gone from 24 of 24 images; dog is drawn instead in 24'."""
+    gone = found["ua"]
+    line = f"{request['target']}: gone from {count(gone)} of {gone['n']} images"
+    if request["anchor"]:
+        line += f"; {request['anchor']} is drawn instead in {count(found['anchor_rate'])}"
+    return f"{line}."
+
+
+def retained_line(scope: Mapping[str, Any]) -> str:
+    """What it cost: unrelated prompts that draw the same image, and everyday prompts that are edited by mistake."""
+    same = scope[DEFAULT]["ssim_unrelated"]
+    line = f"Unrelated prompts: images {same['value']:.3f} like the base's (SSIM, 1 is equal, n = {same['n']})"
+    if "fpr" in scope.get("filter", {}):
+        false = scope["filter"]["fpr"]
+        line += f"; {count(false)} of {false['n']} everyday prompts are edited by mistake"
+    return f"{line}."
+
+
+def count(metric: Mapping[str, Any]) -> int:
+    """Of a proportion the number of hits."""
+    return round((metric["value"] or 0.0) * metric["n"])

@@ -1,0 +1,5 @@
+"""So that `python -m expunge` is `expunge`."""
+
+from components.cli.main import main
+
+main()
