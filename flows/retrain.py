@@ -51,7 +51,10 @@ def register(root: Path) -> str:
     """Registers a candidate, whatever the verdict, with the verdict as a tag."""
     params = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
     flat = {
-        f"{section}.{key}": value for section, keys in params.items() for key, value in keys.items() if key != "gates"
+        f"{section}.{key}": value
+        for section, keys in params.items()
+        for key, value in (keys.items() if isinstance(keys, dict) else [("name", keys)])
+        if key != "gates"
     }
     candidate = register_candidate(root, params=flat, tags={"git.commit": _revision(root)})
     get_run_logger().info(

@@ -11,7 +11,8 @@ import typer
 
 from components.cli.options import DryRun, Named, guided_requests
 from components.common.paths import GUIDANCE
-from components.common.sections import load_params
+from components.common.sections import read_section
+from components.diffusion.params import BaseParams
 from components.requests.requests import Request
 
 if TYPE_CHECKING:
