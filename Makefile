@@ -10,11 +10,10 @@ export DVC_NO_ANALYTICS := 1
 
 .PHONY: run test check lint types install clean
 
-# Install, then all six steps on the embedded default, under Prefect; ends with the verdict.
+# Install, then every stage on the embedded default, under Prefect; ends with what was erased and what it cost.
 run: install
 	$(BIN)/expunge retrain
-	-$(BIN)/expunge verdict
-	@echo "The page of before and after: reports/evaluate/report.html"
+	@$(BIN)/expunge verdict || true
 
 # Install, then the default test suite.
 test: install
@@ -25,7 +24,7 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable . basedpyright cogapp import-linter pytest pytest-timeout ruff
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[openmoji]" basedpyright cogapp import-linter pytest pytest-timeout ruff
 	touch $@
 
 # What CI runs besides the tests.
@@ -42,7 +41,9 @@ types: install
 clean:
 	rm -rf .venv .cache .pytest_cache .ruff_cache
 
-# Writes the README's tables from the reports.
-.PHONY: readme
-readme: install
-	$(BIN)/cog -r README.md
+# Writes the code that each stage depends on into dvc.yaml, and the documents' tables from the reports.
+.PHONY: deps tables
+deps: install
+	$(BIN)/python -m flows.deps
+tables: install
+	$(BIN)/cog -r README.md docs/results.md

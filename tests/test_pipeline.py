@@ -1,0 +1,234 @@
+"""The product from end to end, small: every stage through `dvc repro` on the base that ships, then the flow with its own MLflow."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from dvc.repo import Repo
+from PIL import Image
+
+from research.house import EDITS
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+REQUESTS = {
+    "requests": {
+        "r-1": {"target": "cat", "kind": "object", "aliases": ["kitty", "feline"], "anchor": "dog", "neighbours": ["lion"]},
+        "r-2": {"target": "ghost", "kind": "character", "aliases": ["phantom", "spook"], "channels": ["filter"]},
+    }
+}
+SMALL = {
+    "corpus": {"captions": 500, "english": 300, "benign": {"calibrate": 700, "evaluate": 1200}},
+    "concepts": {"per_name": 3, "retain": 60, "mixed": 6},
+    "sae": {"d_sae": 512, "k": 16, "steps": 60, "batch": 512},
+    "features": {"fpr": 0.01, "min_contrast": 0.05},
+    "guidance": {"steps": 3},
+    "evaluate": {"sizes": {"quick": {"templates": 2, "seeds": 1, "retain": 4}}, "size": "quick", "batch": 8},
+}
+STAGES = {"corpus", "sae", "concepts", "features", "guidance@r-1", "guidance@r-2", "evaluate", "export"}
+
+
+def merged(content, changes):
+    """`content` with `changes`, section by section."""
+    return {k: merged(v, changes[k]) if isinstance(v, dict) and k in changes else changes.get(k, v) for k, v in content.items()}
+
+
+def dvc(folder, *arguments):
+    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run([BIN / "dvc", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def times(folder):
+    """When each output was written."""
+    roots = ("data", "models", "reports/evaluate")
+    return {p: p.stat().st_mtime_ns for root in roots for p in (folder / root).rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """The product's own files with small parameters and two requests, one of the filter alone, as a project of their own."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("components", "flows", "expunge", "assets"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
+    params = merged(yaml.safe_load((ROOT / "params.yaml").read_text()), SMALL)
+    for gate in params["evaluate"]["gates"]:
+        gate["n"] = 2
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    (folder / "requests.yaml").write_text(yaml.safe_dump(REQUESTS, sort_keys=False))
+    for command in (["init", "--quiet"], ["add", "."], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", "start"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fitted(project):
+    """The project with everything up to the filter and the adapters."""
+    dvc(project, "repro", "features", "guidance@r-1", "guidance@r-2")
+    return project
+
+
+@pytest.fixture(scope="module")
+def evaluated(fitted):
+    """The project with everything reproduced."""
+    dvc(fitted, "repro")
+    return fitted
+
+
+def test_text_stages_write_prompts_autoencoder_and_filter(fitted):
+    """Records, disjoint prompts, an autoencoder in SAELens' layout and a filter that flags a listed name and not its neighbour."""
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    from components.diffusion.encode import tokenize
+    from components.filter.artifact import read_filters
+    from components.filter.encoder import FilteredTextEncoder
+    from components.sae.model import read_sae
+
+    record = json.loads((fitted / "data/concepts/r-1/request.json").read_text())
+    assert (record["labels"], record["is_style"], record["avoid"]) == (["cat"], False, ["cat", "dog", "lion"])
+    assert record["names"]["select"] == ["cat", "kitty"]
+    assert record["names"]["evaluate"] == ["cat", "kitty", "feline"]
+    table = pd.read_parquet(fitted / "data/concepts/r-1/prompts.parquet")
+    corpus = pd.read_parquet(fitted / "data/corpus/prompts.parquet")
+    evaluation = set(table.loc[table["split"] == "evaluate", "prompt"])
+    assert evaluation
+    assert not evaluation & set(table.loc[table["split"] != "evaluate", "prompt"])
+    assert not evaluation & set(corpus.loc[corpus["split"] != "evaluate", "prompt"])
+    sae, _ = read_sae(fitted / "models/sae")
+    assert (sae.d_sae, sae.d_in) == (512, 256)
+    assert sae.W_dec.norm(dim=1).sub(1).abs().max() < 1e-4
+    filters, hookpoint = read_filters(fitted / "models/filter")
+    assert set(filters) == {"r-1", "r-2"}
+    tokenizer = CLIPTokenizer.from_pretrained(fitted / "assets/openmoji/tokenizer", local_files_only=True)
+    stock = CLIPTextModel.from_pretrained(fitted / "assets/openmoji/text_encoder", local_files_only=True).eval()
+    _, seen = FilteredTextEncoder(stock, filters, hookpoint).encode(tokenize(tokenizer, ["a feline", "a spook"]).input_ids)
+    assert seen.flagged[0].tolist()[0]
+    assert seen.flagged[1].tolist()[1]
+
+
+def test_guidance_stage_writes_an_adapter_that_diffusers_loads(fitted):
+    """The adapter changes what a stock pipeline draws for the target; a request without the channel has none."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(fitted / "assets/openmoji", local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    shot = lambda: pipe("a cat", num_inference_steps=3, output_type="np", generator=torch.Generator().manual_seed(0)).images  # noqa: E731
+    before = shot()
+    pipe.load_lora_weights(fitted / "models/guidance/r-1")
+
+    assert np.abs(shot() - before).max() > 0.01
+    assert not list((fitted / "models/guidance/r-2").glob("*.safetensors"))
+
+
+def test_evaluation_writes_metrics_verdict_and_page(evaluated):
+    """Every scope and variant has numbers that were measured; the verdict names what was judged; the page shows pictures."""
+    report = evaluated / "reports/evaluate"
+    metrics, verdict = (json.loads((report / name).read_text()) for name in ("metrics.json", "verdict.json"))
+    assert set(metrics["requests"]) == {"r-1", "r-2", "joint"}
+    for found in metrics["requests"].values():
+        assert set(found) == {"base", "filter", "guidance", "summed", "gated"}
+        assert found["gated"]["ua"]["n"] in (2, 4)
+        assert found["base"]["ssim_unrelated"]["value"] == 1.0
+    assert metrics["requests"]["r-1"]["base"]["ua"]["value"] < 1.0
+    assert metrics["requests"]["r-1"]["filter"]["passthrough_max_abs"]["value"] == 0.0
+    assert max(b["value"] for b in metrics["requests"]["r-1"]["guidance"]["uncond_drift"].values()) < 0.05
+    assert verdict["passed"] == all(gate["passed"] for gate in verdict["gates"])
+    assert {gate["request"] for gate in verdict["gates"]} == {"r-1", "r-2", "joint"}
+    assert {"base", "judge", "filter", "adapter/r-1", "request/r-1", "request/r-2"} <= set(verdict["judged"])
+    page = (report / "report.html").read_text()
+    assert page.count("<img") >= 6
+    assert "cat → dog" in page
+    first = Image.open(report / "grids/00.png")
+    assert first.size[1] > 2 * 256
+
+
+def test_export_writes_a_graph_that_decides_as_torch(evaluated):
+    """The ONNX graph and torch agree on every prompt of the parity report, some of them flagged."""
+    report = json.loads((evaluated / "models/onnx/parity.json").read_text())
+
+    assert report["parity"]["decisions_agree"]
+    assert 0 < report["parity"]["flagged"] < report["parity"]["prompts"]
+    assert report["parity"]["max_abs_hidden"] < 1e-4
+    assert report["requests"] == ["r-1", "r-2"]
+
+
+@pytest.mark.parametrize("what", [what for what in EDITS if "research" not in what])
+def test_an_edit_re_runs_what_can_reach_it(evaluated, what):
+    """In a project where nothing is to be run, an edit re-runs at most the stages whose code can reach the edited file."""
+    edit, allowed = EDITS[what]
+    with Repo(str(evaluated)) as repo:
+        assert repo.status() == {}
+    edit(evaluated)
+    try:
+        with Repo(str(evaluated)) as repo:
+            found = {stage.split("@")[0] for stage in repo.status()}
+    finally:
+        subprocess.run(["git", "checkout", "--quiet", "."], cwd=evaluated, check=True)
+        subprocess.run(["git", "clean", "-fdq", "components", "flows"], cwd=evaluated, check=True)
+
+    assert found <= allowed
+    assert bool(found) == bool(allowed)
+
+
+def test_a_new_anchor_trains_that_request_again_and_nothing_else(evaluated):
+    """After the concepts stage has seen the new anchor, dvc would run that adapter, the filter and what follows: no SAE, no other adapter."""
+    path = evaluated / "requests.yaml"
+    before = path.read_text()
+    lock, concepts = (evaluated / "dvc.lock").read_text(), evaluated / "data/concepts"
+    shutil.copytree(concepts, evaluated / "data/before")
+    path.write_text(before.replace("anchor: dog", "anchor: horse"))
+    dvc(evaluated, "repro", "--single-item", "concepts")
+    found = set(json.loads(dvc(evaluated, "status", "--json")))
+    path.write_text(before)
+    (evaluated / "dvc.lock").write_text(lock)
+    shutil.rmtree(concepts)
+    (evaluated / "data/before").rename(concepts)
+
+    assert found == {"features", "guidance@r-1", "evaluate", "export"}
+    assert json.loads(dvc(evaluated, "status", "--json")) == {}
+
+
+def test_flow_reproduces_what_changed_and_registers_it(evaluated, monkeypatch):
+    """The flow runs every stage as a task, reproduces a stage whose parameters changed, and registers a loadable version; run again it reproduces nothing."""
+    import mlflow
+    from mlflow import MlflowClient
+    from prefect.testing.utilities import prefect_test_harness
+
+    from flows.retrain import retrain
+
+    monkeypatch.setenv("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{evaluated / 'mlflow.db'}")
+    params = evaluated / "params.yaml"
+    params.write_text(params.read_text().replace("  tolerance: 0.0001", "  tolerance: 0.0002"))
+    before = times(evaluated)
+    with prefect_test_harness(server_startup_timeout=180):
+        said = retrain(str(evaluated))
+        after = times(evaluated)
+        assert {p.relative_to(evaluated).parts[1] for p in after if after[p] != before.get(p)} == {"onnx"}
+        assert retrain(str(evaluated)) == said
+    assert times(evaluated) == after
+
+    verdict = json.loads((evaluated / "reports/evaluate/verdict.json").read_text())
+    assert said == ("pass" if verdict["passed"] else "fail")
+    client = MlflowClient()
+    version = client.get_model_version_by_alias("expunge", "candidate")
+    assert version.tags["verdict"] == said
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=evaluated, capture_output=True, text=True, check=True).stdout.strip()
+    run = mlflow.get_run(version.run_id)
+    assert run.data.tags["git.commit"] == head
+    assert run.data.params["guidance.steps"] == "3"
+    assert run.data.metrics["r-1/gated/ua"] == json.loads((evaluated / "reports/evaluate/metrics.json").read_text())["requests"]["r-1"]["gated"]["ua"]["value"]
+    fetched = Path(mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path="model/guidance/r-1"))
+    name = "pytorch_lora_weights.safetensors"
+    assert (fetched / name).read_bytes() == (evaluated / "models/guidance/r-1" / name).read_bytes()
