@@ -42,7 +42,8 @@ def generate(
         return
     from components.eraser import Eraser  # noqa: PLC0415
 
-    drawing = Eraser.open().draw(prompt, seed=seed, variant=cast("Variant", variant))
+    wanted = cast("Variant", variant)
+    drawing = Eraser.open(variant=wanted).draw(prompt, seed=seed, variant=wanted)
     drawing.image.save(output)
     flagged = ", ".join(requests[i].target for i in drawing.flagged) or "no request"
     typer.echo(f"{output}: {variant}" + (f", flagged by {flagged}" if variant not in ("base", "guidance") else ""))

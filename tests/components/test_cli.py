@@ -1,109 +1,205 @@
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
+import yaml
+
+from components.cli import main as cli
+from components.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 EXPUNGE = Path(sys.executable).parent / "expunge"
 
 
-def expunge(*arguments, cwd=ROOT):
-    return subprocess.run([EXPUNGE, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+@pytest.fixture
+def expunge(monkeypatch, capsys):
+    """Runs the command line in this process: arguments to (exit code, stdout, stderr)."""
+    monkeypatch.chdir(ROOT)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["expunge", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        (), ("request",), ("request", "add"), ("request", "list"), ("request", "show"), ("request", "remove"), ("run",),
-        ("retrain",), ("verdict",), ("generate",), ("explain",), ("purify",), ("export", "diffusers"), ("export", "adapter"),
-        ("params",), ("base", "report"), ("filter", "report"), ("guidance", "report"),
-    ],
-)  # fmt: skip
-def test_cli_every_command_has_help(command):
-    """Each command explains itself."""
-    done = expunge(*command, "--help")
-
-    assert done.returncode == 0
-    assert "Usage" in done.stdout
+@pytest.fixture
+def project(tmp_path, monkeypatch, expunge):
+    """`expunge` in a folder of its own with the parameters and requests that ship."""
+    for name in ("params.yaml", "requests.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def test_cli_lists_the_requests():
-    """The two requests that ship."""
-    done = expunge("request", "list")
+def every_command():
+    def walk(group, prefix):
+        for name, command in group.commands.items():
+            yield (*prefix, name)
+            yield from walk(command, (*prefix, name)) if hasattr(command, "commands") else ()
 
-    assert done.returncode == 0
+    return [(), *walk(typer.main.get_command(app), ())]
+
+
+@pytest.mark.parametrize("command", every_command(), ids=" ".join)
+def test_every_command_has_help(expunge, command):
+    """Each command explains itself, and so does each option."""
+    code, out, _ = expunge(*command, "--help")
+
+    assert code == 0
+    assert "Usage" in out
+
+
+def test_the_program_is_installed():
+    """The console script runs in a process of its own and lists the requests that ship."""
+    done = subprocess.run([EXPUNGE, "request", "list"], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
     assert "cat  (object)  -> dog" in done.stdout
     assert "neon  (style)  -> line art" in done.stdout
+
+
+def test_listing_requests_loads_no_torch():
+    """The commands that only read YAML start without torch, pandas or a world."""
+    program = (
+        "import sys; sys.argv = ['expunge', 'request', 'list']\n"
+        "from components.cli.main import main\n"
+        "try:\n    main()\nfinally:\n    print({'torch', 'pandas', 'diffusers', 'mlflow', 'prefect'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.stdout.strip().endswith("set()"), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("request", "add", "unicorn"), 2, "concept 'unicorn' is not in the OpenMoji world; use one of"),
+        (("request", "add", "unicorn"), 2, "concept 'unicorn' is not in the world openmoji; use one of"),
         (("request", "add", "cat"), 2, "'cat' is a name of both r-5c1e09a7 and"),
         (("request", "add", "owl", "--anchor", "owl"), 2, "the anchor 'owl' is the target itself"),
+        (("request", "add", "animal", "--kind", "category", "--anchor", "castle"), 2, "the anchor 'dog' is erased by r-"),
         (("request", "show", "r-0"), 2, "request 'r-0' is not in requests.yaml; use one of: r-5c1e09a7"),
         (("request", "remove", "r-0"), 2, "request 'r-0' is not in requests.yaml"),
-        (("generate", "a cat", "--base", "--filter"), 2, "--base and --filter exclude each other; give one of them"),
         (("generate", "a cat", "--output", "nowhere/x.png"), 2, "--output nowhere/x.png cannot be written"),
-        (("generate", "a cat", "--variant", "all"), 2, "--variant 'all' is unknown; use one of: base"),
+        (("generate", "a cat", "--variant", "both"), 2, "--variant 'both' is unknown; use one of: base"),
+        (("verdict",), 3, "reports/evaluate/metrics.json is missing; run the evaluation"),
+        (("explain", "a cat"), 2, "assets/openmoji is no diffusers pipeline"),
     ],
 )
-def test_cli_bad_input_is_one_sentence(arguments, code, said):
+def test_bad_input_is_one_sentence(project, expunge, arguments, code, said):
     """A mistake is one line on stderr and an exit code, never a traceback, and requests.yaml stays as it was."""
-    before = (ROOT / "requests.yaml").read_bytes()
-    done = expunge(*arguments)
+    before = (project / "requests.yaml").read_bytes()
+    found, _, error = expunge(*arguments)
 
-    assert done.returncode == code
-    assert said in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert (ROOT / "requests.yaml").read_bytes() == before
-
-
-def test_cli_outside_of_a_project_says_so(tmp_path):
-    """Without params.yaml the message says where to run."""
-    done = expunge("params", cwd=tmp_path)
-
-    assert done.returncode == 2
-    assert done.stderr.strip() == "expunge: params.yaml does not exist; run from the root of the project"
-
-
-def test_cli_dry_run_changes_nothing():
-    """--dry-run of an addition prints an id and leaves the file alone."""
-    before = (ROOT / "requests.yaml").read_bytes()
-    done = expunge("request", "add", "ghost", "--kind", "character", "--anchor", "alien", "--dry-run")
-
-    assert done.returncode == 0
-    assert done.stdout.startswith("r-")
-    assert (ROOT / "requests.yaml").read_bytes() == before
+    assert found == code
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
+    assert (project / "requests.yaml").read_bytes() == before
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("change", "said"),
     [
-        (("base", "report"), "would measure assets/openmoji with 5 seeds"),
-        (("filter", "report", "--requests", "3"), "would measure 3 requests on 20000 benign prompts"),
-        (("guidance", "report", "--together", "6"), "would train 6 adapters"),
+        ({"world": "nowhere"}, "world 'nowhere' is unknown; use one of openmoji, or a folder with a world.yaml"),
+        ({"world": 3}, "params.yaml: world is 3"),
+        ({"guidance": {"rank": 0}}, "params.yaml: guidance.rank is 0"),
+        ({"guidance": {"flip": True}}, "params.yaml has an unknown key 'guidance.flip'; remove it"),
+        ({"extra": {}}, "params.yaml has an unknown section 'extra'; use some of: world, base"),
+        ({"sae": None}, "params.yaml has no section 'sae'"),
     ],
 )
-def test_cli_a_report_can_be_rehearsed(arguments, said):
-    """--dry-run says what a report would measure, and writes none."""
-    reports = {path: path.stat().st_mtime_ns for path in (ROOT / "reports").rglob("*")}
-    done = expunge(*arguments, "--dry-run")
+def test_bad_params_are_one_sentence(project, expunge, change, said):
+    """An unknown world, section or key, and a value out of range, are refused before anything is loaded."""
+    content = yaml.safe_load((project / "params.yaml").read_text())
+    for section, value in change.items():
+        content[section] = content[section] | value if isinstance(value, dict) and section in content else value
+        if value is None:
+            del content[section]
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+    command = ("request", "add", "owl") if change.get("world") == "nowhere" else ("params",)
+    code, _, error = expunge(*command)
 
-    assert (done.returncode, done.stderr) == (0, "")
-    assert said in done.stdout
-    assert {path: path.stat().st_mtime_ns for path in (ROOT / "reports").rglob("*")} == reports
+    assert code == 2
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
 
 
-def test_cli_generate_writes_a_png(tmp_path):
-    """One image of the base model, 64 by 64; the same seed gives the same bytes."""
+def test_outside_of_a_project_it_says_so(tmp_path, monkeypatch, expunge):
+    """Without params.yaml the message says where to run."""
+    monkeypatch.chdir(tmp_path)
+
+    assert expunge("params") == (2, "", "expunge: params.yaml does not exist; run from the root of the project\n")
+
+
+def test_a_request_is_added_shown_and_withdrawn(project, expunge):
+    """What is added is listed and shown with its id; withdrawn, it is gone and its adapter with it; --dry-run changes nothing."""
+    before = (project / "requests.yaml").read_bytes()
+    add = ("request", "add", "ghost", "--kind", "character", "--alias", "phantom", "--anchor", "alien")
+    assert expunge(*add, "--dry-run")[0] == 0
+    assert (project / "requests.yaml").read_bytes() == before
+
+    _, out, _ = expunge(*add)
+    request_id = out.strip()
+    assert f"{request_id}  ghost  (character)  -> alien" in expunge("request", "list")[1]
+    assert json.loads(expunge("request", "show", request_id)[1])["aliases"] == ["phantom"]
+    adapter = project / "models/guidance" / request_id
+    adapter.mkdir(parents=True)
+    assert expunge("request", "remove", request_id, "--dry-run")[0] == 0
+    assert adapter.is_dir()
+    assert expunge("request", "remove", request_id)[0] == 0
+    assert not adapter.exists()
+    assert "ghost" not in expunge("request", "list")[1]
+
+
+def write_evaluation(folder, *, passed):
+    def metric(value, n):
+        return {"value": value, "n": n, "low": value, "high": value}
+
+    found = {"ua": metric(1.0, 24), "anchor_rate": metric(0.75, 24), "ssim_unrelated": metric(1.0, 32)}
+    metrics = {
+        "size": "quick", "targets": {"r-1": {"target": "cat", "anchor": "dog", "kind": "object"}},
+        "requests": {"r-1": {"gated": found}, "joint": {"gated": found, "filter": {"fpr": metric(0.0035, 4000)}}},
+    }  # fmt: skip
+    gate = {"request": "r-1", "variant": "gated", "metric": "ua", "reason": "1 reaches 0.9", "n": 24, "passed": passed}
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "verdict.json").write_text(json.dumps({"passed": passed, "gates": [gate], "judged": {}}))
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_verdict_is_a_few_lines_and_an_exit_code(project, expunge, passed):
+    """What was erased, what it cost and where the page is; exit code 1 if the verdict is fail; --gates lists every gate by the target's name."""
+    write_evaluation(project / "reports/evaluate", passed=passed)
+    code, out, _ = expunge("verdict")
+
+    assert code == (0 if passed else 1)
+    assert out.splitlines() == [
+        f"Verdict: {'pass' if passed else 'FAIL'}. {int(passed)} of 1 gates pass (size quick, variant gated).",
+        "cat: gone from 24 of 24 images; dog is drawn instead in 18.",
+        "Unrelated prompts: images 1.000 like the base's (SSIM, 1 is equal, n = 32); 14 of 4000 everyday prompts are edited by mistake.",
+        "Look at it: reports/evaluate/report.html",
+    ]
+    assert f"{'pass' if passed else 'FAIL'}  cat            gated     ua" in expunge("verdict", "--gates")[1]
+
+
+def test_generate_writes_a_png(tmp_path, expunge):
+    """One image of the base model, 64 by 64; the same seed gives the same bytes, another seed others; --dry-run writes nothing."""
     from PIL import Image
 
-    for name in ("one.png", "two.png"):
-        done = expunge("generate", "a cat in neon style", "--base", "--seed", "3", "--output", str(tmp_path / name))
-        assert done.returncode == 0, done.stderr
+    for name, seed, more in (("one", 3, ()), ("two", 3, ()), ("three", 4, ()), ("four", 3, ("--dry-run",))):
+        done = expunge("generate", "a cat in neon style", "--variant", "base", "--seed", seed, "--output", tmp_path / f"{name}.png", *more)
+        assert done[0] == 0, done[2]  # on a fresh clone too: the base needs neither filter nor adapters
 
     assert Image.open(tmp_path / "one.png").size == (64, 64)
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes() != (tmp_path / "three.png").read_bytes()
+    assert not (tmp_path / "four.png").exists()
