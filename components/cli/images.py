@@ -8,9 +8,9 @@ from typing import Annotated, cast
 
 import typer
 
-from components.cli.options import DryRun, Named, guided_requests, writable_png
+from components.cli.options import DryRun, writable_png
 from components.common.errors import UserError
-from components.common.paths import FILTER, GUIDANCE
+from components.common.paths import FILTER
 from components.common.sections import read_section
 from components.common.variants import DEFAULT, VARIANTS, Variant
 from components.diffusion.params import BaseParams

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from components.collect.params import ConceptsParams
-from components.collect.spelling import misspellings
 from components.collect.record import RequestRecord
+from components.collect.spelling import misspellings
 from components.common.seeding import stream_seed
 from components.common.splits import Split
 from components.requests.requests import Request

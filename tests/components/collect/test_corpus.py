@@ -1,23 +1,22 @@
 import pandas as pd
 import pytest
 
-from components.collect.corpus import SOURCES, build_corpus, read_source
-from components.collect.params import BenignParams
+from components.collect.corpus import build_corpus, read_source
+from components.collect.params import BenignParams, CorpusParams
+from components.collect.tables import SOURCES
 from components.common.errors import UserError
 from components.common.words import mentions
-from components.worlds.openmoji import world
+from components.worlds.load import load_world
+
+WORLD = load_world("openmoji")
+PARAMS = CorpusParams(
+    captions=400, english=400, benign=BenignParams(calibrate=200, evaluate=100), held_out=0.1, seed=0
+)
 
 
 def small_corpus():
     """A few hundred prompts of each source."""
-    return build_corpus(
-        captions=400,
-        english_phrases=400,
-        benign=BenignParams(calibrate=200, evaluate=100),
-        held_out=0.1,
-        seed=0,
-        extra=["a cat", "a cat"],
-    )
+    return build_corpus(WORLD, PARAMS, ["a cat", "a cat"])
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def test_corpus_holds_each_prompt_once(corpus):
 
 def test_corpus_never_holds_a_reserved_name(corpus):
     """The last alias of every concept and style is kept from the SAE (invariant 6)."""
-    reserved = tuple(c.aliases[-1] for c in (*world.CONCEPTS, *world.STYLES))
+    reserved = tuple(c.aliases[-1] for c in (*WORLD.concepts.values(), *WORLD.styles.values()))
     captions = corpus[corpus["source"] == "captions"]
 
     assert not captions["prompt"].map(lambda text: mentions(text, reserved)).any()
@@ -42,14 +41,8 @@ def test_corpus_never_holds_a_reserved_name(corpus):
 def test_corpus_splits_a_users_own_prompts():
     """Of a user's prompts half train the SAE, two in five calibrate and one in ten measure, each in one split alone."""
     own = [f"prompt number {i}" for i in range(2000)]
-    table = build_corpus(
-        captions=50,
-        english_phrases=50,
-        benign=BenignParams(calibrate=50, evaluate=50),
-        held_out=0.1,
-        seed=0,
-        extra=[*own, *own],
-    )
+    few = PARAMS.model_copy(update={"captions": 50, "english": 50, "benign": BenignParams(calibrate=50, evaluate=50)})
+    table = build_corpus(WORLD, few, [*own, *own])
     mine = table[table["source"] == SOURCES]
 
     assert sorted(mine["prompt"]) == sorted(own)

@@ -1,14 +1,17 @@
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
-from components.evaluate.gates import judge_gates
-from components.evaluate.images import Picture, Studio
+from components.collect.record import RequestRecord
+from components.common.roc import auroc
+from components.evaluate.detection import Seen, group_prompts
+from components.evaluate.gates import judge_gates, variants_of
+from components.evaluate.measure import anchored_in, erased_of
 from components.evaluate.metrics import (
+    auroc_of,
     calibration_error,
     erased,
     likeness,
@@ -17,22 +20,24 @@ from components.evaluate.metrics import (
     proportion,
     rate_of,
 )
-from components.evaluate.params import EvaluateParams, GateParams, SizeParams
-from components.evaluate.stage import erased_of, pick_retain, pictures_of, variants_of
+from components.evaluate.params import GateParams
+from components.evaluate.select import pick_retain, retain_specs
 from components.requests.requests import Request
+from components.worlds.base import Judgement
 
 
 def gate(**changes):
-    given = {"metric": "ua", "variant": "both", "direction": "at_least", "threshold": 0.9, "n": 10}
+    given = {"metric": "ua", "variant": "summed", "direction": "at_least", "threshold": 0.9, "n": 10}
     return GateParams.model_validate(given | changes)
 
 
 def metrics(value=0.95, n=10, base=0.5):
     record = {"value": value, "n": n, "low": 0.0, "high": 1.0}
-    return {"r": {"both": {"ua": record}, "base": {"ua": {"value": base, "n": n, "low": 0.0, "high": 1.0}}}}
+    return {"r": {"summed": {"ua": record}, "base": {"ua": {"value": base, "n": n, "low": 0.0, "high": 1.0}}}}
 
 
-CHANNELS = {"r": ["filter", "guidance"]}
+CHANNELS = {"r": ["filter", "guidance", "summed"]}
+JUDGED = {"base": "0" * 64}
 
 
 def test_proportion_equals_scipys_wilson():
@@ -74,7 +79,7 @@ def test_calibration_error_of_an_honest_forecast_is_small():
 
 def test_gate_passes_with_evidence():
     """A metric that reaches its threshold on enough observations passes."""
-    assert judge_gates(metrics(), [gate()], CHANNELS).passed
+    assert judge_gates(metrics(), [gate()], CHANNELS, JUDGED).passed
 
 
 @pytest.mark.parametrize(
@@ -90,7 +95,7 @@ def test_gate_passes_with_evidence():
 )
 def test_gate_fails_closed(found, said):
     """Missing, null, NaN, too few observations, under the line: the gate fails and says why (invariant 7)."""
-    verdict = judge_gates(found, [gate()], CHANNELS)
+    verdict = judge_gates(found, [gate()], CHANNELS, JUDGED)
 
     assert not verdict.passed
     assert verdict.gates[0].reason == said
@@ -98,16 +103,16 @@ def test_gate_fails_closed(found, said):
 
 def test_gate_without_gates_is_no_pass():
     """An evaluation that nothing was held against does not pass."""
-    assert not judge_gates(metrics(), [], CHANNELS).passed
+    assert not judge_gates(metrics(), [], CHANNELS, JUDGED).passed
 
 
 def test_gate_relative_to_base():
     """A relative gate compares the difference to base; without a base value it fails."""
     relative = gate(relative_to_base=True, threshold=-0.05)
 
-    assert judge_gates(metrics(value=0.46, base=0.5), [relative], CHANNELS).passed
-    assert not judge_gates(metrics(value=0.44, base=0.5), [relative], CHANNELS).passed
-    assert "the base has no value" in judge_gates(metrics(base=None), [relative], CHANNELS).gates[0].reason
+    assert judge_gates(metrics(value=0.46, base=0.5), [relative], CHANNELS, JUDGED).passed
+    assert not judge_gates(metrics(value=0.44, base=0.5), [relative], CHANNELS, JUDGED).passed
+    assert "the base has no value" in judge_gates(metrics(base=None), [relative], CHANNELS, JUDGED).gates[0].reason
 
 
 def test_gate_on_buckets_takes_the_worst():
@@ -116,7 +121,7 @@ def test_gate_on_buckets_takes_the_worst():
         "r": {"guidance": {"uncond_drift": {"0-200": {"value": 0.01, "n": 10}, "200-400": {"value": 0.2, "n": 10}}}}
     }
     drift = gate(metric="uncond_drift", variant="guidance", direction="at_most", threshold=0.05)
-    verdict = judge_gates(record, [drift], CHANNELS)
+    verdict = judge_gates(record, [drift], CHANNELS, JUDGED)
 
     assert not verdict.passed
     assert verdict.gates[0].value == 0.2
@@ -124,7 +129,7 @@ def test_gate_on_buckets_takes_the_worst():
 
 def test_gate_of_an_absent_channel_does_not_apply():
     """A request without a filter is not held against the filter's gates, but against those on both."""
-    verdict = judge_gates(metrics(), [gate(), gate(variant="filter")], {"r": ["guidance"]})
+    verdict = judge_gates(metrics(), [gate(), gate(variant="filter")], {"r": ["guidance", "summed"]}, JUDGED)
 
     assert verdict.passed
     assert len(verdict.gates) == 1
@@ -135,9 +140,9 @@ def test_gates_on_gated_need_a_filter_for_every_request():
     both = Request(target="cat", kind="object", anchor="dog", neighbours=("lion",))
     alone = both.model_copy(update={"channels": ("guidance",)})
 
-    assert variants_of([both]) == ["filter", "guidance", "gated"]
-    assert variants_of([alone]) == ["guidance"]
-    assert variants_of([both, alone]) == ["filter", "guidance"]
+    assert variants_of([both]) == ["filter", "guidance", "summed", "gated"]
+    assert variants_of([alone]) == ["guidance", "summed"]
+    assert variants_of([both, alone]) == ["filter", "guidance", "summed"]
 
 
 def test_erased_by_hand():
@@ -148,30 +153,52 @@ def test_erased_by_hand():
     assert erased(found, ["neon", "vintage", "neon"], ["neon"], style=True).tolist() == [False, True, False]
 
 
+def record(target, kind="object", anchor="", labels=None, names=None):
+    request = Request(target=target, kind=kind, anchor=anchor)
+    every = tuple(names or (target,))
+    return RequestRecord(
+        id=target[0], request=request, names={"select": every, "calibrate": every, "evaluate": every}, misspellings=(),
+        labels=tuple(labels or (target,)), is_style=kind == "style", avoid=(target,),
+    )  # fmt: skip
+
+
+def test_judgement_by_hand():
+    """A concept is present from one half on, unless nothing is recognisable; the likeliest is named; so is the style."""
+    said = Judgement(
+        np.array([[0.9, 0.6], [0.4, 0.45], [0.9, 0.1]]), np.array([[0.7, 0.3], [0.2, 0.8], [0.5, 0.5]]),
+        np.array([0.1, 0.2, 0.7]), ("cat", "dog"), ("neon", "plain"),
+    )  # fmt: skip
+
+    assert said.present() == [frozenset({"cat", "dog"}), frozenset(), frozenset()]
+    assert said.top() == ["cat", "dog", "none"]
+    assert said.style() == ["neon", "plain", "neon"]
+
+
 def test_erased_of_several_needs_all_of_them_gone():
     """An image that shows what another acting request erases is no success, whatever it shows of the request's own target."""
-    said = SimpleNamespace(
-        present=lambda: [frozenset({"dog"}), frozenset({"ghost"}), frozenset({"cat"}), frozenset()],
-        style=lambda: ["pixel art", "pixel art", "pixel art", "neon"],
-    )
-    cat, ghost = Request(target="cat", kind="object", anchor="dog"), Request(target="ghost", kind="character")
-    neon = Request(target="neon", kind="style")
+    concepts = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 0, 0]], float)
+    styles = np.array([[1, 0], [1, 0], [1, 0], [0, 1]], float)
+    said = Judgement(concepts, styles, np.zeros(4), ("cat", "dog", "ghost"), ("pixel art", "neon"))
+    cat, ghost, neon = record("cat", anchor="dog"), record("ghost", "character"), record("neon", "style", "pixel art")
 
     assert erased_of(said, cat).tolist() == [True, True, False, True]
     assert erased_of(said, cat, ghost).tolist() == [True, False, False, True]
     assert erased_of(said, cat, ghost, neon).tolist() == [True, False, False, False]
+    assert anchored_in(said, cat).tolist() == [True, False, False, False]
+    assert anchored_in(said, neon).tolist() == [True, True, True, False]
+
+
+def retain_table(rows):
+    table = pd.DataFrame(rows, columns=["prompt", "concepts", "style"]).assign(role="retain")
+    return table.assign(concepts=table["concepts"].map(lambda shown: (shown,)))
 
 
 def test_unrelated_prompts_neither_show_nor_name_a_target():
     """A prompt that shows another thing by a name that holds a target's is not unrelated: filters and adapters answer to names."""
-    rows = [
-        ("an owl", "owl", "neon"),
-        ("a big cat", "tiger", ""),
-        ("a feline", "cat", ""),
-        ("an axe guitar", "guitar", ""),
-    ]
-    table = pd.DataFrame(rows, columns=["prompt", "concepts", "style"]).assign(role="retain")
-    cat, neon = Request(target="cat", kind="object"), Request(target="neon", kind="style")
+    table = retain_table(
+        [("an owl", "owl", "neon"), ("a big cat", "tiger", ""), ("a feline", "cat", ""), ("an axe guitar", "guitar", "")]
+    )
+    cat, neon = record("cat"), record("neon", "style")
 
     assert sorted(pick_retain(table, {"c": cat}, 9, 0)["prompt"]) == ["an axe guitar", "an owl"]
     assert pick_retain(table, {"c": cat, "n": neon}, 9, 0)["prompt"].tolist() == ["an axe guitar"]
@@ -180,16 +207,50 @@ def test_unrelated_prompts_neither_show_nor_name_a_target():
 def test_unrelated_prompts_do_not_depend_on_what_else_is_measured():
     """One more request takes those that it touches away and leaves the others, with their seeds and in their order."""
     concepts = [f"thing {n}" for n in range(40)] + ["cat", "dog", "owl"]
-    table = pd.DataFrame({"prompt": [f"a {c}" for c in concepts], "concepts": concepts, "style": "", "role": "retain"})
-    cat, dog = Request(target="cat", kind="object"), Request(target="dog", kind="object")
-    before = pictures_of(pick_retain(table, {"c": cat}, 99, 0), 0)
-    after = pictures_of(pick_retain(table.iloc[::-1], {"c": cat, "d": dog}, 99, 0), 0)
+    table = retain_table([(f"a {c}", c, "") for c in concepts])
+    cat, dog = record("cat"), record("dog")
+    before = retain_specs(pick_retain(table, {"c": cat}, 99, 0), 0)
+    after = retain_specs(pick_retain(table.iloc[::-1], {"c": cat, "d": dog}, 99, 0), 0)
 
-    assert after == [p for p in before if p.prompt != "a dog"] != before
-    assert pictures_of(pick_retain(table, {"c": cat}, 9, 0), 0) == before[:9]
-    few = pictures_of(pick_retain(table, {"c": cat, "d": dog}, len(before) - 2, 0), 0)
+    assert after == tuple(p for p in before if p.prompt != "a dog") != before
+    assert retain_specs(pick_retain(table, {"c": cat}, 9, 0), 0) == before[:9]
+    few = retain_specs(pick_retain(table, {"c": cat, "d": dog}, len(before) - 2, 0), 0)
     assert few == after[: len(few)]
     assert [p.prompt for p in before] != sorted(p.prompt for p in before)
+
+
+def test_prompts_that_name_a_target_are_no_negatives():
+    """A benign prompt that names a target in any listed spelling, or that is one of ours, is not counted; nor is such a neighbour."""
+    table = pd.DataFrame(
+        [("c", "a cat", True), ("c", "a lion", False), ("c", "cats and lions", False), ("d", "a dog", True)],
+        columns=["request", "prompt", "names_target"],
+    )
+    corpus = pd.DataFrame(
+        [("a kettle", "english"), ("my cats", "english"), ("a caat", "english"), ("a dog", "english"), ("ours", "sources")],
+        columns=["prompt", "source"],
+    )
+    texts = [*table["prompt"], *corpus["prompt"]]
+    rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(texts))}
+    named = np.array([[prompt == "a caat"] for prompt in rows])
+    seen = Seen(rows, ("c",), np.zeros((len(rows), 1)), named, np.zeros(len(rows)))
+
+    assert group_prompts([record("cat")], seen, table, corpus) == {
+        "positive": ["a cat"], "near": ["a lion"], "benign": ["a kettle"], "traffic": ["ours"],
+    }  # fmt: skip
+
+
+def test_auroc_and_its_interval_are_those_of_sklearn_and_hanley_mcneil():
+    """The area equals scikit-learn's; the interval holds it and shrinks with n."""
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(0)
+    on, off = rng.normal(1, 1, 60), rng.normal(0, 1, 80)
+    found, more = auroc_of(on, off), auroc_of(np.repeat(on, 4), np.repeat(off, 4))
+
+    assert auroc(on, off) == pytest.approx(roc_auc_score([1] * 60 + [0] * 80, [*on, *off]))
+    assert found.n == 140
+    assert found.low < found.value < found.high
+    assert more.high - more.low < 0.6 * (found.high - found.low)
 
 
 def test_rate_needs_every_concept():
@@ -197,24 +258,6 @@ def test_rate_needs_every_concept():
     found = [frozenset({"cat", "car"}), frozenset({"cat"})]
 
     assert rate_of(found, [frozenset({"cat", "car"})] * 2).tolist() == [True, False]
-
-
-def test_studio_draws_no_image_twice(tiny_pipe, monkeypatch):
-    """The same picture, in one call or in two, is sampled once; another seed is sampled anew."""
-    params = EvaluateParams(
-        size="quick", sizes={"quick": SizeParams(templates=1, seeds=1, retain=1)}, solver_steps=2, guidance_scale=2.0,
-        batch=4, seed=0, gates=(),
-    )  # fmt: skip
-    studio = Studio(tiny_pipe, {}, "encoder.layers.0", {}, params)
-    drawn = []
-    monkeypatch.setattr(
-        "components.evaluate.images.sample",
-        lambda pipe, states, uncond, seeds, **rest: drawn.extend(seeds) or np.zeros((len(seeds), 2, 2, 3), np.uint8),
-    )
-    studio.draw([Picture("a cat", 1), Picture("a cat", 1), Picture("a cat", 2)])
-    studio.draw([Picture("a cat", 2), Picture("a dog", 1)])
-
-    assert drawn == [1, 2, 1]
 
 
 def test_likeness_is_ssim_of_each_pair():

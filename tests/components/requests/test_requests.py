@@ -1,10 +1,9 @@
 import pytest
 import yaml
 
-from components.collect.concepts import build_prompts, check_world, names_for
 from components.common.errors import UserError
-from components.common.words import mentions
-from components.requests.requests import Request, add_request, load_requests, remove_request
+from components.requests.requests import add_request, load_requests, remove_request
+from components.worlds.load import load_world
 
 CAT = {"target": "cat", "kind": "object", "aliases": ["kitty", "feline"], "anchor": "dog", "neighbours": ["lion"]}
 
@@ -55,7 +54,7 @@ def test_request_anchor_that_another_request_erases_is_refused(tmp_path):
     with pytest.raises(UserError, match="the anchor 'dog' of r-0 is erased by r-1; draw something that no request"):
         load_requests(write(tmp_path / "requests.yaml", CAT, dog))
     with pytest.raises(UserError, match="request r-1: the anchor 'axe' is erased by r-0; draw something"):
-        check_world(load_requests(write(tmp_path / "requests.yaml", weapon, axe)))
+        load_world("openmoji").check(load_requests(write(tmp_path / "requests.yaml", weapon, axe)))
 
 
 def test_request_add_then_remove_restores_the_file(tmp_path):
@@ -85,54 +84,3 @@ def test_request_remove_unknown_is_one_sentence(tmp_path):
     """An unknown id names those that exist."""
     with pytest.raises(UserError, match=r"request 'r-9' is not in .*; use one of: r-0"):
         remove_request("r-9", write(tmp_path / "requests.yaml", CAT))
-
-
-def test_request_outside_of_the_world_is_refused():
-    """An anchor or target that the world cannot draw is refused before anything is loaded."""
-    with pytest.raises(UserError, match="request r-0: the anchor 'unicorn' is not in the world; use one of"):
-        check_world({"r-0": Request.model_validate(CAT | {"anchor": "unicorn"})})
-
-
-@pytest.fixture(scope="module")
-def prompts():
-    style = {"target": "neon", "kind": "style", "aliases": ["glowing", "luminous tube"], "anchor": "line art"}
-    requests = {"a": Request.model_validate(CAT), "b": Request.model_validate(style)}
-    return build_prompts(requests, per_name=12, retain=100, mixed=20, seed=0)
-
-
-def test_prompts_splits_share_nothing(prompts):
-    """No prompt is in two splits, and the last alias is in the evaluation alone (invariant 6)."""
-    for request, alias in (("a", "feline"), ("b", "luminous tube")):
-        own = prompts[prompts["request"] == request]
-        splits = {s: set(own.loc[own["split"] == s, "prompt"]) for s in ("select", "calibrate", "evaluate")}
-        assert not splits["select"] & splits["calibrate"]
-        assert not splits["evaluate"] & (splits["select"] | splits["calibrate"])
-        assert any(alias in p for p in splits["evaluate"])
-        assert not any(alias in p for p in splits["select"] | splits["calibrate"])
-
-
-def test_prompts_carry_the_target_exactly_when_they_say_so(prompts):
-    """A prompt carries the target if and only if one of its names is in it."""
-    own = prompts[prompts["request"] == "a"]
-    named = own["prompt"].str.contains(r"\b(?:cat|kitty|feline)\b")
-
-    assert (named == own["carries"]).all()
-
-
-def test_prompts_of_a_category_name_one_member():
-    """Beside a member stands no other, so that the counterpart, which names the anchor in its place, names none."""
-    weapon = Request(target="weapon", kind="category", anchor="umbrella")
-    table = build_prompts({"w": weapon}, per_name=1, retain=1, mixed=200, seed=0)
-    mixed = table[table["role"] == "mixed"]
-    names = tuple(names_for(weapon, "evaluate"))
-
-    assert len(mixed) > 500
-    assert mixed["prompt"].map(lambda text: mentions(text, names)).all()
-    assert not mixed["counterpart"].map(lambda text: mentions(text, names)).any()
-
-
-def test_prompts_adding_a_request_leaves_the_others_alone(prompts):
-    """The prompts of one request do not depend on which others there are (invariant 9)."""
-    alone = build_prompts({"a": Request.model_validate(CAT)}, per_name=12, retain=100, mixed=20, seed=0)
-
-    assert alone.equals(prompts[prompts["request"] == "a"].reset_index(drop=True))

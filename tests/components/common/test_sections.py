@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from components.cli.params import SECTIONS, read_params
+from components.common.errors import UserError
+from components.common.sections import PARAMS, read_section
+from components.sae.params import SaeParams
+
+ROOT = Path(__file__).parents[3]
+
+
+def params_with(tmp_path, change):
+    content = yaml.safe_load((ROOT / PARAMS).read_text())
+    change(content)
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_the_params_that_ship_are_read_as_they_stand():
+    """Every section of params.yaml is read by its owner, and comes out with the values that the file has."""
+    content = yaml.safe_load((ROOT / PARAMS).read_text())
+    found = read_params(ROOT / PARAMS)
+
+    assert set(found) == set(content) == set(SECTIONS)
+    assert found["sae"] == content["sae"]
+    assert found["guidance"] == content["guidance"]
+
+
+def test_guidance_has_one_recipe():
+    """Users set six parameters and how the unconditional output is held; the rest is the recipe."""
+    assert set(SECTIONS["guidance"].model_fields) == {
+        "rank", "steps", "retain_weight", "hold", "precision", "gradient_checkpointing", "seed",
+    }  # fmt: skip
+
+
+def test_every_field_is_documented():
+    """Every field of every section says what it is; a seed needs no words."""
+    bare = [
+        f"{section}.{name}"
+        for section, model in SECTIONS.items()
+        if issubclass(model, BaseModel)
+        for name, field in model.model_fields.items()
+        if not field.description and name not in ("seed", "gates")
+    ]
+
+    assert bare == []
+
+
+def test_a_section_is_read_alone(tmp_path):
+    """Nonsense in another section does not touch the one that is read."""
+    path = params_with(tmp_path, lambda c: c["guidance"].update(rank="many"))
+
+    assert read_section("sae", SaeParams, path) == read_section("sae", SaeParams, ROOT / PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c["sae"].update(widht=3), "unknown key 'sae.widht'; remove it or mend its spelling"),
+        (lambda c: c["sae"].update(k=0), "sae.k is 0"),
+        (lambda c: c["sae"].update(k=99999), "sae.k=99999 must be smaller than sae.d_sae"),
+        (lambda c: c["evaluate"].update(size="huge"), "evaluate.size='huge' is not among"),
+        (lambda c: c["guidance"].update(hold="tight"), "guidance.hold is 'tight'"),
+        (lambda c: c["guidance"].update(parameters="xattn"), "unknown key 'guidance.parameters'"),
+        (lambda c: c["features"].update(positions=["bos"]), "features.positions.0 is 'bos'"),
+        (lambda c: c.pop("sae"), "has no section 'sae'; add it"),
+    ],
+)
+def test_bad_value_is_one_sentence(tmp_path, change, said):
+    """A value out of range, a misspelt key and a missing section are refused by name."""
+    with pytest.raises(UserError) as caught:
+        read_params(params_with(tmp_path, change))
+
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_params_are_frozen():
+    """Nothing can change the parameters of a running stage."""
+    with pytest.raises(ValidationError):
+        read_section("sae", SaeParams, ROOT / PARAMS).k = 3
+
+
+def test_missing_file_is_one_sentence(tmp_path):
+    """Outside of the project the message says where to run."""
+    with pytest.raises(UserError, match="does not exist; run from the root of the project"):
+        read_params(tmp_path / "params.yaml")
