@@ -11,89 +11,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import repeat
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from components.common.errors import UserError
-from components.common.sections import Section, first_problem, read_yaml
+from components.common.sections import first_problem, read_yaml
 from components.common.splits import SPLITS, Split
 from components.common.words import mend_articles, mentions, with_article
-from components.requests.requests import Kind, Request
+from components.requests.requests import Request
 from components.worlds.base import Counts, Prompt
+from components.worlds.schema import Concept, Style, Words, WorldFile
 
 WORLD, TEMPLATES = "world.yaml", "templates.yaml"
-
-
-class Concept(Section):
-    """One drawable thing."""
-
-    kind: Kind = "object"
-    category: str = ""
-    """The broad group: a request of kind `category` targets every member."""
-    aliases: tuple[str, ...] = Field(min_length=1)
-    """Other names; the last one is reserved for evaluation (invariant 6)."""
-    neighbours: tuple[str, ...] = ()
-    """Concepts that look or mean nearly the same and must survive its erasure."""
-
-
-class Style(Section):
-    """One way to draw."""
-
-    aliases: tuple[str, ...] = Field(min_length=1)
-    """Other names; the last one is reserved for evaluation."""
-
-
-class Words(Section):
-    """The words of everyday English that fill `{n}` and `{m}`, `{v}` and `{j}`."""
-
-    nouns: tuple[str, ...] = Field(min_length=2)
-    verbs: tuple[str, ...] = Field(min_length=1)
-    adjectives: tuple[str, ...] = Field(min_length=1)
-
-
-class Templates(Section):
-    """The sentences of one split.
-
-    `{c}` is a concept with its article, `{a}` and `{b}` are two of them, `{C}`, `{A}` and `{B}` the same without, `{s}` a style.
-    """
-
-    styled: tuple[str, ...] = Field(min_length=1)
-    plain: tuple[str, ...] = Field(min_length=1)
-    """No style named: the default style is meant."""
-    styled_pair: tuple[str, ...] = Field(min_length=1)
-    plain_pair: tuple[str, ...] = Field(min_length=1)
-    english: tuple[str, ...] = Field(min_length=1)
-    """Everyday English: `{n}` and `{m}` are nouns, `{v}` a verb, `{j}` an adjective."""
-
-
-class WorldFile(Section):
-    """Both files of a world, as one."""
-
-    default_style: str
-    """What a prompt that names no style is drawn in."""
-    words: Literal["wonderwords"] | Words
-    """Lists of words, or the name of the package that has them."""
-    fillers: str = ""
-    """Words that stand around what a prompt names, wherever; no negations."""
-    concepts: dict[str, Concept] = Field(min_length=4)
-    styles: dict[str, Style] = Field(min_length=2)
-    templates: dict[Split, Templates]
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> WorldFile:
-        if self.default_style not in self.styles:
-            raise ValueError(f"default_style {self.default_style!r} is not among the styles ({', '.join(self.styles)})")
-        if missing := [split for split in SPLITS if split not in self.templates]:
-            raise ValueError(f"templates has no split {missing[0]!r}; each of {', '.join(SPLITS)} needs its own")
-        for name, concept in self.concepts.items():
-            if unknown := [n for n in concept.neighbours if n not in self.concepts]:
-                raise ValueError(f"neighbour {unknown[0]!r} of concept {name!r} is no concept; add it or take it out")
-        names = [n for group in (self.concepts, self.styles) for k, v in group.items() for n in (k, *v.aliases)]
-        if twice := sorted({n for n in names if names.count(n) > 1}):
-            raise ValueError(f"{twice[0]!r} names two things; every name and alias means one")
-        return self
 
 
 class Shown(NamedTuple):
@@ -114,7 +45,7 @@ def read_world(folder: Path) -> TemplatedWorld:
             raise UserError(f"world {folder} has no {TEMPLATES}", f"add it, or a key `templates` in {WORLD}")
         content = content | {"templates": read_yaml(folder / TEMPLATES)}
     try:
-        return TemplatedWorld(folder.name, WorldFile.model_validate(content))
+        return TemplatedWorld(folder.resolve().name, WorldFile.model_validate(content))
     except ValidationError as error:
         raise first_problem(error, str(path)) from error
 
@@ -166,7 +97,7 @@ class TemplatedWorld:
         return self.style(name) if request.kind == "style" else self.concept(name)
 
     def check(self, requests: Mapping[str, Request]) -> None:
-        """Refuses requests that name what the world does not have, or whose anchor another of them erases."""
+        """Refuses requests that name what the world does not have or leave too little of it, or whose anchor is erased."""
         owner = {target: request_id for request_id, request in requests.items() for target in self.labels(request)}
         for request_id, request in requests.items():
             if request.anchor in owner:
@@ -181,6 +112,16 @@ class TemplatedWorld:
                     raise UserError(
                         f"request {request_id}: the {role} {name!r} is not in the world {self.name}", error.remedy
                     ) from error
+            for kind, listed, least in (("concepts", self.concept_names, 2), ("styles", self.style_names, 1)):
+                if len(set(listed) - self._avoided(request)) < least:
+                    raise UserError(
+                        f"request {request_id} leaves fewer than {least} {kind} of the world {self.name} alone",
+                        f"name fewer neighbours, or add {kind} to the world",
+                    )
+
+    def _avoided(self, request: Request) -> set[str]:
+        """What prompts to retain do not show."""
+        return {*self.labels(request), request.anchor, *request.neighbours}
 
     def names(self, request: Request, split: Split) -> tuple[str, ...]:
         """Names of the target that prompts of `split` use: the last alias in the evaluation alone."""
@@ -191,7 +132,13 @@ class TemplatedWorld:
     # how it is phrased
 
     def caption(
-        self, shown: Shown, rng: np.random.Generator, *, split: Split = "train", alias: float = 0.35, styled: float = 0.25
+        self,
+        shown: Shown,
+        rng: np.random.Generator,
+        *,
+        split: Split = "train",
+        alias: float = 0.35,
+        styled: float = 0.25,
     ) -> str:
         """A true caption from the templates of `split`.
 
@@ -199,9 +146,7 @@ class TemplatedWorld:
         default style is mostly not named.
         """
         forms = self.file.templates[split]
-        names = tuple(
-            str(rng.choice(self.concept(c).aliases)) if rng.random() < alias else c for c in shown.concepts
-        )
+        names = tuple(str(rng.choice(self.concept(c).aliases)) if rng.random() < alias else c for c in shown.concepts)
         pair = len(names) == 2
         if shown.style == self.default_style and rng.random() < 0.75:
             return fill(str(rng.choice(forms.plain_pair if pair else forms.plain)), names)
@@ -257,8 +202,7 @@ class TemplatedWorld:
             ) from error
         source, part = RandomWord(), {"n": "nouns", "v": "verbs", "j": "adjectives"}
         words = {
-            k: tuple(sorted({w for w in source.filter(include_categories=[p]) if w.isascii()}))
-            for k, p in part.items()
+            k: tuple(sorted({w for w in source.filter(include_categories=[p]) if w.isascii()})) for k, p in part.items()
         }
         return words | {"m": words["n"]}
 
@@ -279,8 +223,11 @@ class TemplatedWorld:
 
     def vocabulary(self, split: Split) -> set[str]:
         """Every word of the templates of `split`, slots aside; for training, the fillers too."""
-        forms = [form for group in self.file.templates[split].model_dump().values() for form in group]
-        words = {word for form in forms for word in re.findall(r"[a-z]+", re.sub(r"{\w}", " ", form))}
+        words = {
+            word
+            for form in self.file.templates[split].all()
+            for word in re.findall(r"[a-z]+", re.sub(r"{\w}", " ", form))
+        }
         return words | set(self._fillers) if split == "train" else words
 
     def known_words(self) -> frozenset[str]:
@@ -311,7 +258,10 @@ class TemplatedWorld:
             texts = self.in_context(name, counts.per_name, split=split, seed=index)
             for text, twin in zip(texts, twins, strict=False):
                 yield "context", Prompt(text, (owner.get(name, targets[0]),), "", twin, name)
-        for role, others in (("anchor", (request.anchor,) if request.anchor else ()), ("neighbour", request.neighbours)):
+        for role, others in (
+            ("anchor", (request.anchor,) if request.anchor else ()),
+            ("neighbour", request.neighbours),
+        ):
             for other in others:
                 for _ in range(counts.per_name):
                     yield role, make(other, other, "", split, rng)
@@ -319,15 +269,13 @@ class TemplatedWorld:
             name = str(rng.choice(named))
             mixed = self._mixed_prompt(owner.get(name, targets[0]), name, request, split, rng)
             yield "mixed", mixed._replace(name_used=name)
-        forbidden = {*targets, request.anchor, *request.neighbours}
+        forbidden = self._avoided(request)
         for _ in range(counts.retain):
             prompt = self._retain_prompt(forbidden, split, rng)
             if not mentions(prompt.text, tuple(owner)):
                 yield "retain", prompt
 
-    def _concept_prompt(
-        self, shown: str, name: str, anchor: str, split: Split, rng: np.random.Generator
-    ) -> Prompt:
+    def _concept_prompt(self, shown: str, name: str, anchor: str, split: Split, rng: np.random.Generator) -> Prompt:
         """The concept `shown`, called `name`, in a random style."""
         forms, style = self.file.templates[split], str(rng.choice(self.style_names))
         plain = style == self.default_style
@@ -340,12 +288,10 @@ class TemplatedWorld:
         concept = str(rng.choice(self.concept_names))
         return Prompt(fill(form, (concept,), name), (concept,), shown, fill(form, (concept,), anchor) if anchor else "")
 
-    def _mixed_prompt(
-        self, shown: str, name: str, request: Request, split: Split, rng: np.random.Generator
-    ) -> Prompt:
+    def _mixed_prompt(self, shown: str, name: str, request: Request, split: Split, rng: np.random.Generator) -> Prompt:
         """The target beside something else: another concept, or for a style two concepts drawn in it."""
         forms = self.file.templates[split]
-        taken = {*self.labels(request), request.anchor, *request.neighbours}
+        taken = self._avoided(request)
         free = [c for c in self.concept_names if c not in taken]
         other, third = (str(n) for n in rng.choice(free, 2, replace=False))
         if request.kind == "style":
@@ -368,7 +314,9 @@ class TemplatedWorld:
         shown = tuple(str(c) for c in rng.choice(free, 2 if rng.random() < 0.25 else 1, replace=False))
         names = tuple(str(rng.choice(self.concept(c).aliases)) if rng.random() < 0.25 else c for c in shown)
         plain, pair = style == self.default_style, len(shown) > 1
-        choices = (forms.plain_pair if pair else forms.plain) if plain else (forms.styled_pair if pair else forms.styled)
+        choices = (
+            (forms.plain_pair if pair else forms.plain) if plain else (forms.styled_pair if pair else forms.styled)
+        )
         return Prompt(fill(str(rng.choice(choices)), names, "" if plain else style), shown, style)
 
 

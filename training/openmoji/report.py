@@ -1,4 +1,4 @@
-"""Measures base model and judge themselves: `expunge base report` writes `reports/base/`.
+"""Measures base model and judge themselves: `python -m training.openmoji.report` writes `reports/base/`.
 
 The judge is measured on renders from seeds that no training used, and on images in which nothing is recognisable; the
 base on captions from the evaluation templates, which its training never used.
@@ -6,6 +6,7 @@ base on captions from the evaluation templates, which its training never used.
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,21 +18,28 @@ from diffusers import StableDiffusionPipeline
 from tqdm import tqdm
 
 from components.common.files import SIDECAR, canonical, digest, new_folder
-from components.common.paths import BASE_REPORT
-from components.common.sections import Params
 from components.common.seeding import generator, stream_seed
+from components.common.stage import run_stage
 from components.diffusion.encode import encode
 from components.diffusion.images import to_model
-from components.diffusion.load import accelerator_device, load_pipeline
+from components.diffusion.load import accelerator_device, check_folder, load_pipeline
 from components.diffusion.sampling import sample
 from components.evaluate.metrics import Metric, calibration_error, mean_interval, proportion, rate_of
 from components.evaluate.page import grid, png
-from components.worlds.openmoji import world
-from components.worlds.openmoji.captions import fill, templates
+from components.worlds.base import PRESENT
 from components.worlds.openmoji.clip import ClipScore
-from components.worlds.openmoji.judge import PRESENT, Judge
+from components.worlds.openmoji.judge import Judge
 from components.worlds.openmoji.scenes import HELD_OUT_SEEDS, Scene, draw
+from components.worlds.openmoji.world import WORLD
+from components.worlds.templated import fill
 from training.openmoji.judge import augment, ruin
+from training.openmoji.params import OpenmojiParams, read_params
+
+OUT = Path("reports/base")
+GUIDANCE_SCALE = 3.0
+"""Classifier-free guidance of every image."""
+BATCH = 32
+"""Images drawn at once."""
 
 TARGETS = {
     "judge_concept": ("judge on held-out renders: concept", 0.99),
@@ -52,11 +60,11 @@ AT_MOST = ("judge_ece", "seconds_per_image")
 def captions(seed: int, *, alias: bool) -> Iterator[tuple[str, Scene]]:
     """One caption of every concept in every style, from the evaluation templates."""
     rng = np.random.default_rng(stream_seed(seed, "base report", int(alias)))
-    forms = templates("evaluate")
-    for name in world.CONCEPT_NAMES:
-        for style in world.STYLE_NAMES:
-            noun = str(rng.choice(world.concept(name).aliases)) if alias else name
-            plain = style == world.DEFAULT_STYLE
+    forms = WORLD.file.templates["evaluate"]
+    for name in WORLD.concept_names:
+        for style in WORLD.style_names:
+            noun = str(rng.choice(WORLD.concept(name).aliases)) if alias else name
+            plain = style == WORLD.default_style
             form = str(rng.choice(forms.plain if plain else forms.styled))
             yield fill(form, (noun,), "" if plain else style), Scene((name,), style, seed)
 
@@ -64,19 +72,19 @@ def captions(seed: int, *, alias: bool) -> Iterator[tuple[str, Scene]]:
 def pair_captions(count: int, seed: int) -> Iterator[tuple[str, Scene]]:
     """Captions of two different concepts, styles in turn."""
     rng = np.random.default_rng(stream_seed(seed, "base report pairs"))
-    forms = templates("evaluate")
+    forms = WORLD.file.templates["evaluate"]
     for index in range(count):
-        left, right = (str(c) for c in rng.choice(world.CONCEPT_NAMES, 2, replace=False))
-        style = world.STYLE_NAMES[index % len(world.STYLES)]
-        plain = style == world.DEFAULT_STYLE
+        left, right = (str(c) for c in rng.choice(WORLD.concept_names, 2, replace=False))
+        style = WORLD.style_names[index % len(WORLD.styles)]
+        plain = style == WORLD.default_style
         form = str(rng.choice(forms.plain_pair if plain else forms.styled_pair))
         yield fill(form, (left, right), "" if plain else style), Scene((left, right), style, seed)
 
 
-def report_base(params: Params, *, seeds: int, pairs: int, steps: int, out: Path = BASE_REPORT) -> dict[str, Any]:
+def report_base(params: OpenmojiParams, *, seeds: int, pairs: int, steps: int, out: Path = OUT) -> dict[str, Any]:
     """Measures, writes `metrics.json` and grids into `out`, and returns the metrics."""
-    judge, pipe = Judge.load(params.base.judge), load_pipeline(params.base.path, accelerator_device())
-    on_cpu = pipe if pipe.unet.device.type == "cpu" else load_pipeline(params.base.path)  # whose seconds are reported
+    judge, pipe = Judge.load(params.judge), load_pipeline(params.base, accelerator_device())
+    on_cpu = pipe if pipe.unet.device.type == "cpu" else load_pipeline(params.base)  # whose seconds are reported
     metrics: dict[str, Metric] = measure_judge(judge, copies=max(1, seeds))
     drawn: dict[str, tuple[list[Scene], np.ndarray]] = {}
     for name, listed in {
@@ -84,7 +92,7 @@ def report_base(params: Params, *, seeds: int, pairs: int, steps: int, out: Path
         "alias": list(captions(seeds, alias=True))[::2],
         "pairs": list(pair_captions(pairs, seeds)),
     }.items():
-        images = render_captions(pipe, [text for text, _ in listed], params, steps=steps, scope=name)
+        images = render_captions(pipe, [text for text, _ in listed], steps=steps, scope=name)
         drawn[name] = ([scene for _, scene in listed], images)
     said = {name: judge(images) for name, (_, images) in drawn.items()}
     wanted = {name: [s.concepts[0] for s in listed] for name, (listed, _) in drawn.items()}
@@ -96,10 +104,10 @@ def report_base(params: Params, *, seeds: int, pairs: int, steps: int, out: Path
         "base_style": proportion(styles),
         "base_alias": proportion(hits["alias"]),
         "base_pair": proportion(both),
-        "seconds_per_image": mean_interval([time_image(on_cpu, params, seed) for seed in range(5)]),
+        "seconds_per_image": mean_interval([time_image(on_cpu, seed) for seed in range(5)]),
     }
-    clip = ClipScore.load(params.base.clip, pipe.text_encoder, pipe.tokenizer)
-    scenes = drawn["plain"][0][: len(world.CONCEPTS) * len(world.STYLES)]
+    clip = ClipScore.load(params.clip, pipe.text_encoder, pipe.tokenizer)
+    scenes = drawn["plain"][0][: len(WORLD.concepts) * len(WORLD.styles)]
     texts = [text for text, _ in captions(0, alias=False)]
     renders = np.stack([draw(s._replace(seed=HELD_OUT_SEEDS + i)) for i, s in enumerate(scenes)])
     metrics |= {
@@ -108,21 +116,21 @@ def report_base(params: Params, *, seeds: int, pairs: int, steps: int, out: Path
     }
     record = {
         **{name: metric.record() for name, metric in metrics.items()},
-        "base_sha256": digest(params.base.path / SIDECAR),
-        "judge_sha256": digest(params.base.judge / SIDECAR),
+        "base_sha256": digest(params.base / SIDECAR),
+        "judge_sha256": digest(params.judge / SIDECAR),
         "solver_steps": steps,
         "seeds": seeds,
-        "guidance_scale": params.evaluate.guidance_scale,
+        "guidance_scale": GUIDANCE_SCALE,
         "by_style": _by(hits["plain"], [s.style for s in drawn["plain"][0]]),
         "by_concept": _by(hits["plain"], wanted["plain"]),
         "pairs_by_style": _by(both, [s.style for s in drawn["pairs"][0]]),
     }
     with new_folder(out) as folder:
         (folder / "metrics.json").write_text(canonical(record), encoding="utf-8")
-        rows = drawn["plain"][1][: len(world.CONCEPTS) * len(world.STYLES)]
-        shaped = rows.reshape(len(world.CONCEPTS), len(world.STYLES), *rows.shape[1:])
-        picked = shaped[:: len(world.CONCEPTS) // 16][:16]
-        (folder / "grid.png").write_bytes(png(grid([picked[:, s] for s in range(len(world.STYLES))])))
+        rows = drawn["plain"][1][: len(WORLD.concepts) * len(WORLD.styles)]
+        shaped = rows.reshape(len(WORLD.concepts), len(WORLD.styles), *rows.shape[1:])
+        picked = shaped[:: len(WORLD.concepts) // 16][:16]
+        (folder / "grid.png").write_bytes(png(grid([picked[:, s] for s in range(len(WORLD.styles))])))
         (folder / "pairs.png").write_bytes(png(grid([drawn["pairs"][1][i : i + 16] for i in (0, 16)])))
     return record
 
@@ -132,8 +140,8 @@ def measure_judge(judge: Judge, *, copies: int) -> dict[str, Metric]:
     listed = [
         Scene((c,), s, HELD_OUT_SEEDS + 1000 * i + 8 * k + j)
         for i in range(copies)
-        for k, c in enumerate(world.CONCEPT_NAMES)
-        for j, s in enumerate(world.STYLE_NAMES)
+        for k, c in enumerate(WORLD.concept_names)
+        for j, s in enumerate(WORLD.style_names)
     ]
     images = np.stack([draw(scene) for scene in tqdm(listed, desc="held-out renders", mininterval=5)])
     said = judge(images)
@@ -143,7 +151,7 @@ def measure_judge(judge: Judge, *, copies: int) -> dict[str, Metric]:
     answers = judge(np.concatenate([ruined, worn]))
     wanted = ["none"] * len(ruined) + [scene.concepts[0] for scene in listed]
     right = np.array([a == w for a, w in zip(answers.top(), wanted, strict=True)])
-    sure = torch.where(answers.none >= PRESENT, answers.none, answers.concepts.amax(1)).numpy()
+    sure = np.where(answers.none >= PRESENT, answers.none, answers.concepts.max(1))
     return {
         "judge_concept": proportion([a == s.concepts[0] for a, s in zip(said.top(), listed, strict=True)]),
         "judge_style": proportion([a == s.style for a, s in zip(said.style(), listed, strict=True)]),
@@ -152,30 +160,28 @@ def measure_judge(judge: Judge, *, copies: int) -> dict[str, Metric]:
     }
 
 
-def render_captions(
-    pipe: StableDiffusionPipeline, texts: list[str], params: Params, *, steps: int, scope: str
-) -> np.ndarray:
+def render_captions(pipe: StableDiffusionPipeline, texts: list[str], *, steps: int, scope: str) -> np.ndarray:
     """One image of each text, each from a seed of its own."""
     states, empty = encode(pipe.text_encoder, pipe.tokenizer, texts), encode(pipe.text_encoder, pipe.tokenizer, [""])
-    size, parts = params.evaluate.batch, []
+    size, parts = BATCH, []
     for start in tqdm(range(0, len(texts), size), desc=f"draw {scope}", unit="batch", mininterval=5):
         seeds = [stream_seed(0, "base report", scope, i) % 2**31 for i in range(start, min(start + size, len(texts)))]
         parts.append(
             sample(
                 pipe, states[start : start + size], empty, seeds,
-                steps=steps, guidance_scale=params.evaluate.guidance_scale, batch=size,
+                steps=steps, guidance_scale=GUIDANCE_SCALE, batch=size,
             )
         )  # fmt: skip
     return np.concatenate(parts)
 
 
-def time_image(pipe: StableDiffusionPipeline, params: Params, seed: int) -> float:
+def time_image(pipe: StableDiffusionPipeline, seed: int) -> float:
     """Seconds for one image at 25 steps, alone, on two threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     states, empty = encode(pipe.text_encoder, pipe.tokenizer, ["a cat in neon style", ""]).chunk(2)
     begun = time.perf_counter()
-    sample(pipe, states, empty, [seed], steps=25, guidance_scale=params.evaluate.guidance_scale)
+    sample(pipe, states, empty, [seed], steps=25, guidance_scale=GUIDANCE_SCALE)
     torch.set_num_threads(threads)
     return time.perf_counter() - begun
 
@@ -183,3 +189,29 @@ def time_image(pipe: StableDiffusionPipeline, params: Params, seed: int) -> floa
 def _by(hits: np.ndarray, keys: list[str]) -> dict[str, float]:
     """Share of hits for each key."""
     return {key: round(float(hits[[k == key for k in keys]].mean()), 4) for key in dict.fromkeys(keys)}
+
+
+def main() -> None:
+    """Measures the base model and the judge that ship, and prints every number beside its target."""
+    parser = argparse.ArgumentParser(prog="python -m training.openmoji.report", description=main.__doc__)
+    parser.add_argument("--seeds", type=int, default=5, help="images of every concept in every style, at least 1")
+    parser.add_argument("--pairs", type=int, default=400, help="images of two concepts, at least 32")
+    parser.add_argument("--steps", type=int, default=10, help="solver steps for each image, at least 1")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be measured")
+    asked = parser.parse_args()
+    for name, least in (("seeds", 1), ("pairs", 32), ("steps", 1)):
+        if getattr(asked, name) < least:
+            parser.error(f"--{name} is {getattr(asked, name)}; give at least {least}")
+    params = read_params()
+    check_folder(params.base)
+    if asked.dry_run:
+        print(f"would measure {params.base} with {asked.seeds} seeds, {asked.pairs} pairs, {asked.steps} steps")
+        return
+    record = report_base(params, seeds=asked.seeds, pairs=asked.pairs, steps=asked.steps)
+    for key, (text, target) in TARGETS.items():
+        found = record[key]
+        print(f"{found['value']:.4f}  [{found['low']:.4f}, {found['high']:.4f}]  n={found['n']:<5} {text} ({target})")
+
+
+if __name__ == "__main__":
+    run_stage(main)

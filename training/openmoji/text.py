@@ -26,9 +26,10 @@ from transformers import AutoModel, AutoTokenizer, CLIPTextConfig, CLIPTextModel
 from components.common.checkpoint import load_checkpoint, save_checkpoint
 from components.common.seeding import generator, stream_seed
 from components.diffusion.images import to_model
-from components.worlds.openmoji.captions import caption, frame, misspell
 from components.worlds.openmoji.clip import ClipHeads
 from components.worlds.openmoji.scenes import Scene
+from components.worlds.openmoji.world import WORLD
+from training.openmoji.captions import misspell
 from training.openmoji.vae import Step, schedule
 
 MAX_LENGTH = 32
@@ -156,7 +157,8 @@ def train_text(
         rows = _distinct(listed, batch, rng)
         extra = rng.integers(len(phrases), size=distilled)
         texts = [
-            frame(text, rng) if rng.random() < framed else text for text in (caption(listed[r], rng) for r in rows)
+            WORLD.frame(text, rng) if rng.random() < framed else text
+            for text in (WORLD.caption(listed[r].shown, rng) for r in rows)
         ]
         texts = [misspell(t, rng) if rng.random() < misspelt else t for t in (*texts, *(phrases[i] for i in extra))]
         # causal attention: positions after EOS cannot change the EOS state, so the longest prompt is length enough

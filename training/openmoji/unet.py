@@ -27,8 +27,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from components.common.checkpoint import load_checkpoint, save_checkpoint
 from components.common.seeding import generator, stream_seed
 from components.diffusion.images import to_model
-from components.worlds.openmoji.captions import caption, frame, misspell
 from components.worlds.openmoji.scenes import Scene, keyed
+from components.worlds.openmoji.world import WORLD
+from training.openmoji.captions import misspell
 from training.openmoji.text import MAX_LENGTH
 from training.openmoji.vae import Step
 
@@ -100,8 +101,8 @@ def draw_timesteps(batch: int, rng: torch.Generator, *, total: int = 1000) -> to
 
 def spoken(scene: Scene, rng: np.random.Generator) -> str:
     """A caption as people type it: one in four among filler words, one in twenty misspelt."""
-    text = caption(scene, rng)
-    text = frame(text, rng) if rng.random() < 0.25 else text
+    text = WORLD.caption(scene.shown, rng)
+    text = WORLD.frame(text, rng) if rng.random() < 0.25 else text
     return misspell(text, rng) if rng.random() < 0.05 else text
 
 

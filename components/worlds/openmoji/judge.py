@@ -1,52 +1,44 @@
-"""The judge: an independent classifier of the world's images, pinned by digest, that never saw the generator.
+"""The judge of the embedded world: a classifier of its images that never saw the generator, pinned by digest.
 
-    B images, H = W = 64 pixels, C concepts, S styles
+    N images, H = W = 64 pixels, C concepts, S styles
 
 It answers which concepts are in an image (multi-label, so that pairs work), in which style, and whether there is
 anything recognisable at all. Every answer is a probability, calibrated by one temperature a head (Guo et al. 2017).
+Its labels are those of its own sidecar, so that judging needs neither the world nor what draws it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from components.common.artifacts import read_artifact
+from components.common.errors import ArtifactError, UserError
+from components.common.files import SIDECAR, digest
 from components.diffusion.images import to_model
-from components.worlds.openmoji import world
+from components.worlds.base import Judgement
+from components.worlds.openmoji.clip import ClipScore
+from components.worlds.params import JudgeParams
 
 FORMAT = "expunge/judge"
-PRESENT = 0.5
-"""A concept counts as in the image when its probability reaches this."""
+_REMEDY = "pack it again: python -m training.openmoji.stage pack"
 
 
-class Judgement(NamedTuple):
-    """What the judge says of B images."""
+def load_judge(params: JudgeParams) -> Judge:
+    """The judge in `params.path`; `ArtifactError` if it is missing, altered, of another format, or not labelled."""
+    return Judge.load(params.path)
 
-    concepts: torch.Tensor
-    """(B, C) probability that each concept is in the image."""
-    styles: torch.Tensor
-    """(B, S) probability of each style; rows sum to 1."""
-    none: torch.Tensor
-    """(B,) probability that nothing recognisable is in the image."""
 
-    def top(self) -> list[str]:
-        """For each image the likeliest concept, or "none"."""
-        best = self.concepts.argmax(1)
-        return ["none" if n >= PRESENT else world.CONCEPT_NAMES[i] for n, i in zip(self.none, best, strict=True)]
-
-    def present(self) -> list[frozenset[str]]:
-        """For each image every concept found in it; empty when the image is unrecognisable."""
-        found = (self.concepts >= PRESENT) & (self.none < PRESENT)[:, None]
-        return [frozenset(np.asarray(world.CONCEPT_NAMES)[row.numpy()].tolist()) for row in found]
-
-    def style(self) -> list[str]:
-        """For each image its likeliest style."""
-        return [world.STYLE_NAMES[i] for i in self.styles.argmax(1)]
+def load_scorer(params: JudgeParams, tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> ClipScore:
+    """The CLIP score of the heads in `params.clip`; `UserError` where params name none."""
+    if params.clip is None:
+        raise UserError("judge.clip names no folder", "set it in params.yaml, such as assets/clip")
+    return ClipScore.load(params.clip, encoder, tokenizer)
 
 
 class JudgeNet(nn.Module):
@@ -55,47 +47,73 @@ class JudgeNet(nn.Module):
     temperature: torch.Tensor
     """(3,)"""
 
-    def __init__(self) -> None:
+    def __init__(self, concepts: int, styles: int) -> None:
         super().__init__()
         blocks: list[nn.Module] = []
         plan = ((3, 32, 2), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 192, 2), (192, 192, 1))
         for before, after, stride in plan:
             blocks += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.SiLU()]
         self.body = nn.Sequential(*blocks)
-        self.concept = nn.Conv2d(192, len(world.CONCEPTS), 1)  # a map, so that a half-size drawing counts whole
+        self.concept = nn.Conv2d(192, concepts, 1)  # a map, so that a half-size drawing counts whole
         assert self.concept.bias is not None
         nn.init.constant_(self.concept.bias, -7.0)  # most concepts are absent: start there, not at one half
-        self.rest = nn.Linear(2 * 192, len(world.STYLES) + 1)
+        self.rest = nn.Linear(2 * 192, styles + 1)
         self.register_buffer("temperature", torch.ones(3))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(B, 3, 64, 64) in [-1, 1] to uncalibrated logits (B, C), (B, S), (B,)."""
-        h = self.body(x)  # (B, 192, 4, 4)
+        """(N, 3, 64, 64) in [-1, 1] to uncalibrated logits (N, C), (N, S), (N,)."""
+        h = self.body(x)  # (N, 192, 4, 4)
         concept = torch.logsumexp(self.concept(h).flatten(2), dim=2)
         rest = self.rest(torch.cat([h.mean((2, 3)), h.amax((2, 3))], 1))
         return concept, rest[:, :-1], rest[:, -1]
 
 
 class Judge:
-    """The pinned judge; `Judge.load` refuses any bytes but those that its sidecar names."""
+    """The pinned judge; it opens no bytes but those that its sidecar names."""
 
-    def __init__(self, net: JudgeNet) -> None:
+    def __init__(self, net: JudgeNet, concept_names: Sequence[str], style_names: Sequence[str], digest: str) -> None:
         self.net = net.eval()
+        self.concept_names, self.style_names = tuple(concept_names), tuple(style_names)
+        self.digest = digest
 
     @classmethod
     def load(cls, folder: Path) -> Judge:
-        """Opens a judge artifact; `ArtifactError` if it is missing, altered or of another format or world."""
-        tensors, _ = read_artifact(folder, FORMAT)
-        net = JudgeNet()
+        """Opens a judge artifact; `ArtifactError` as `load_judge` says."""
+        tensors, sidecar = read_artifact(folder, FORMAT)
+        concepts, styles = (_labels(sidecar["facts"], kind, folder) for kind in ("concepts", "styles"))
+        net = JudgeNet(len(concepts), len(styles))
+        wanted = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if found != wanted:
+            name = min(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
+            raise ArtifactError(
+                f"{folder} lists {len(concepts)} concepts and {len(styles)} styles, but its {name} has shape "
+                f"{found.get(name)}, not {wanted.get(name)}",
+                _REMEDY,
+            )
         net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
-        return cls(net)
+        return cls(net, concepts, styles, digest(folder / SIDECAR))
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray, *, batch: int = 256) -> Judgement:
-        """Judges (B, 64, 64, 3) uint8 images."""
-        parts = []
+        """Judges (N, 64, 64, 3) uint8 images."""
+        shapes = (len(self.concept_names),), (len(self.style_names),), ()
+        concepts, styles, none = ([np.zeros((0, *shape), np.float32)] for shape in shapes)
+        t = self.net.temperature
         for start in range(0, len(images), batch):
-            concept, style, none = self.net(to_model(images[start : start + batch]))
-            t = self.net.temperature
-            parts.append(((concept / t[0]).sigmoid(), (style / t[1]).softmax(1), (none / t[2]).sigmoid()))
-        return Judgement(*(torch.cat(column) for column in zip(*parts, strict=True)))
+            concept, style, nothing = self.net(to_model(images[start : start + batch]))
+            concepts.append((concept / t[0]).sigmoid().numpy())
+            styles.append((style / t[1]).softmax(1).numpy())
+            none.append((nothing / t[2]).sigmoid().numpy())
+        joined = (np.concatenate(parts) for parts in (concepts, styles, none))
+        return Judgement(*joined, concept_names=self.concept_names, style_names=self.style_names)
+
+
+def _labels(facts: dict[str, object], kind: str, folder: Path) -> list[str]:
+    """The labels of one head, in the order of its outputs."""
+    labels = facts.get(kind)
+    if not isinstance(labels, list) or not labels or not all(isinstance(name, str) for name in labels):
+        raise ArtifactError(f"{folder / SIDECAR} lists no {kind}", _REMEDY)
+    if len(set(labels)) < len(labels):
+        raise ArtifactError(f"{folder / SIDECAR} lists one of its {kind} twice", _REMEDY)
+    return labels

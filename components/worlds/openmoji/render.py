@@ -18,7 +18,7 @@ import resvg_py
 from PIL import Image, ImageFilter
 
 from components.common.errors import UserError
-from components.worlds.openmoji import world
+from components.worlds.openmoji.world import DRAWINGS, WORLD, Drawing, Look
 
 SIZE = 64
 """Side of every image, pixels."""
@@ -34,28 +34,38 @@ def render(concept: str, style: str, seed: int, *, size: int = SIZE) -> np.ndarr
 
     Raises `UserError` for a name that the world does not have and for a seed that is no integer.
     """
-    drawn, look = world.concept(concept), world.style(style)
+    drawn, look = _drawing(concept), _look(style)
     rng = _rng(seed)
     scale, dx, dy = rng.uniform(0.86, 1.0), rng.uniform(-0.035, 0.035), rng.uniform(-0.035, 0.035)
-    mirror = bool(rng.random() < MIRRORED) and drawn.mirror
+    mirror = bool(rng.random() < MIRRORED) and drawn.mirrored
     layer = _rasterise(drawn.hexcode, look.css, size, size, scale, dx, dy, mirror=mirror)
     return _finish(layer, look)
 
 
 def render_pair(left: str, right: str, style: str, seed: int) -> np.ndarray:
     """Two half-size drawings side by side in one style, (64, 64, 3) uint8; the first named stands on the left."""
-    look = world.style(style)
+    look = _look(style)
     rng = _rng(seed)
     layer = np.zeros((SIZE, SIZE, 4), np.uint8)
     half = SIZE // 2
     for column, name in enumerate((left, right)):
-        drawn = world.concept(name)
+        drawn = _drawing(name)
         scale, dx, dy = rng.uniform(0.92, 1.06), rng.uniform(-0.02, 0.02), rng.uniform(-0.06, 0.06)
-        mirror = bool(rng.random() < MIRRORED) and drawn.mirror
+        mirror = bool(rng.random() < MIRRORED) and drawn.mirrored
         part = _rasterise(drawn.hexcode, look.css, half, half, scale, dx, 0.0, mirror=mirror)
         top = half // 2 + round(dy * SIZE)
         layer[top : top + half, column * half : (column + 1) * half] = part
     return _finish(layer, look, pixel=2)
+
+
+def _drawing(concept: str) -> Drawing:
+    _ = WORLD.concept(concept)  # refuses an unknown name
+    return DRAWINGS.drawings[concept]
+
+
+def _look(style: str) -> Look:
+    _ = WORLD.style(style)
+    return DRAWINGS.looks[style]
 
 
 def _rng(seed: int) -> np.random.Generator:
@@ -82,7 +92,7 @@ def _rasterise(
     return rgba[:, ::-1] if mirror else rgba
 
 
-def _finish(layer: np.ndarray, look: world.Style, *, pixel: int = 4) -> np.ndarray:
+def _finish(layer: np.ndarray, look: Look, *, pixel: int = 4) -> np.ndarray:
     """Lays the drawing on the style's background and applies its filter: (H, W, 4) to (H, W, 3)."""
     height, width, _ = layer.shape
     ground = np.broadcast_to(np.array(look.background, np.float32), (height, width, 3)).copy()

@@ -8,8 +8,6 @@ A scene names what is in an image; captions are drawn afresh from it at every st
 from __future__ import annotations
 
 import hashlib
-import inspect
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from components.worlds.openmoji import world
+from components.common.files import digest
+from components.worlds.openmoji import render as renderer
 from components.worlds.openmoji.render import SIZE, render, render_pair
+from components.worlds.openmoji.world import DRAWN_FROM, WORLD
+from components.worlds.templated import Shown
 
 HELD_OUT_SEEDS = 1_000_000
 """Render seeds from here on are never in a training set: judge and base are measured on them."""
@@ -32,6 +33,11 @@ class Scene(NamedTuple):
     style: str
     seed: int
 
+    @property
+    def shown(self) -> Shown:
+        """What a caption speaks of."""
+        return Shown(self.concepts, self.style)
+
 
 def draw(scene: Scene) -> np.ndarray:
     """The image of a scene, (64, 64, 3) uint8."""
@@ -44,16 +50,16 @@ def draw(scene: Scene) -> np.ndarray:
 def scenes(*, singles: int, pairs: int, seed: int) -> list[Scene]:
     """`singles` scenes of each concept and style, then `pairs` scenes of two different concepts; reproducible."""
     out = [
-        Scene((c,), s, seed + i * len(world.CONCEPTS) + k)
+        Scene((c,), s, seed + i * len(WORLD.concepts) + k)
         for i in range(singles)
-        for k, c in enumerate(world.CONCEPT_NAMES)
-        for s in world.STYLE_NAMES
+        for k, c in enumerate(WORLD.concept_names)
+        for s in WORLD.style_names
     ]
     rng = np.random.default_rng(seed)
     for i in range(pairs):
-        left, right = rng.choice(len(world.CONCEPTS), size=2, replace=False).tolist()
-        names = (world.CONCEPT_NAMES[left], world.CONCEPT_NAMES[right])
-        out.append(Scene(names, world.STYLE_NAMES[i % len(world.STYLES)], seed + i))
+        left, right = rng.choice(len(WORLD.concepts), size=2, replace=False).tolist()
+        names = (WORLD.concept_names[left], WORLD.concept_names[right])
+        out.append(Scene(names, WORLD.style_names[i % len(WORLD.styles)], seed + i))
     if out and max(s.seed for s in out) >= HELD_OUT_SEEDS > seed:
         raise AssertionError("training scenes run into the held-out render seeds")
     return out
@@ -66,7 +72,7 @@ def keyed(folder: Path, name: str, *made_from: object) -> Path:
 
 def render_all(listed: list[Scene], folder: Path, *, workers: int = 2) -> np.ndarray:
     """Renders every scene, once, into a file in `folder`; returns it memory-mapped, (N, 64, 64, 3) uint8."""
-    drawn_by = [inspect.getsource(module) for module in (sys.modules[render.__module__], world)]
+    drawn_by = [digest(Path(file)) for file in (str(renderer.__file__), DRAWN_FROM)]
     path = keyed(folder, "images", listed, *drawn_by)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,21 +1,28 @@
 import copy
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
+from components.common.closure import closure
 from components.common.errors import ArtifactError
 from components.diffusion.encode import encode
 from components.diffusion.load import load_pipeline
 from components.worlds.openmoji.judge import Judge
 from components.worlds.openmoji.scenes import scenes
 from training.openmoji import stage
+from training.openmoji.captions import misspell
+from training.openmoji.params import read_params
+from training.openmoji.report import main
 from training.openmoji.unet import build_scheduler, build_unet, draw_timesteps, train_unet
 from training.openmoji.vae import build_vae, vae_loss
 
-BASE = Path(__file__).parents[3] / "assets" / "openmoji"
-
+ROOT = Path(__file__).parents[3]
+BASE = ROOT / "assets" / "openmoji"
 LISTED = scenes(singles=1, pairs=40, seed=0)
 SINGLES = len(LISTED) - 40
 
@@ -81,10 +88,59 @@ def test_restore_goes_on_from_the_weights_that_ship(tmp_path, monkeypatch):
     assert torch.equal(unet(x, 500, states).sample, pipe.unet(x, 500, states).sample)
     assert stage.restore(build_vae(), "vae", "vae").config.latent_channels == 4
     assert torch.equal(stage.open_judge().rest.weight, Judge.load(BASE / "judge").net.rest.weight)
-    params = stage.load_params()
-    bare = params.model_copy(update={"base": params.base.model_copy(update={"path": tmp_path})})
-    monkeypatch.setattr(stage, "load_params", lambda: bare)
+    bare = stage.read_params().model_copy(update={"base": tmp_path})
+    monkeypatch.setattr(stage, "read_params", lambda: bare)
     with pytest.raises(
-        ArtifactError, match=r"vae.safetensors is missing; train it: python -m components.openmoji.stage vae"
+        ArtifactError, match=r"vae.safetensors is missing; train it: python -m training.openmoji.stage vae"
     ):
         stage.restore(build_vae(), "vae", "vae")
+
+
+def test_misspell_touches_one_word():
+    """One word of at least three letters is changed, and it keeps its first letter; a prompt without one stays."""
+    rng = np.random.default_rng(0)
+    changed = [misspell("a kitten", rng) for _ in range(50)]
+
+    assert {"a k i t t e n", "a kiten", "a ktiten"} <= set(changed)
+    assert all(text.startswith("a k") for text in changed)
+    assert misspell("a ox", rng) == "a ox"
+
+
+def test_settings_are_those_that_the_base_was_packed_with():
+    """params.yaml of the training says what the sidecar of the base that ships records, places aside."""
+    settings = read_params()
+    recorded = json.loads((BASE / "artifact.json").read_text())["params"]
+
+    assert settings.model_dump(exclude={"base", "clip"}) == recorded
+    assert (settings.base, settings.judge, settings.clip) == (
+        Path("assets/openmoji"), Path("assets/openmoji/judge"), Path("assets/clip"),
+    )  # fmt: skip
+
+
+def test_training_is_frozen_and_depends_on_its_own_code():
+    """Its dvc.yaml names every file that its code reaches and every file of the world, and `dvc repro` leaves it alone."""
+    stage_ = yaml.safe_load((ROOT / "training" / "openmoji" / "dvc.yaml").read_text())["stages"]["openmoji"]
+    data = {f"components/worlds/openmoji/{name}.yaml" for name in ("drawings", "templates", "world")}
+
+    assert set(stage_["deps"]) == {path.as_posix() for path in closure("training.openmoji.stage")} | data
+    assert stage_["frozen"]
+
+
+def test_product_never_writes_the_base():
+    """The product's dvc.yaml has no stage of the base, and none of its outputs is in assets."""
+    text = (ROOT / "dvc.yaml").read_text()
+
+    assert "openmoji" not in yaml.safe_load(text)["stages"]
+    assert "persist" not in text
+
+
+def test_report_refuses_too_few_images(capsys, monkeypatch):
+    """`python -m training.openmoji.report` names what it would measure, and refuses fewer images than its grids show."""
+    monkeypatch.setattr(sys, "argv", ["report", "--dry-run", "--seeds", "2"])
+    main()
+    assert capsys.readouterr().out == "would measure assets/openmoji with 2 seeds, 400 pairs, 10 steps\n"
+    monkeypatch.setattr(sys, "argv", ["report", "--pairs", "31"])
+
+    with pytest.raises(SystemExit):
+        main()
+    assert "--pairs is 31; give at least 32" in capsys.readouterr().err
