@@ -163,7 +163,8 @@ def load_adapters(pipe: StableDiffusionPipeline, folders: Mapping[str, Path]) ->
 def _refuse_none(name: str, folder: Path) -> None:
     if not has_adapter(folder):
         raise ArtifactError(
-            f"{name} has no adapter, for its request has no channel guidance", "add the channel, or leave the request out"
+            f"{name} has no adapter, for its request has no channel guidance",
+            "add the channel, or leave the request out",
         )
 
 

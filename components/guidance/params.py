@@ -22,7 +22,8 @@ class GuidanceParams(Section):
     """What keeps the unconditional output in place: `null-space` makes the adapter unable to read the empty prompt; `penalty`
     adds the drift to the loss, as All but One does, which costs time and leaves some."""
     precision: Literal["no", "bf16"]
-    """Precision of the U-Net's passes: `no` is float32, `bf16` is autocast to bfloat16. The adapter is float32 either way."""
+    """Precision of the U-Net's passes, and in the instant mode of the text encoder's: `no` is float32, `bf16` is autocast to
+    bfloat16. The adapter is float32 either way."""
     gradient_checkpointing: bool
     """Compute activations twice instead of storing them, so that a large U-Net fits into memory."""
     seed: int = Field(ge=0)

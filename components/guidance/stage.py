@@ -35,13 +35,11 @@ def guidance(request_id: str) -> None:
     made_from |= {"code": code_of("components.guidance.train"), "params": params.model_dump_json()}
     key = key_of(inputs | made_from | {"guidance_scale": str(base.guidance_scale)})
     checkpoint = CACHE / "guidance" / f"{request_id}-{key}.safetensors"
-    loop = train_adapter(
-        pipe, record, table, params, guidance_scale=base.guidance_scale, checkpoint=checkpoint
-    )
+    loop = train_adapter(pipe, record, table, params, guidance_scale=base.guidance_scale, checkpoint=checkpoint)
     steps = list(tqdm(loop, total=params.steps, desc=f"guidance {request_id}", unit="step", mininterval=5))
     if not Accelerator().is_main_process:
         return
-    facts = {"steps": len(steps), "final": last_losses(steps)}
+    facts = {"final": last_losses(steps)}
     write_adapter(folder, pipe.unet, NAME, params=params.model_dump(), inputs=inputs, facts=facts)
     if steps:
         plot_training(steps).savefig(folder / "training.png", dpi=80)

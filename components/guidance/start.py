@@ -34,13 +34,12 @@ class InitialAdapter(NamedTuple):
 def start_adapter(pipe: StableDiffusionPipeline, table: pd.DataFrame, params: GuidanceParams) -> InitialAdapter:
     """Attaches an adapter named `NAME` to the U-Net and starts it in closed form on the prompts of `table`."""
     attach(pipe.unet, NAME, rank=params.rank)
-    given = moments(pipe, table)
+    instant = not params.steps  # training, which takes a minute, starts from exact states
+    given = moments(pipe, table, bf16=instant and params.precision == "bf16")
     weights = {"retain_weight": recipe.START_RETAIN_WEIGHT, "uncond_weight": recipe.START_UNCOND_WEIGHT}
     start_in_closed_form(pipe.unet, NAME, given, rank=params.rank, **weights)
     loss = closed_form_loss(pipe.unet, NAME, given, **weights)
     null_space = params.hold == "null-space"
     empty = empty_directions(encode(pipe.text_encoder, pipe.tokenizer, [""]))
-    axes = parametrize_in_axes(
-        pipe.unet, NAME, principal_axes(given, empty if null_space else empty[:0], **weights)
-    )
+    axes = parametrize_in_axes(pipe.unet, NAME, principal_axes(given, empty if null_space else empty[:0], **weights))
     return InitialAdapter(parameters_of(pipe.unet, NAME), axes, null_space, loss)

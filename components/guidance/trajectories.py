@@ -78,9 +78,7 @@ def cache_trajectories(
         rows = torch.arange(start, min(start + batch, len(drawn)))
         noise = start_noise(pipe, [stream_seed(params.seed, scope, int(r)) for r in rows])
         with torch.no_grad(), in_training_form(pipe.unet, params), precision_of(params, pipe.unet.device):
-            states = trajectories(
-                pipe, drawn[rows], uncond, noise, steps=solver_steps, guidance_scale=guidance_scale
-            )
+            states = trajectories(pipe, drawn[rows], uncond, noise, steps=solver_steps, guidance_scale=guidance_scale)
             for state, after in pairwise(states):
                 assert after.said is not None  # on every step
                 out_uncond, cond = after.said
