@@ -14,95 +14,89 @@ from peft.utils import get_peft_model_state_dict
 from torch.nn.utils import parametrize
 
 from components.common.artifacts import fill_artifact, read_artifact
-from components.common.errors import ArtifactError, UserError
-from components.common.files import digest, new_folder, read_sidecar
+from components.common.errors import ArtifactError
+from components.common.files import SIDECAR, VERSION, canonical, digest, new_folder, read_sidecar
 
 FORMAT = "expunge/adapter"
+NO_ADAPTER = "expunge/no-adapter"
+"""The format of a folder for a request without the channel `guidance`: a sidecar and nothing else."""
 WEIGHTS = "pytorch_lora_weights.safetensors"
+LAYERS = ("attn2.to_k", "attn2.to_v")
+"""Keys and values of cross-attention, the only layers that read the prompt: an adapter of them is a linear map of its states."""
 _PREFIX = "unet."
-_FAINT = 1e-2  # singular values of the empty prompt's states below this part of the largest span directions left free
-SUFFIXES = {
-    "xattn-v": ("attn2.to_v",),
-    "xattn-kv": ("attn2.to_k", "attn2.to_v"),
-    "xattn": ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
-    "attn": tuple(f"{a}.{p}" for a in ("attn1", "attn2") for p in ("to_q", "to_k", "to_v", "to_out.0")),
-}
+_FAINT = 1e-2  # singular values of the empty prompt's states below this part of the largest do not count
 
 
-def target_modules(unet: UNet2DConditionModel, parameters: str) -> list[str]:
-    """Names of the linear layers that get a LoRA; `UserError` if `parameters` selects none."""
-    names = [n for n, _ in unet.named_modules() if n.endswith(SUFFIXES.get(parameters, ()) or ("\0",))]
-    if not names:
-        raise UserError(
-            f"guidance.parameters={parameters!r} selects no module of the U-Net", f"use one of: {', '.join(SUFFIXES)}"
-        )
-    return names
+def attach(
+    unet: UNet2DConditionModel, name: str, *, rank: int, seed: int = 0, layers: tuple[str, ...] = LAYERS
+) -> list[torch.nn.Parameter]:
+    """Adds the adapter `name`, which changes nothing yet, and returns its parameters; the base stays frozen.
 
-
-def attach(unet: UNet2DConditionModel, name: str, *, parameters: str, rank: int, seed: int) -> list[torch.nn.Parameter]:
-    """Adds a fresh adapter, which changes nothing yet, and returns its parameters; the base stays frozen."""
+    `layers` are endings of module names; `seed` draws A, while B is 0.
+    """
+    modules = [path for path, _ in unet.named_modules() if path.endswith(layers)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # PEFT draws its initial weights from the global stream
-        unet.add_adapter(
-            LoraConfig(r=rank, lora_alpha=rank, target_modules=target_modules(unet, parameters)), adapter_name=name
-        )
+        unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=modules), adapter_name=name)
     return parameters_of(unet, name)
 
 
 def parameters_of(unet: UNet2DConditionModel, name: str) -> list[torch.nn.Parameter]:
     """The parameters of the adapter `name`."""
-    return [p for n, p in unet.named_parameters() if f".{name}." in n]
+    return [p for path, p in unet.named_parameters() if f".{name}." in path]
 
 
-def readers(unet: UNet2DConditionModel, name: str) -> list[torch.nn.Module]:
-    """The layers of the adapter `name` that read the prompt's hidden states: of its keys and values, those that it has."""
-    layers: list[torch.nn.Module] = [m for path, m in unet.named_modules() if path.endswith(SUFFIXES["xattn-kv"])]
+def adapted_layers(unet: UNet2DConditionModel, name: str) -> list[torch.nn.Module]:
+    """The keys and values of cross-attention that the adapter `name` changes, in the order of the U-Net's modules."""
+    layers: list[torch.nn.Module] = [module for path, module in unet.named_modules() if path.endswith(LAYERS)]
     found = [layer for layer in layers if any(path == f"lora_A.{name}" for path, _ in layer.named_modules())]
     assert found, f"no adapter {name} reads the prompt"
     return found
 
 
 def empty_directions(uncond: torch.Tensor) -> torch.Tensor:
-    """An orthonormal basis (r, D) of the directions that carry the hidden states (1, L, D) of the empty prompt.
+    """An orthonormal basis (r, D) of the main directions of the empty prompt's hidden states (1, L, D).
 
-    Directions in which these states hardly differ from 0 are not among them: they tell one position of padding from the
-    next, and hold half of what any other prompt's states are long (docs/decisions/0011-what-carries-the-target.md).
+    What is orthogonal to it is the null space that `hold: null-space` trains in. Directions in which these states hardly
+    differ from 0 are left out: they distinguish positions of padding, and carry half the length of any other prompt's states.
     """
     _, spread, rows = torch.linalg.svd(uncond[0].double(), full_matrices=False)
     return rows[spread > _FAINT * spread[0]].float()
 
 
-class _InAxes(torch.nn.Module):
-    """A = Ã Q for orthonormal rows Q (E, D)."""
+class Axes(torch.nn.Module):
+    """The parametrization A = Ã Q with orthonormal rows Q (E, D)."""
 
-    axes: torch.Tensor
+    rows: torch.Tensor
+    """Q."""
 
-    def __init__(self, axes: torch.Tensor) -> None:
+    def __init__(self, rows: torch.Tensor) -> None:
         super().__init__()
-        self.register_buffer("axes", axes)
+        self.register_buffer("rows", rows)
 
     def forward(self, inner: torch.Tensor) -> torch.Tensor:
         """Ã (r, E) to A (r, D)."""
-        return inner @ self.axes
+        return inner @ self.rows
 
     def right_inverse(self, down: torch.Tensor) -> torch.Tensor:
-        """A (r, D) to the Ã that it is made of, as far as Q reaches."""
-        return down @ self.axes.T
+        """A (r, D) to Ã: the part of A that lies in the span of Q."""
+        return down @ self.rows.T
 
 
-def read_along(unet: UNet2DConditionModel, name: str, axes: torch.Tensor) -> None:
-    """Until it is written, the adapter `name` reads a prompt's hidden states along `axes` alone: A = Ã Q, and Ã is trained.
+def parametrize_in_axes(unet: UNet2DConditionModel, name: str, axes: torch.Tensor) -> Axes:
+    """Restricts what the adapter `name` reads of hidden states to `axes`: A = Ã Q, and Ã is trained, until it is written.
 
-    Q is `axes`, (E, D), orthonormal, as `principal_axes` of closed_form.py makes it. Where none of them is an empty direction,
-    what is read of the empty prompt is nearly the base's, so that an adapter of keys and values, or of values alone, hardly
-    moves the unconditional output at any timestep; nor does a sum of such adapters. SPEED (arXiv 2503.07392) holds the null
+    Q is `axes` (E, D), orthonormal, as `principal_axes` of closed_form.py makes it; returned is the one module that all
+    layers share. If Q is orthogonal to `empty_directions`, keys and values of the empty prompt are nearly the base's, and the
+    unconditional output hardly moves at any timestep, for a sum of adapters either. SPEED (arXiv 2503.07392) protects null
     tokens in closed form by the same means.
     """
-    downs = [layer.get_submodule(f"lora_A.{name}") for layer in readers(unet, name)]
+    downs = [layer.get_submodule(f"lora_A.{name}") for layer in adapted_layers(unet, name)]
     like = downs[0].get_parameter("weight")
-    shared = _InAxes(axes.to(device=like.device, dtype=like.dtype))
+    shared = Axes(axes.to(device=like.device, dtype=like.dtype))
     for down in downs:
         parametrize.register_parametrization(down, "weight", shared)
+    return shared
 
 
 def write_adapter(
@@ -116,9 +110,9 @@ def write_adapter(
 ) -> None:
     """Writes the adapter `name` of `unet`, whose training ends here; the old folder stays until the new one is whole.
 
-    Of A = Ã Q (`read_along`) the file has A, and so has the U-Net from then on.
+    The file, and the U-Net from then on, have A itself, not Ã of `parametrize_in_axes`.
     """
-    for layer in readers(unet, name):
+    for layer in adapted_layers(unet, name):
         down = layer.get_submodule(f"lora_A.{name}")
         if parametrize.is_parametrized(down):
             parametrize.remove_parametrizations(down, "weight")
@@ -129,9 +123,26 @@ def write_adapter(
         fill_artifact(partial, kind=FORMAT, tensors=tensors, params=params, inputs=inputs, facts=facts, weights=WEIGHTS)
 
 
+def write_no_adapter(folder: Path) -> None:
+    """Writes the folder of a request that has no channel `guidance`: a sidecar that says so."""
+    with new_folder(folder) as partial:
+        (partial / SIDECAR).write_text(canonical({"format": NO_ADAPTER, "version": VERSION}), encoding="utf-8")
+
+
+def has_adapter(folder: Path) -> bool:
+    """Whether `folder` holds an adapter rather than the note that its request has none; `ArtifactError` for anything else."""
+    try:
+        read_sidecar(folder, NO_ADAPTER)
+    except ArtifactError:
+        read_sidecar(folder, FORMAT)
+        return True
+    return False
+
+
 def check_adapters(folders: Mapping[str, Path], unet: Path) -> None:
     """`ArtifactError` for an adapter that is missing, or that was trained on another U-Net than the one in folder `unet`."""
     for name, folder in folders.items():
+        _refuse_none(name, folder)
         trained_on = read_sidecar(folder, FORMAT)["inputs"].get("base")
         if trained_on != digest(unet):
             raise ArtifactError(
@@ -140,12 +151,21 @@ def check_adapters(folders: Mapping[str, Path], unet: Path) -> None:
 
 
 def load_adapters(pipe: StableDiffusionPipeline, folders: Mapping[str, Path]) -> None:
-    """Loads adapters by name and leaves all of them switched off; `ArtifactError` for an altered one."""
+    """Loads adapters by name and leaves all of them switched off; `ArtifactError` for one that is missing or altered."""
     for name, folder in folders.items():
+        _refuse_none(name, folder)
         tensors, _ = read_artifact(folder, FORMAT)
         pipe.load_lora_weights(dict(tensors), adapter_name=name)
     if folders:
         pipe.unet.disable_adapters()
+
+
+def _refuse_none(name: str, folder: Path) -> None:
+    if not has_adapter(folder):
+        raise ArtifactError(
+            f"{name} has no adapter, for its request has no channel guidance",
+            "add the channel, or leave the request out",
+        )
 
 
 @contextmanager

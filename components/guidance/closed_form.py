@@ -1,20 +1,20 @@
 """The linear map of hidden states that takes the target's to the anchor's, in closed form: where an adapter starts.
 
-    P prompts about the target, K prompts to keep, L token positions, D hidden, r rank, O outputs of a projection
+    P prompts about the target, K prompts to retain, L token positions, D hidden, r rank, O outputs of a projection
 
 Keys and values of cross-attention read a prompt's hidden states h through a weight W. Unified Concept Editing (Gandikota et
-al. 2024, arXiv 2308.14761) asks of each of them, over states c of the target, a of the anchor and k of what is to stay,
+al. 2024, arXiv 2308.14761) asks of each of them, over states c of the target, a of the anchor and k to retain,
 
     min_V  E |V c - W a|² + μ E |V k - W k|²
 
-Without an anchor a is the state of the empty prompt, or -η times what c has beyond it; in front of the target's name, where c
-has not read it, a is c. With V = W (I + M) one M solves it for every W, so that to edit all layers is to edit the hidden states:
+Without an anchor a is the state of the empty prompt; in front of the target's name, where c has not read it, a is c. With
+V = W (I + M) one M solves it for every W, so that to edit all layers is to edit the hidden states:
 
     M = (E a cᵀ - E c cᵀ) S⁻¹,    S = E c cᵀ + μ E k kᵀ + ν E u uᵀ + ρ I,    u states of the empty prompt
 
-Of all M of rank r the best is U Uᵀ M, U the leading eigenvectors of M S Mᵀ (reduced-rank regression, Izenman 1975). A
-LoRA holds it as it is: B = W U, A = Uᵀ M. What a linear map of all layers cannot tell apart is left to training, whose
-trajectories are of few prompts; so what is minimised here stays part of its loss, for all the others.
+Among all M of rank r the best is U Uᵀ M, U the leading eigenvectors of M S Mᵀ (reduced-rank regression, Izenman 1975). A
+LoRA represents it exactly: B = W U, A = Uᵀ M. One map for all layers cannot separate everything; the rest is left to training,
+whose trajectories show few prompts; so what is minimised here stays part of its loss, for all the other prompts.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ from tqdm import tqdm
 from components.collect.tables import where
 from components.common.errors import UserError
 from components.diffusion.encode import encode, tokenize
-from components.guidance.adapters import readers
-from components.guidance.params import GuidanceParams
+from components.guidance import recipe
+from components.guidance.adapters import adapted_layers
 
-_RIDGE = 1e-4  # ρ; hidden states leave a layer norm, so that their entries are of size one
 _BATCH = 256
 
 
@@ -44,8 +43,8 @@ class Moments(NamedTuple):
     """E c cᵀ over all positions of prompts about the target."""
     wanted: torch.Tensor
     """E a cᵀ, a the state at the position that corresponds in the same prompt about the anchor."""
-    keep: torch.Tensor
-    """E k kᵀ over prompts to keep."""
+    retain: torch.Tensor
+    """E k kᵀ over prompts to retain."""
     uncond: torch.Tensor
     """E u uᵀ over the empty prompt."""
 
@@ -53,8 +52,8 @@ class Moments(NamedTuple):
 def corresponding(target_ids: torch.Tensor, anchor_ids: torch.Tensor, eos_token_id: int) -> torch.Tensor:
     """For every position (P, L) of a prompt the position that corresponds in its counterpart, both padded with EOS.
 
-    Two prompts are alike up to where the names begin and again from where these end. There, tokens are matched from the
-    last one backwards, for the last is the one that has read the name.
+    Two prompts are alike up to where the names begin and again from where these end. In between, tokens are matched from
+    the last one backwards, for the last is the one that has read the name.
     """
     length = target_ids.shape[1]
     position = torch.arange(length)
@@ -70,53 +69,52 @@ def corresponding(target_ids: torch.Tensor, anchor_ids: torch.Tensor, eos_token_
     return torch.stack(rows)
 
 
-def moments(pipe: StableDiffusionPipeline, table: pd.DataFrame, *, negative: float) -> Moments:
-    """Those of one request's prompts in `table`, never of the evaluation's; `negative` is η.
+def moments(pipe: StableDiffusionPipeline, table: pd.DataFrame, *, bf16: bool = False) -> Moments:
+    """The moments of one request's prompts in `table`, never of the evaluation's.
 
-    Every prompt that carries the target counts as one about it, ordinary English too: such a prompt is nothing to keep.
+    Every prompt that names the target counts as one about it, everyday English too: such a prompt is nothing to retain.
+    With `bf16` the text encoder computes in bfloat16: three times as fast on a CPU that can, and the map's objective keeps
+    four digits, where half of the prompts would cost 1 %.
     """
     table = where(table, table["split"] != "evaluate")
-    spoken, kept = where(table, table["carries"]), where(table, ~table["carries"])["prompt"].drop_duplicates().tolist()
+    about = where(table, table["names_target"])
+    retained = where(table, ~table["names_target"])["prompt"].drop_duplicates().tolist()
+    anchored = bool((about["counterpart"] != "").all())
     eos = pipe.tokenizer.eos_token_id
     assert isinstance(eos, int)  # a CLIPTokenizer has one
 
     def states(prompts: Sequence[str]) -> torch.Tensor:
-        return encode(pipe.text_encoder, pipe.tokenizer, prompts, batch=_BATCH).double()
+        with torch.autocast(pipe.text_encoder.device.type, dtype=torch.bfloat16, enabled=bf16):
+            return encode(pipe.text_encoder, pipe.tokenizer, prompts, batch=_BATCH).double()
 
     empty = states([""])
-    size = empty.shape[-1]
-    target, wanted, keep = torch.zeros(3, size, size, dtype=torch.float64)
-    for start in tqdm(range(0, len(spoken), _BATCH), desc="states erase", unit="batch", mininterval=5):
-        prompts, counterparts = (spoken[c].iloc[start : start + _BATCH].tolist() for c in ("prompt", "counterpart"))
+    length, size = empty.shape[1:]
+    target, wanted, retain = torch.zeros(3, size, size, dtype=torch.float64)
+    for start in tqdm(range(0, len(about), _BATCH), desc="states target", unit="batch", mininterval=5):
+        rows = about.iloc[start : start + _BATCH]
+        prompts, counterparts = rows["prompt"].tolist(), rows["counterpart"].tolist()
         c = states(prompts)
-        if all(counterparts):
+        if anchored:
             here, there = (tokenize(pipe.tokenizer, each).input_ids for each in (prompts, counterparts))
             a = states(counterparts).gather(1, corresponding(here, there, eos)[:, :, None].expand(c.shape))
         else:
-            before = [p.partition(s)[0] for p, s in zip(prompts, spoken["spoken"][start : start + _BATCH], strict=True)]
-            named = (tokenize(pipe.tokenizer, before).input_ids == eos).int().argmax(1)  # where the name begins, (P,)
-            heard = torch.arange(c.shape[1]) >= named[:, None]  # (P, L)
-            a = torch.where(heard[:, :, None], empty - negative * (c - empty), c)
+            before = [p.partition(name)[0] for p, name in zip(prompts, rows["name_used"], strict=True)]
+            begins = (tokenize(pipe.tokenizer, before).input_ids == eos).int().argmax(1)  # where the name begins, (P,)
+            has_read = torch.arange(length) >= begins[:, None]  # (P, L)
+            a = torch.where(has_read[:, :, None], empty, c)
         target += torch.einsum("pld,ple->de", c, c)
         wanted += torch.einsum("pld,ple->de", a, c)
-    for start in tqdm(range(0, len(kept), _BATCH), desc="states retain", unit="batch", mininterval=5):
-        k = states(kept[start : start + _BATCH]).flatten(0, 1)
-        keep += k.T @ k
-    length = empty.shape[1]
-    erased, held = max(1, len(spoken) * length), max(1, len(kept) * length)
-    return Moments(target / erased, wanted / erased, keep / held, empty[0].T @ empty[0] / length)
-
-
-def pool(each: Sequence[Moments]) -> Moments:
-    """Several requests' moments for one adapter that erases all of them: each counts for as much as it does alone."""
-    target, wanted, keep, uncond = (torch.stack(column) for column in zip(*each, strict=True))
-    return Moments(target.sum(0), wanted.sum(0), keep.mean(0), uncond.mean(0))
+    for start in tqdm(range(0, len(retained), _BATCH), desc="states retain", unit="batch", mininterval=5):
+        k = states(retained[start : start + _BATCH]).flatten(0, 1)
+        retain += k.T @ k
+    erased, kept = max(1, len(about) * length), max(1, len(retained) * length)
+    return Moments(target / erased, wanted / erased, retain / kept, empty[0].T @ empty[0] / length)
 
 
 def _system(given: Moments, *, retain_weight: float, uncond_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
     """(S, E (a - c) cᵀ) of the module's equations, (D, D) each."""
-    scatter = given.target + retain_weight * given.keep + uncond_weight * given.uncond
-    return scatter + _RIDGE * torch.eye(len(scatter), dtype=scatter.dtype), given.wanted - given.target
+    scatter = given.target + retain_weight * given.retain + uncond_weight * given.uncond
+    return scatter + recipe.RIDGE * torch.eye(len(scatter), dtype=scatter.dtype), given.wanted - given.target
 
 
 def steer(
@@ -127,54 +125,71 @@ def steer(
     if rank > size:
         raise UserError(f"guidance.rank={rank} exceeds the {size} dimensions of the prompt's hidden states", "lower it")
     scatter, change = _system(given, retain_weight=retain_weight, uncond_weight=uncond_weight)
-    step = torch.linalg.solve(scatter, change, left=False)  # (D, D)
-    _, vectors = torch.linalg.eigh(step @ scatter @ step.T)  # ascending
+    full = torch.linalg.solve(scatter, change, left=False)  # M, (D, D)
+    _, vectors = torch.linalg.eigh(full @ scatter @ full.T)  # ascending
     up = vectors[:, -rank:].flip(1)
-    return up, up.T @ step
+    return up, up.T @ full
 
 
 @torch.no_grad()
-def start_in_closed_form(unet: UNet2DConditionModel, name: str, given: Moments, params: GuidanceParams) -> None:
-    """Sets what the adapter has of keys and values to the solution; all else of it stays as drawn, and changes nothing yet."""
-    up, down = steer(
-        given, rank=params.rank, retain_weight=params.start_retain_weight, uncond_weight=params.start_uncond_weight
-    )
-    for layer in readers(unet, name):
+def start_in_closed_form(
+    unet: UNet2DConditionModel,
+    name: str,
+    given: Moments,
+    *,
+    rank: int,
+    retain_weight: float,
+    uncond_weight: float,
+) -> None:
+    """Sets keys and values of the adapter `name` to the solution; other layers that it has stay as they are."""
+    up, down = steer(given, rank=rank, retain_weight=retain_weight, uncond_weight=uncond_weight)
+    for layer in adapted_layers(unet, name):
         raised = layer.get_submodule("base_layer").get_parameter("weight").cpu().double() @ up  # (O, r)
         balance = (down.norm() / raised.norm()).sqrt()  # so that A and B are of one size, and learn at one rate
         layer.get_parameter(f"lora_A.{name}.weight").copy_(down / balance)
         layer.get_parameter(f"lora_B.{name}.weight").copy_(raised * balance)
 
 
-def principal_axes(given: Moments, known: torch.Tensor, params: GuidanceParams) -> torch.Tensor:
-    """Q (D - e, D), orthonormal: the axes along which hidden states spread, least first, all orthogonal to `known` (e, D).
+def principal_axes(
+    given: Moments,
+    empty: torch.Tensor,  # (e, D) orthonormal, as `empty_directions` gives it; e = 0: nothing is left out
+    *,
+    retain_weight: float,
+    uncond_weight: float,
+) -> torch.Tensor:
+    """Q (D - e, D), orthonormal: the axes along which hidden states spread, least first, all orthogonal to `empty`.
 
-    They are the eigenvectors of N S N, with N = I - Vᵀ V for the orthonormal rows V of `known` and S of the module's
-    equations. Trained are the entries of A in these axes: states spread a thousand
-    times as far along some as along others, and Adam's step lengths, one for each entry, then go by how far. SOAP (arXiv
-    2409.11321) runs Adam in the eigenvectors of a preconditioner for the same reason.
+    They are the eigenvectors of N S N, with N = I - Vᵀ V for the rows V of `empty` and S of the module's equations. Trained
+    are the entries of A in these axes: states spread a thousand times as far along some as along others, and Adam, which
+    has one step length for each entry, then adapts to it. SOAP (arXiv 2409.11321) runs Adam in the eigenvectors of a
+    preconditioner for the same reason.
     """
-    blind = torch.eye(known.shape[1], dtype=torch.float64) - known.T.double() @ known.double()
-    scatter, _ = _system(given, retain_weight=params.start_retain_weight, uncond_weight=params.start_uncond_weight)
-    axes = torch.linalg.eigh(blind @ scatter @ blind).eigenvectors.T  # ascending: what `known` spans comes first
-    return axes[len(known) :].float()
+    project = torch.eye(empty.shape[1], dtype=torch.float64) - empty.T.double() @ empty.double()
+    scatter, _ = _system(given, retain_weight=retain_weight, uncond_weight=uncond_weight)
+    axes = torch.linalg.eigh(project @ scatter @ project).eigenvectors.T  # ascending: what `empty` spans comes first
+    return axes[len(empty) :].float()
 
 
-def map_loss(
-    unet: UNet2DConditionModel, name: str, given: Moments, params: GuidanceParams
+def closed_form_loss(
+    unet: UNet2DConditionModel,
+    name: str,
+    given: Moments,
+    *,
+    retain_weight: float,
+    uncond_weight: float,
 ) -> Callable[[], torch.Tensor]:
-    """What the closed form minimises, as a loss of what the adapter has of keys and values: their mean, carrying gradient.
+    """What the closed form minimises, as a loss of the adapter `name`: the mean over its layers, carrying gradient.
 
-    With Δ = B A, of one projection and up to a constant,
+    With Δ = B A, for one projection and up to a constant,
 
         (E |Δ c - W (a - c)|² + μ E |Δ k|² + ν E |Δ u|² + ρ |Δ|²) / E |W c|² = (tr Δ S Δᵀ - 2 tr Δ E c (a - c)ᵀ Wᵀ) / tr W E c cᵀ Wᵀ
 
-    It costs as much for thousands of prompts as for one, since it reads nothing of them but their moments.
+    It costs as much for thousands of prompts as for one, since it reads their moments alone.
     """
-    scatter, change = _system(given, retain_weight=params.start_retain_weight, uncond_weight=params.start_uncond_weight)
+    scatter, change = _system(given, retain_weight=retain_weight, uncond_weight=uncond_weight)
     spread, scatter, change = given.target.float(), scatter.float(), change.float()
     parts = []
-    for layer in readers(unet, name):
+    for layer in adapted_layers(unet, name):
         weight = layer.get_submodule("base_layer").get_parameter("weight").detach().float().cpu()  # (O, D)
         down, up = (layer.get_submodule(f"lora_{m}.{name}") for m in "AB")  # of (r, D) and (O, r)
         parts.append((down, up, weight @ change, torch.einsum("od,de,oe->", weight, spread, weight)))

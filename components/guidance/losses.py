@@ -1,6 +1,6 @@
-"""The All-but-One objective, derived from the paper's abstract (arXiv 2312.12807); the paper's own equations differ perhaps.
+"""The All-but-One objective, derived from the paper's abstract (arXiv 2312.12807); the paper's own equations may differ.
 
-    B samples, C of them more with the empty prompt alone, Z latent channels, h = w latent side
+    B samples, C more with the empty prompt alone, Z latent channels, h = w latent side
 
     g(x_t, c) = out(x_t, c) - out(x_t, ∅)
     L = |g_θ(x_t, target) - g*(x_t, anchor)|² + λ |out_θ(x_t, ∅) - out*(x_t, ∅)|² + μ |out_θ(x_t, r) - out*(x_t, r)|²
@@ -19,12 +19,12 @@ from torch.nn import functional as F
 
 
 class GuidanceLoss(NamedTuple):
-    """The three terms, unweighted, and their weighted sum."""
+    """The weighted sum of the three terms, and the terms unweighted."""
 
     total: torch.Tensor
-    surgical: torch.Tensor
-    uncond: torch.Tensor
-    retain: torch.Tensor
+    target_loss: torch.Tensor
+    uncond_loss: torch.Tensor
+    retain_loss: torch.Tensor
 
 
 def classifier_guidance(out_cond: torch.Tensor, out_uncond: torch.Tensor) -> torch.Tensor:
@@ -40,14 +40,15 @@ def guidance_loss(
     out_retain: torch.Tensor,  # (B', Z, h, w)
     frozen_retain: torch.Tensor,  # (B', Z, h, w)
     *,
-    uncond_weight: float,
-    retain_weight: float,
+    uncond_weight: float,  # λ
+    retain_weight: float,  # μ
 ) -> GuidanceLoss:
     """The module's loss; every term is a mean over elements. The first B of `out_uncond` are at the states of `out_target`."""
-    surgical = F.mse_loss(classifier_guidance(out_target, out_uncond[: len(out_target)]), g_anchor)
-    uncond = F.mse_loss(out_uncond, frozen_uncond)
-    retain = F.mse_loss(out_retain, frozen_retain)
-    return GuidanceLoss(surgical + uncond_weight * uncond + retain_weight * retain, surgical, uncond, retain)
+    target_loss = F.mse_loss(classifier_guidance(out_target, out_uncond[: len(out_target)]), g_anchor)
+    uncond_loss = F.mse_loss(out_uncond, frozen_uncond)
+    retain_loss = F.mse_loss(out_retain, frozen_retain)
+    total = target_loss + uncond_weight * uncond_loss + retain_weight * retain_loss
+    return GuidanceLoss(total, target_loss, uncond_loss, retain_loss)
 
 
 def relative_drift(edited: torch.Tensor, frozen: torch.Tensor) -> torch.Tensor:

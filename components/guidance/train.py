@@ -1,47 +1,32 @@
 """Trains one adapter on cached trajectories of the frozen model.
 
-    N cached states, B samples a step, K of prompts to retain, Z latent channels, h = w latent side, L token positions, D hidden
+    N cached states, B samples a step, K samples to retain, Z latent channels, h = w latent side, L token positions, D hidden
 
-x_t come from sampling the frozen model once, with target, anchor and retain prompts; the frozen outputs that the loss
-needs are computed once with them, so that a step runs the trained model alone, in one batch. The empty prompt is held
-both where the target is drawn and where anything else is: held at the former alone, it drifts at the latter. Where the
-adapter is blind to it, its output is taken for the frozen model's, without a pass, and its term is 0.
+With `hold: penalty` the empty prompt is in each batch both where the target is drawn and where anything else is: held at
+the former alone, its output drifts at the latter. An adapter in the null space cannot read the empty prompt: its
+output is taken for the frozen model's, without a pass, and its term is 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import pairwise
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
-from tqdm import tqdm
 
+from components.collect.tables import RequestRecord
 from components.common.checkpoint import load_checkpoint, save_checkpoint
-from components.common.seeding import generator, stream_seed
-from components.diffusion.sampling import start_noise, trajectories
+from components.common.seeding import generator
+from components.guidance import recipe
 from components.guidance.losses import guidance_loss
 from components.guidance.params import GuidanceParams
-
-
-class Cache(NamedTuple):
-    """States of frozen trajectories, and what the frozen model says there."""
-
-    latents: torch.Tensor
-    """(N, Z, h, w) x_t."""
-    timesteps: torch.Tensor
-    """(N,)"""
-    prompt: torch.Tensor
-    """(N,) row of the prompt pair (target, anchor) or of the retain prompt."""
-    uncond: torch.Tensor
-    """(N, Z, h, w) out*(x_t, ∅)."""
-    cond: torch.Tensor
-    """(N, Z, h, w) out*(x_t, anchor) or out*(x_t, retain)."""
+from components.guidance.start import InitialAdapter, start_adapter
+from components.guidance.training_set import TrainingSet, prepare
+from components.guidance.trajectories import in_training_form, precision_of
 
 
 class GuidanceStep(NamedTuple):
@@ -49,84 +34,40 @@ class GuidanceStep(NamedTuple):
 
     step: int
     loss: float
-    surgical: float
-    uncond: float
-    """0 where the adapter is blind to the empty prompt: not computed."""
-    retain: float
-    prior: float
-    """0 without one."""
+    target_loss: float
+    uncond_loss: float
+    """0 in the null space, where it is not computed."""
+    retain_loss: float
+    closed_form_loss: float
 
 
-def precision_of(params: GuidanceParams, device: torch.device) -> torch.autocast:
-    """The precision of the U-Net's passes, frozen and trained alike: were they different, a fresh adapter would have a loss."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=params.precision == "bf16")
-
-
-@contextmanager
-def in_training_form(unet: UNet2DConditionModel, params: GuidanceParams) -> Iterator[None]:
-    """Within the block the U-Net trades time for memory as `params` says, and on a CPU attends in a form whose gradient is fast."""
-    before = dict(unet.attn_processors)
-    if unet.device.type == "cpu":
-        unet.set_attn_processor(AttnProcessor())
-    if params.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    try:
-        yield
-    finally:
-        unet.disable_gradient_checkpointing()
-        unet.set_attn_processor(before)
-
-
-def cache_trajectories(
+def train_adapter(
     pipe: StableDiffusionPipeline,
-    drawn: torch.Tensor,  # (P, L, D): what the trajectories draw
-    wanted: torch.Tensor | None,  # (P, L, D): whose frozen output is the aim; None: away from what is drawn
-    uncond: torch.Tensor,  # (1, L, D)
+    record: RequestRecord,
+    table: pd.DataFrame,  # the request's prompts, as `read_table` gives them
     params: GuidanceParams,
     *,
-    scope: str,
-    batch: int = 48,
-) -> Cache:
-    """One frozen trajectory for each row of `drawn`, kept at every solver step, in the host's memory.
+    guidance_scale: float,
+    checkpoint: Path | None = None,
+) -> Iterator[GuidanceStep]:
+    """Makes one request's adapter, named `NAME`, in the U-Net of `pipe`; yields after every step, and never with `steps: 0`.
 
-    What sampling says on the way is kept too, so that only an aim that is not what is drawn costs a pass of its own. Without
-    `wanted` the aim of the guidance term is -η g*(x_t, drawn), η `params.negative_guidance`: nothing, or ESD's direction.
+    Nothing happens before the first step is asked for. A run that was killed goes on from `checkpoint`.
     """
-    parts: list[Cache] = []
-    for start in tqdm(range(0, len(drawn), batch), desc=f"trajectories {scope}", unit="batch", mininterval=5):
-        rows = torch.arange(start, min(start + batch, len(drawn)))
-        noise = start_noise(pipe, [stream_seed(params.seed, scope, int(r)) for r in rows])
-        with torch.no_grad(), in_training_form(pipe.unet, params), precision_of(params, pipe.unet.device):
-            states = trajectories(
-                pipe, drawn[rows], uncond, noise, steps=params.solver_steps, guidance_scale=params.guidance_scale
-            )
-            for state, after in pairwise(states):
-                assert after.said is not None  # on every step
-                free, cond = after.said
-                if wanted is None:
-                    cond = free - params.negative_guidance * (cond - free)
-                elif (elsewhere := (drawn[rows] != wanted[rows]).flatten(1).any(1)).any():
-                    x = state.latents[elsewhere]
-                    aim = wanted[rows][elsewhere].to(x.device)
-                    cond = cond.clone()
-                    cond[elsewhere] = pipe.unet(x, state.timestep, aim).sample.to(cond.dtype)
-                time = torch.full((len(rows),), state.timestep)
-                parts.append(Cache(state.latents.cpu(), time, rows, free.cpu(), cond.cpu()))
-    return Cache(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    if not params.steps:
+        start_adapter(pipe, table, params)
+        return
+    data = prepare(pipe, record, table, params, guidance_scale=guidance_scale)
+    adapter = start_adapter(pipe, table, params)
+    yield from train_guidance(pipe.unet, adapter, data, params, checkpoint=checkpoint)
 
 
 def train_guidance(
     unet: UNet2DConditionModel,
-    parameters: list[torch.nn.Parameter],
-    erase: Cache,
-    keep: Cache,
-    target: torch.Tensor,  # (P, L, D) prompts about the target, row by row those of `erase.prompt`
-    retain: torch.Tensor,  # (R, L, D) prompts to retain, row by row those of `keep.prompt`
-    uncond: torch.Tensor,  # (1, L, D)
+    adapter: InitialAdapter,
+    data: TrainingSet,
     params: GuidanceParams,
     *,
-    held: bool = False,  # the adapter is blind to the empty prompt
-    prior: Callable[[], torch.Tensor] | None = None,  # of the parameters alone; joins the loss at `map_weight`
     checkpoint: Path | None = None,
     every: int = 50,
 ) -> Iterator[GuidanceStep]:
@@ -135,28 +76,36 @@ def train_guidance(
     Resumed, it first yields again the steps that were taken before.
     """
     accelerator = Accelerator(mixed_precision="no")  # `precision_of` says where, for frozen passes too
-    optimizer = torch.optim.AdamW(parameters, lr=params.lr, weight_decay=0.0)
-    holder = torch.nn.ParameterList(parameters)
-    start, extra = load_checkpoint(checkpoint, {"adapter": holder}, optimizer) if checkpoint else (0, {})
+    parameters = adapter.parameters
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.LEARNING_RATE, weight_decay=0.0)
+    state = {"adapter": torch.nn.ParameterList(parameters), "axes": adapter.axes}
+    start, extra = load_checkpoint(checkpoint, state, optimizer) if checkpoint else (0, {})
     taken = [
         GuidanceStep(index, *terms) for index, terms in enumerate(extra.get("terms", torch.empty(0, 5)).tolist(), 1)
     ]
     yield from taken
     model, optimizer = accelerator.prepare(unet, optimizer)
-    b, count = params.batch, params.retain_batch
+    b, count = recipe.BATCH, recipe.RETAIN_BATCH
+    erase, retain = data.erase, data.retain
     with in_training_form(unet, params):
         for step in range(start, params.steps):
             rng = generator(params.seed + accelerator.process_index, "guidance", step)
             e = torch.randint(len(erase.latents), (b,), generator=rng)
-            k = torch.randint(len(keep.latents), (count,), generator=rng)
-            f = torch.randint(len(keep.latents), (b // 2,), generator=rng)  # held with the empty prompt
-            frozen_uncond = torch.cat([erase.uncond[e], keep.uncond[f]])
-            moves = 0 if held else len(frozen_uncond)
-            empty_x = torch.cat([erase.latents[e], keep.latents[f]])[:moves]
-            empty_time = torch.cat([erase.timesteps[e], keep.timesteps[f]])[:moves]
-            x = torch.cat([erase.latents[e], empty_x, keep.latents[k]])  # (B + B + B/2 + K, Z, h, w)
-            time = torch.cat([erase.timesteps[e], empty_time, keep.timesteps[k]])
-            states = torch.cat([target[erase.prompt[e]], uncond.expand(moves, -1, -1), retain[keep.prompt[k]]])
+            k = torch.randint(len(retain.latents), (count,), generator=rng)
+            f = torch.randint(len(retain.latents), (b // 2,), generator=rng)  # asked with the empty prompt
+            frozen_uncond = torch.cat([erase.uncond[e], retain.uncond[f]])
+            moves = 0 if adapter.null_space else len(frozen_uncond)
+            empty_x = torch.cat([erase.latents[e], retain.latents[f]])[:moves]
+            empty_time = torch.cat([erase.timesteps[e], retain.timesteps[f]])[:moves]
+            x = torch.cat([erase.latents[e], empty_x, retain.latents[k]])  # (B + B + B/2 + K, Z, h, w)
+            time = torch.cat([erase.timesteps[e], empty_time, retain.timesteps[k]])
+            states = torch.cat(
+                [
+                    data.target_states[erase.prompt[e]],
+                    data.uncond.expand(moves, -1, -1),
+                    data.retain_states[retain.prompt[k]],
+                ]
+            )
             x, time, states = (tensor.to(accelerator.device) for tensor in (x, time, states))
             with precision_of(params, accelerator.device):
                 out = model(x, time, states).sample.float().cpu()  # the caches stay where they are
@@ -167,20 +116,25 @@ def train_guidance(
                 erase.cond[e] - erase.uncond[e],
                 frozen_uncond,
                 out_retain,
-                keep.cond[k],
-                uncond_weight=params.uncond_weight,
+                retain.cond[k],
+                uncond_weight=recipe.UNCOND_WEIGHT,
                 retain_weight=params.retain_weight,
             )
-            pull = prior() if prior else torch.zeros(())
-            total = loss.total + params.map_weight * pull
+            closed_form = adapter.closed_form_loss()
+            total = loss.total + recipe.CLOSED_FORM_WEIGHT * closed_form
             for group in optimizer.param_groups:
-                group["lr"] = params.lr * min(1.0, (step + 1) / 10, (params.steps - step) / (0.3 * params.steps))
+                group["lr"] = recipe.LEARNING_RATE * _schedule(step, params.steps)
             optimizer.zero_grad()
             accelerator.backward(total)
-            accelerator.clip_grad_norm_(parameters, 1.0)
+            accelerator.clip_grad_norm_(parameters, recipe.MAX_GRADIENT_NORM)
             optimizer.step()
-            taken.append(GuidanceStep(step + 1, *(term.item() for term in (total, *loss[1:], pull))))
+            taken.append(GuidanceStep(step + 1, *(term.item() for term in (total, *loss[1:], closed_form))))
             if checkpoint is not None and (step + 1) % every == 0 and accelerator.is_main_process:
                 terms = torch.tensor([done[1:] for done in taken], dtype=torch.float64)  # (steps, 5)
-                save_checkpoint(checkpoint, {"adapter": holder}, optimizer, step + 1, {"terms": terms})
+                save_checkpoint(checkpoint, state, optimizer, step + 1, {"terms": terms})
             yield taken[-1]
+
+
+def _schedule(step: int, steps: int) -> float:
+    """The part of the full rate at `step`: it rises over the first steps and falls over the last."""
+    return min(1.0, (step + 1) / recipe.WARM_UP, (steps - step) / (recipe.DECAY * steps))

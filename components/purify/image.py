@@ -1,4 +1,4 @@
-"""Reads what purification starts from: a user's image as the pipeline takes it, and what the pipeline's folder says of size."""
+"""Reads what purification needs: a user's image at the pipeline's size, and that size from the pipeline's folder."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Purifies a real image: deterministic DDIM inversion with the base, then resampling with the erased model.
 
-    B images, Z latent channels, h = w latent side, L token positions, D hidden; t the noisier timestep of a rung, s the next
+    B images, Z latent channels, h = w latent side, L token positions, D hidden; t the noisier timestep of a step, s the next
 
 All but One (arXiv 2312.12807) names the procedure; this is DDIM (Song et al. 2021, arXiv 2010.02502) at η = 0. With
 x_t = √ᾱ_t z₀ + √(1-ᾱ_t) ε, a step is linear in the state and in the model's output,
@@ -10,9 +10,9 @@ x_t = √ᾱ_t z₀ + √(1-ᾱ_t) ε, a step is linear in the state and in the 
     ε:  A = √(ᾱ_s/ᾱ_t),             B = √(1-ᾱ_s) - √(1-ᾱ_t) A
     v:  A = cos(φ_t - φ_s),         B = -sin(φ_t - φ_s),           cos φ = √ᾱ          (Salimans & Ho 2022)
 
-The form for v has no division, so it holds at zero terminal SNR (ᾱ_t = 0), where ε says nothing about z₀. Inverting a step
-means solving it for x_t: x_t = (x_s - B out(x_t, t)) / A, a fixed point. One iteration from x_s is the usual DDIM inversion,
-which takes out(x_s, t) for out(x_t, t); a few more make resampling with the same model return to where it began.
+The form for v has no division, so it is valid at zero terminal SNR (ᾱ_t = 0), where ε says nothing about z₀. Inverting a
+step means solving it for x_t: x_t = (x_s - B out(x_t, t)) / A, a fixed point. One iteration from x_s is the usual DDIM
+inversion, which takes out(x_s, t) for out(x_t, t); with a few more, resampling with the same model returns to the start.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ from components.requests.requests import Request
 STEPS = 20
 STRENGTH = 0.8
 ITERATIONS = 3
-"""Of the fixed point; the loop of base and base then returns its latents as measured in docs/purify.md."""
+"""Iterations of the fixed point: with 3, resampling with the base returns an image at 25 dB or more."""
 
 Model = Callable[[torch.Tensor, int], torch.Tensor]
 """(x_t, t) to the model's own output, both (B, Z, h, w)."""
 
 
-class Rung(NamedTuple):
-    """One step of the ladder between image and noise: x_s = state · x_t + out · out(x_t, t)."""
+class DdimStep(NamedTuple):
+    """One step from noise towards the image: x_s = A x_t + B out(x_t, t)."""
 
     timestep: int
     """t, at which the model is asked."""
-    state: float
+    state_factor: float
     """A."""
-    out: float
+    out_factor: float
     """B."""
 
 
 class Purified(NamedTuple):
-    """What becomes of one image; pictures are (H, W, 3) uint8."""
+    """One purified image and two references, (H, W, 3) uint8 each."""
 
     image: np.ndarray
     """Resampled with the adapters."""
     reconstruction: np.ndarray
-    """Resampled with the base alone, without a prompt: what the loop itself does to the image."""
+    """Resampled with the base alone, without a prompt: what inversion and resampling themselves do to the image."""
     autoencoder: np.ndarray
     """Encoded and decoded, no more."""
 
@@ -70,24 +70,24 @@ def purify(
     *,
     prompt: str,
     guidance_scale: float,
-    steps: int = STEPS,  # of the whole ladder
-    strength: float = STRENGTH,  # part of the ladder that is climbed; 0 is the autoencoder alone
-    iterations: int = ITERATIONS,  # of the fixed point, each rung
+    steps: int = STEPS,  # DDIM steps from pure noise to the image
+    strength: float = STRENGTH,  # part of the steps that is taken; 0 is the autoencoder alone
+    iterations: int = ITERATIONS,  # of the fixed point, each step
 ) -> Purified:
-    """One image through inversion by the base and resampling by the base with `adapters`; no random number is drawn."""
-    rungs = ladder(pipe.scheduler.config, steps=steps, strength=strength)
+    """Inverts one image with the base and resamples it with `adapters`; no random number is drawn."""
+    taken = ddim_steps(pipe.scheduler.config, steps=steps, strength=strength)
     uncond, cond = encode(pipe.text_encoder, pipe.tokenizer, ["", prompt]).split(1)
     base = guided(pipe, uncond)
     latents = encode_image(pipe, image[None])
-    noise = invert(base, latents, rungs, iterations=iterations)
-    reconstruction = resample(base, noise, rungs)
+    noise = invert(base, latents, taken, iterations=iterations)
+    reconstruction = resample(base, noise, taken)
     with use_adapters(pipe, adapters):
-        erased = resample(guided(pipe, uncond, cond, guidance_scale=guidance_scale), noise, rungs)
+        erased = resample(guided(pipe, uncond, cond, guidance_scale=guidance_scale), noise, taken)
     return Purified(*decode_latents(pipe, torch.cat([erased, reconstruction, latents])))
 
 
 def default_prompt(requests: Iterable[Request]) -> str:
-    """The targets in words: 'a cat', 'an image in neon style', 'a cat and a ghost in neon style'."""
+    """The targets of these requests in words: 'a cat', 'an image in neon style', 'a cat and a ghost in neon style'."""
     listed = list(requests)
     nouns = [
         with_article(r.target) if r.kind in {"object", "character"} else r.target for r in listed if r.kind != "style"
@@ -109,8 +109,8 @@ def coefficients(alpha_t: float, alpha_s: float, prediction: str) -> tuple[float
     return scale, math.sqrt(1 - alpha_s) - math.sqrt(1 - alpha_t) * scale
 
 
-def ladder(config: Any, *, steps: int, strength: float) -> list[Rung]:  # noqa: ANN401 - diffusers' FrozenDict
-    """The rungs from the noisiest to the image, of a scheduler's config; `strength` of `steps` are taken, at least one if > 0.
+def ddim_steps(config: Any, *, steps: int, strength: float) -> list[DdimStep]:  # noqa: ANN401 - diffusers' FrozenDict
+    """The last part, `strength`, of the `steps` from noise to the image of a scheduler's config; at least one if it is > 0.
 
     `UserError` if `steps` or `strength` is out of range.
     """
@@ -123,9 +123,11 @@ def ladder(config: Any, *, steps: int, strength: float) -> list[Rung]:  # noqa: 
     scheduler.set_timesteps(steps)
     times = [int(t) for t in scheduler.timesteps]
     alphas = [float(scheduler.alphas_cumprod[t]) for t in times] + [float(scheduler.final_alpha_cumprod)]
-    kept = max(round(strength * steps), 1) if strength else 0
+    taken = max(round(strength * steps), 1) if strength else 0
     prediction = str(scheduler.config.prediction_type)
-    return [Rung(times[i], *coefficients(alphas[i], alphas[i + 1], prediction)) for i in range(steps - kept, steps)]
+    return [
+        DdimStep(times[i], *coefficients(alphas[i], alphas[i + 1], prediction)) for i in range(steps - taken, steps)
+    ]
 
 
 def guided(
@@ -147,27 +149,27 @@ def guided(
         if cond is None:
             return pipe.unet(x, timestep, uncond.expand(len(x), -1, -1), return_dict=False)[0]
         both = torch.cat([uncond.expand(len(x), -1, -1), cond.expand(len(x), -1, -1)])
-        free, spoken = pipe.unet(torch.cat([x, x]), timestep, both, return_dict=False)[0].chunk(2)
-        return free + guidance_scale * (spoken - free)
+        out_uncond, out_cond = pipe.unet(torch.cat([x, x]), timestep, both, return_dict=False)[0].chunk(2)
+        return out_uncond + guidance_scale * (out_cond - out_uncond)
 
     return model
 
 
-def invert(model: Model, latents: torch.Tensor, rungs: Sequence[Rung], *, iterations: int) -> torch.Tensor:
-    """Latents (B, Z, h, w) up the ladder to noise, each rung solved by `iterations` of the fixed point."""
+def invert(model: Model, latents: torch.Tensor, steps: Sequence[DdimStep], *, iterations: int) -> torch.Tensor:
+    """Latents (B, Z, h, w) back to noise, each step solved by `iterations` of the fixed point."""
     x = latents
-    for rung in reversed(rungs):
-        below = x
+    for step in reversed(steps):
+        cleaner = x
         for _ in range(iterations):
-            x = (below - rung.out * model(x, rung.timestep)) / rung.state
+            x = (cleaner - step.out_factor * model(x, step.timestep)) / step.state_factor
     return x
 
 
-def resample(model: Model, noise: torch.Tensor, rungs: Sequence[Rung]) -> torch.Tensor:
-    """Noise (B, Z, h, w) down the ladder to latents: DDIM at η = 0."""
+def resample(model: Model, noise: torch.Tensor, steps: Sequence[DdimStep]) -> torch.Tensor:
+    """Noise (B, Z, h, w) to latents: DDIM at η = 0."""
     x = noise
-    for rung in rungs:
-        x = rung.state * x + rung.out * model(x, rung.timestep)
+    for step in steps:
+        x = step.state_factor * x + step.out_factor * model(x, step.timestep)
     return x
 
 
