@@ -177,8 +177,8 @@ def fit_scores(
     first = fit(own, others)
     context = context_features(by_name, most_like(own, first, mistaken).firing(), own, settings.context_features)
     features = torch.cat([own, context])
-    second = fit(features, others, first)
-    last = fit(features, others.join([most_like(features, second, hardest)]), second)
+    second = fit(features, others)
+    last = fit(features, others.join([most_like(features, second, hardest)]))
     return Fitted(features, len(own), contrast, last)
 
 
