@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 
 import torch
 from torch import nn
@@ -30,9 +31,15 @@ def resolve_hookpoint(encoder: nn.Module, hookpoint: str) -> nn.Module:
 def rewrite_hookpoint(
     encoder: nn.Module, hookpoint: str, rewrite: Callable[[torch.Tensor], torch.Tensor | None]
 ) -> Iterator[None]:
-    """Within the block, `rewrite` sees the hookpoint's output (B, L, D) and may return another in its place."""
+    """Within the block, `rewrite` sees the hookpoint's output (B, L, D) and may return another in its place.
+
+    It sees the forward passes of its own thread alone, so that several threads may use one encoder.
+    """
+    owner = get_ident()
 
     def hook(_module: nn.Module, _inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> object:
+        if get_ident() != owner:
+            return None
         hidden = output[0] if isinstance(output, tuple) else output
         new = rewrite(hidden)
         if new is None:

@@ -27,10 +27,8 @@ class ExportedFilter(nn.Module):
 
     def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, L) int64 to (B, L, D), (B, R) and (B, R) bool."""
-        hidden = self.encoder(input_ids)[0]
-        seen = self.encoder.detection
-        assert seen is not None  # set by the forward above
-        return hidden, seen.scores, seen.flagged
+        hidden, decision = self.encoder.encode(input_ids)
+        return hidden, decision.scores, decision.flagged
 
 
 def export_graph(encoder: FilteredTextEncoder, example_ids: torch.Tensor, path: Path, *, opset: int) -> None:

@@ -1,9 +1,8 @@
-"""A drop-in for `pipe.text_encoder` that runs the exported graph on onnxruntime.
+"""The exported graph on onnxruntime: a text encoder that needs neither torch's weights of the encoder nor the filters.
 
     B prompts, L token positions (fixed), D hidden, R requests
 
-Unlike `FilteredTextEncoder` it needs neither the filters nor torch's weights of the encoder, at the cost of what the
-graph does not give: hidden states of other layers, attention masks, gradients.
+The graph gives no hidden states of other layers, takes no attention mask and has no gradients.
 """
 
 from __future__ import annotations
@@ -13,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPTextConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
 
 from components.common.errors import ArtifactError, UserError
 from components.common.files import digest
 from components.export.graph import INPUTS, OUTPUTS
 from components.export.parity import REPORT, open_session
-from components.filter.encoder import Detection
+from components.filter.encoder import Decision
 
 RESTORE = "restore both files: dvc checkout, or dvc repro export"
 
@@ -44,20 +41,13 @@ def read_report(graph: Path) -> dict[str, Any]:
     return report
 
 
-class OnnxTextEncoder(PreTrainedModel):
-    """The exported graph under CLIPTextModel's call convention, as StableDiffusionPipeline uses it.
+class OnnxTextEncoder:
+    """The exported graph as a text encoder: tokens to hidden states and decision.
 
-    `detection` and `calls` are as in `FilteredTextEncoder`; put it into a pipeline with `install`, which keeps negative
-    prompts unedited. A PreTrainedModel, because `from_pretrained(…, text_encoder=…)` takes nothing else. The graph runs
-    in fp32 on its provider; `.to()` says in what dtype and on which device the hidden states are handed over.
+    It remembers nothing, so that several threads may encode at once.
     """
 
-    config_class = CLIPTextConfig
-    _supports_sdpa = True
-
-    def __init__(
-        self, graph: Path, *, provider: str = "CPUExecutionProvider", dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, graph: Path, *, provider: str = "CPUExecutionProvider") -> None:
         """Opens `graph`; `ArtifactError` if it is not the one of the report beside it, `UserError` without `provider`."""
         report = read_report(graph)
         session = open_session(graph, (provider,))
@@ -66,45 +56,15 @@ class OnnxTextEncoder(PreTrainedModel):
         found = [shapes.get(INPUTS[0], [None])[-1], shapes.get(OUTPUTS[1], [None])[-1]]
         if found != wanted:
             raise ArtifactError(f"{graph} takes (length, requests) {found}, not {wanted} as {REPORT} says", RESTORE)
-        length, width = found[0], shapes[OUTPUTS[0]][-1]
-        shape: Any = {"hidden_size": width, "max_position_embeddings": length, "use_attention_mask": False}
-        super().__init__(CLIPTextConfig(**shape))
-        self.session, self.requests = session, tuple(report["requests"])
-        self.detection: Detection | None = None
-        self.calls = 0
-        self.register_buffer("place", torch.empty(0, dtype=dtype), persistent=False)  # what `.to()` moves
+        self.session, self.requests, self.length = session, tuple(report["requests"]), int(report["max_length"])
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the hidden states that it returns."""
-        return self.get_buffer("place").dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Of the hidden states that it returns; where the graph runs is the provider's affair."""
-        return self.get_buffer("place").device
-
-    @torch.no_grad()
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        *,
-        output_hidden_states: bool = False,
-        **_: Any,  # noqa: ANN401 - as CLIPTextModel's
-    ) -> BaseModelOutput:
-        """Hidden states (B, L, D) of tokens (B, L); `UserError` for what the graph cannot do."""
-        length = self.config.max_position_embeddings
-        if attention_mask is not None or output_hidden_states:
+    def encode(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, Decision]:
+        """(last hidden states (B, L, D) fp32 on the CPU, decision) of tokens (B, L); `UserError` for another length."""
+        if input_ids.shape[1] != self.length:
             raise UserError(
-                f"the graph has no {'hidden states of other layers' if output_hidden_states else 'attention mask'}",
-                "leave out clip_skip and use_attention_mask, or use FilteredTextEncoder",
+                f"the graph takes {self.length} tokens a prompt, not {input_ids.shape[1]}",
+                "use the base model's tokenizer",
             )
-        if input_ids.shape[1] != length:
-            raise UserError(
-                f"the graph takes {length} tokens a prompt, not {input_ids.shape[1]}", "use the base model's tokenizer"
-            )
-        self.calls += 1
-        hidden, scores, flagged = self.session.run(list(OUTPUTS), {INPUTS[0]: input_ids.long().cpu().numpy()})
-        self.detection = Detection(torch.from_numpy(scores), torch.from_numpy(flagged))
-        return BaseModelOutput(torch.from_numpy(hidden).to(self.get_buffer("place")))
+        ids = input_ids.long().cpu().numpy()
+        hidden, scores, flagged = map(torch.from_numpy, self.session.run(list(OUTPUTS), {INPUTS[0]: ids}))
+        return hidden, Decision(self.requests, scores, flagged)

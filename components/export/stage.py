@@ -4,35 +4,36 @@ from __future__ import annotations
 
 import onnxruntime as ort
 
-from components.collect.tables import read_concepts, read_table
+from components.collect.record import read_prompts, read_records
+from components.collect.tables import read_table, where
 from components.common.errors import StageError
 from components.common.files import new_folder
 from components.common.paths import CORPUS, FILTER, ONNX
-from components.common.sections import load_params
+from components.common.sections import read_section
 from components.common.stage import log, run_stage
 from components.diffusion.encode import tokenize
 from components.diffusion.load import load_text
+from components.diffusion.params import BaseParams
 from components.export.graph import ExportedFilter, export_graph
 from components.export.parity import latency, measure_parity, open_session, write_report
+from components.export.params import ExportParams
 from components.filter.artifact import read_filters
 from components.filter.encoder import FilteredTextEncoder
-from components.requests.requests import load_requests
 
 GRAPH = "filter.onnx"
 
 
 def export() -> None:
     """Exports, checks, compares, and refuses to leave a graph that decides differently."""
-    params, requests = load_params(), load_requests()
-    settings = params.export
-    tokenizer, stock = load_text(params.base.path)
+    base, settings = read_section("base", BaseParams), read_section("export", ExportParams)
+    tokenizer, stock = load_text(base.path)
     filters, hookpoint = read_filters(FILTER)
     encoder = FilteredTextEncoder(stock, filters, hookpoint)
-    table = read_concepts(requests).query("split == 'evaluate'")
-    benign = read_table(CORPUS).query("split == 'evaluate'")["prompt"].tolist()
-    carrying = table.loc[table["carries"], "prompt"].tolist()
+    table, corpus = read_prompts(read_records()), read_table(CORPUS)
+    naming = where(table, (table["split"] == "evaluate") & table["names_target"])["prompt"].tolist()
+    benign = where(corpus, corpus["split"] == "evaluate")["prompt"].tolist()
     half = settings.prompts // 2
-    ids = tokenize(tokenizer, carrying[:half] + benign[: settings.prompts - min(half, len(carrying))]).input_ids
+    ids = tokenize(tokenizer, naming[:half] + benign[: settings.prompts - min(half, len(naming))]).input_ids
     with new_folder(ONNX) as partial:
         export_graph(encoder, ids[:2], partial / GRAPH, opset=settings.opset)
         session = open_session(partial / GRAPH)

@@ -1,8 +1,8 @@
-"""What replaces the target in the residual stream: the mean step from a prompt about it to the same about the anchor.
+"""What the edit adds to replace the target: the mean difference between prompts about the anchor and about the target.
 
     P prompt pairs, L token positions, D = d_in, K = 4 position classes
 
-Each class of positions (components/filter/positions.py) has a step of its own.
+Each class of positions (components/filter/positions.py) has a difference of its own.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ def replacement_directions(
     target_eos: torch.Tensor,  # (P,) position of EOS
     anchor_eos: torch.Tensor,  # (P,)
 ) -> torch.Tensor:
-    """Mean step (K, D) of each position class, over pairs of prompts of equal length."""
+    """Mean difference (K, D) of each position class, over pairs of prompts of equal length."""
     same = target_eos == anchor_eos
-    step = (anchor - target)[same]
+    delta = (anchor - target)[same]
     where = classes[same]
     zero = target.new_zeros(target.shape[-1])
     return torch.stack(
-        [step[where == k].mean(0) if bool((where == k).any()) else zero for k in range(len(POSITION_CLASSES))]
+        [delta[where == k].mean(0) if bool((where == k).any()) else zero for k in range(len(POSITION_CLASSES))]
     )

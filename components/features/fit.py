@@ -1,55 +1,78 @@
 """Fits the filter of one request: reads its prompts, selects features, fits and calibrates the score, takes the replacement.
 
-P prompts, L token positions, T tokens, D = d_in, F = d_sae, S selected features, N names of the target
+P prompts, L token positions, T tokens, D = d_in, S selected features, N names of the target
+
+What all requests are selected and calibrated against is read once, into `Shared`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy import sparse
 
-from components.collect.concepts import names_for
-from components.collect.corpus import SOURCES
-from components.collect.spelling import known_words, misspellings
-from components.collect.tables import where
-from components.common.words import mentions
+from components.collect.record import RequestRecord
+from components.collect.tables import SOURCES, where
 from components.diffusion.encode import spelling_patterns, tokenize
 from components.diffusion.hooks import read_hookpoint
-from components.diffusion.trie import build_trie, find_names
 from components.features.directions import replacement_directions
 from components.features.params import FeaturesParams
-from components.features.reading import Codes, HiddenCodes, Reader, Tokens, without
+from components.features.reading import Reader
+from components.features.regression import Score, fit_score
 from components.features.scores import (
     auroc,
     context_features,
-    fit_score,
     roc,
     select_features,
     stands_alone,
     strictest_threshold,
 )
+from components.features.store import Store, TokenSet
 from components.filter.artifact import RequestFilter
 from components.filter.positions import POSITION_CLASSES, position_classes
-from components.filter.scores import position_scores, prompt_scores
-from components.requests.requests import Request
 
-GAIN = {"replace": 0.0, "zero": -1.0, "flip": -9.0}
-"""What each edit adds to the stream for every unit of an own feature's code; flip is ItD's multiplier of -8."""
 MISTAKEN = 1000
-"""Kept tokens, those that score highest, from which context features are found."""
+"""Tokens to retain, those that score highest, from which context features are found."""
 HARDEST = 10_000
-"""Kept tokens, those that score highest, that the last fit sees a second time."""
+"""Tokens to retain, those that score highest, that the last fit sees a second time."""
 SHARE = 7
 """One in so many background tokens is in every fit; the others are searched for those that score highest."""
+_POINTS = 200  # of the ROC in the facts
 
 
-C = TypeVar("C", bound=Codes)
-Score = tuple[torch.Tensor, torch.Tensor]
-"""(weights (N, S), bias (N,))."""
+class Shared(NamedTuple):
+    """What every request is selected and calibrated against."""
+
+    reader: Reader
+    background: Store
+    """Prompts to select against."""
+    benign: Store
+    """Prompts to calibrate against."""
+    traffic: Store | None
+    """The user's own prompts to calibrate against, if there are any."""
+
+
+class OwnPrompts(NamedTuple):
+    """The prompts of one request, as they were read."""
+
+    select: Store
+    names: list[str]
+    """The target's names that selection prompts use."""
+    labels: np.ndarray
+    """(T,) which name ends at a token of `select`, or -1."""
+    retain: list[np.ndarray]
+    """Tokens of `select` in prompts that do not name the target, a group for each role."""
+    calibrate: Store
+    names_target: np.ndarray
+    """(P,) bool: prompts of `calibrate` that name the target, those aside in which the tokenizer cut the name off."""
+    negative: np.ndarray
+    """(P,) bool: prompts of `calibrate` that do not name it."""
+    directions: torch.Tensor
+    """(K, D)"""
 
 
 class Fitted(NamedTuple):
@@ -61,153 +84,196 @@ class Fitted(NamedTuple):
     """How many of them are its own."""
     contrast: torch.Tensor
     """(own,)"""
-    weights: torch.Tensor
-    """(N, S)"""
-    bias: torch.Tensor
-    """(N,)"""
+    score: Score
+
+
+def read_shared(corpus: pd.DataFrame, reader: Reader) -> Shared:
+    """Reads the prompts of the corpus that every request is selected and calibrated against."""
+    calibrate, own = corpus["split"] == "calibrate", corpus["source"] == SOURCES
+
+    def read(rows: pd.Series) -> Store:
+        return read_store(where(corpus, rows)["prompt"].tolist(), reader)
+
+    traffic = read(calibrate & own) if bool((calibrate & own).any()) else None
+    return Shared(reader, read(corpus["split"] == "train"), read(calibrate & ~own), traffic)
+
+
+def read_store(prompts: Sequence[str], reader: Reader) -> Store:
+    """The codes of some prompts."""
+    return Store(reader, prompts, reader.tokens(prompts))
+
+
+def read_own(record: RequestRecord, table: pd.DataFrame, reader: Reader) -> OwnPrompts:
+    """Reads the prompts of one request, the rows of `table`."""
+    chosen = where(table, table["split"] == "select").reset_index(drop=True)
+    measured = where(table, table["split"] == "calibrate").reset_index(drop=True)
+    tokens = [reader.tokens(part["prompt"].tolist()) for part in (chosen, measured)]
+    ends = [_name_ends(part, each.ids, reader) for part, each in zip((chosen, measured), tokens, strict=True)]
+    used = chosen["name_used"].tolist()
+    names = [name for name in record.names["select"] if name in used]
+    which = torch.tensor([names.index(name) if name else -1 for name in used])
+    select, calibrate = (
+        Store(reader, part["prompt"].tolist(), each) for part, each in zip((chosen, measured), tokens, strict=True)
+    )
+    roles = np.where(chosen["names_target"], "", chosen["role"])[select.prompt]  # (T,)
+    return OwnPrompts(
+        select=select,
+        names=names,
+        labels=torch.where(ends[0], which[:, None], -1)[tokens[0].scored].numpy(),
+        retain=[np.flatnonzero(roles == role) for role in sorted(set(roles) - {""})],
+        calibrate=calibrate,
+        names_target=ends[1].any(1).numpy(),
+        negative=~measured["names_target"].to_numpy(),
+        directions=read_directions(chosen, reader) if record.anchor else torch.zeros(len(POSITION_CLASSES), reader.sae.d_in),
+    )
+
+
+def _name_ends(part: pd.DataFrame, ids: torch.Tensor, reader: Reader) -> torch.Tensor:
+    """(P, L) bool: where the name that each prompt uses ends; nowhere in prompts that use none."""
+    ends = torch.zeros_like(ids, dtype=torch.bool)
+    rows = np.flatnonzero(part["names_target"])
+    ends[rows] = reader.last_tokens(ids[rows], part["name_used"].iloc[rows].tolist())
+    return ends
+
+
+def read_directions(chosen: pd.DataFrame, reader: Reader) -> torch.Tensor:
+    """Replacement directions (K, D) from the selection prompts that have a counterpart about the anchor."""
+    paired = where(chosen, chosen["counterpart"] != "")
+    encoded = [tokenize(reader.tokenizer, paired[column].tolist()) for column in ("prompt", "counterpart")]
+    hidden = [read_hookpoint(reader.encoder, reader.hookpoint, e.input_ids) for e in encoded]
+    scored = [e.scored for e in encoded]
+    classes = position_classes(reader.last_tokens(encoded[0].input_ids, paired["name_used"].tolist()), scored[0])
+    return replacement_directions(hidden[0], hidden[1], classes, scored[0].sum(1), scored[1].sum(1))
 
 
 def fit_scores(
-    named: C,  # tokens of the target's names
-    labels: torch.Tensor,  # (T,) which name each of them is
-    kept: Sequence[C],  # groups of tokens to retain that every fit sees
-    rest: C,  # further tokens to retain, searched for those that score highest
+    named: TokenSet,  # tokens at which a name ends
+    labels: np.ndarray,  # (T,) which name it is
+    retain: Sequence[TokenSet],  # groups of tokens to retain that every fit sees
+    rest: TokenSet,  # further tokens to retain, searched for those that score highest
     settings: FeaturesParams,
     *,
     mistaken: int = MISTAKEN,
     hardest: int = HARDEST,
-    merge: bool = False,
 ) -> Fitted:
-    """Selects a target's features and fits its score.
-
-    With `merge` all kept tokens at which no feature fires are one row of the regression that counts so often.
-    """
-    others = kept[0].join(kept[1:])
+    """Selects a target's features and fits its score; `UserError` if no latent separates the target from the rest."""
+    others = retain[0].join(retain[1:])
     every = others.join([rest])
-    by_name = torch.stack([named.take((labels == i).nonzero()[:, 0]).firing() for i in range(int(labels.max()) + 1)])
-    groups = torch.stack([group.firing() for group in kept])
+    by_name = torch.stack([named.take(np.flatnonzero(labels == name)).firing() for name in range(labels.max() + 1)])
+    groups = torch.stack([group.firing() for group in retain])
     own, contrast = select_features(
         by_name, groups, max_features=settings.max_features, min_contrast=settings.min_contrast
     )
 
-    def fit(features: torch.Tensor, against: C) -> Score:
-        wanted = torch.cat([labels, torch.full((len(against),), -1)]).numpy()
-        codes, counts = named.join([against]).columns(features).numpy(), None
-        if merge:
-            idle = (wanted < 0) & ~codes.any(1)
-            row = np.flatnonzero(idle)[:1]
-            counts = np.concatenate([np.ones((~idle).sum()), np.full(len(row), idle.sum())])
-            codes, wanted = (np.concatenate([part[~idle], part[row]]) for part in (codes, wanted))
-        weights, bias = fit_score(codes, wanted, counts=counts)
-        return torch.from_numpy(weights).float(), torch.from_numpy(bias).float()
+    def fit(features: torch.Tensor, against: TokenSet, start: Score | None = None) -> Score:
+        codes = sparse.vstack([each.columns(features) for each in (named, against)], format="csr")
+        return fit_score(codes, np.concatenate([labels, np.full(len(against), -1)]), start)
 
-    def most_like(features: torch.Tensor, score: Score, count: int) -> C:
-        """The tokens to keep that this score over these features takes most for the target."""
-        found = every.scores(features, *score)
-        return every.take(found.topk(min(count, len(found))).indices)
+    def most_like(features: torch.Tensor, score: Score, count: int) -> TokenSet:
+        """The tokens to retain that this score over these features takes most for the target."""
+        found = every.scores(features, score)
+        return every.take(np.argpartition(-found, min(count, len(found)) - 1)[:count])
 
     first = fit(own, others)
-    mistaken_for = most_like(own, first, mistaken)
-    context = context_features(by_name, mistaken_for.firing(), own, settings.context_features)
+    context = context_features(by_name, most_like(own, first, mistaken).firing(), own, settings.context_features)
     features = torch.cat([own, context])
     second = fit(features, others)
-    weights, bias = fit(features, others.join([most_like(features, second, hardest)]))
-    return Fitted(features, len(own), contrast, weights, bias)
-
-
-def shared_tokens(corpus: pd.DataFrame, reader: Reader) -> dict[str, tuple[list[str], Tokens]]:
-    """The prompts, and their tokens, that every request is selected and calibrated against; `traffic` are the user's own."""
-    calibrate, own = corpus["split"] == "calibrate", corpus["source"] == SOURCES
-    parts = {"benign": calibrate & ~own, "traffic": calibrate & own, "background": corpus["split"] == "train"}
-    texts = {name: where(corpus, rows)["prompt"].tolist() for name, rows in parts.items()}
-    return {name: (listed, reader.tokens(listed)) for name, listed in texts.items() if listed}
+    last = fit(features, others.join([most_like(features, second, hardest)]))
+    return Fitted(features, len(own), contrast, last)
 
 
 def fit_request(
-    request: Request,
-    table: pd.DataFrame,
-    reader: Reader,
-    read: Mapping[str, tuple[list[str], Tokens]],
-    settings: FeaturesParams,
+    record: RequestRecord, table: pd.DataFrame, shared: Shared, settings: FeaturesParams
 ) -> tuple[RequestFilter, dict[str, Any]]:
-    """The filter of one request and the facts about it.
+    """(filter of one request, facts about it); `table` holds its prompts.
 
-    `table` holds its prompts; `read` the prompts, and their tokens, that all requests share: `benign` and `traffic` to
-    calibrate and `background` to select against. `UserError` when nothing tells the target apart or the budget cannot be supported.
+    `UserError` when no latent separates the target from the rest or the calibration prompts cannot support the budget.
     """
-    chosen = where(table, table["split"] == "select").reset_index(drop=True)
-    rows = where(chosen, chosen["carries"])
-    carrying, spoken = reader.tokens(rows["prompt"].tolist()), rows["spoken"].tolist()
-    names = [n for n in names_for(request, "select") if n in spoken]
-    which = torch.tensor([names.index(s) for s in spoken])
-    labels = torch.where(reader.last_tokens(carrying.ids, spoken), which[:, None], -1)[carrying.scored]  # (T,)
-    kept = {
-        role: reader.tokens(rows["prompt"].tolist())
-        for role, rows in where(chosen, ~chosen["carries"]).groupby("role", sort=True)
-    }
-    listed = names_for(request, "evaluate")
-    spellings = spelling_patterns(reader.tokenizer, listed, misspellings(listed, known_words()))
-    trie = build_trie([spellings], reader.word_ends)
+    return fit_own(record, read_own(record, table, shared.reader), shared, settings)
 
-    def unnamed(part: str) -> Tokens:
-        """Those of the prompts that all requests share that do not name the target, however it is spelt."""
-        text, tokens = read[part]
-        spelt = find_names(tokens.ids, trie)[..., 0].any(1).tolist()
-        return without(tokens, [s or mentions(t, tuple(listed)) for s, t in zip(spelt, text, strict=True)])
 
-    pool = unnamed("background").hidden
-    groups = [group.hidden for group in kept.values()] + [pool[: len(pool) // SHARE]]
+def fit_own(
+    record: RequestRecord, own: OwnPrompts, shared: Shared, settings: FeaturesParams
+) -> tuple[RequestFilter, dict[str, Any]]:
+    """As `fit_request`, from prompts that were read."""
+    reader, listed = shared.reader, record.names["evaluate"]
+    forms = [*(name + end for name in listed for end in ("", "s", "es")), *record.misspellings]
+    free = np.flatnonzero(~shared.background.words.find(forms)[shared.background.prompt])
+    often, rest = np.split(free, [len(free) // SHARE])
+    named = np.flatnonzero(own.labels >= 0)
     fitted = fit_scores(
-        HiddenCodes(reader, carrying.hidden[labels >= 0]),
-        labels[labels >= 0],
-        [HiddenCodes(reader, group) for group in groups],
-        HiddenCodes(reader, pool[len(pool) // SHARE :]),
+        TokenSet((own.select, named)),
+        own.labels[named],
+        [*(TokenSet((own.select, rows)) for rows in own.retain), TokenSet((shared.background, often))],
+        TokenSet((shared.background, rest)),
         settings,
     )
-    indices, weights, bias = fitted.features, fitted.weights, fitted.bias
-    own, context, contrast = indices[: fitted.own], indices[fitted.own :], fitted.contrast
 
-    def scores(tokens: Tokens) -> np.ndarray:
-        each = torch.full(tokens.scored.shape, float("-inf"))
-        each[tokens.scored] = position_scores(reader.codes(tokens.hidden, indices), weights, bias)
-        return prompt_scores(each, tokens.scored).numpy()
+    def scores(store: Store) -> np.ndarray:
+        return store.prompt_scores(fitted.features, fitted.score)
 
-    held = where(table, table["split"] == "calibrate")
-    carries = where(held, held["carries"])
-    heard = reader.tokens(carries["prompt"].tolist())
-    whole = reader.last_tokens(heard.ids, carries["spoken"].tolist()).any(1)  # in a long prompt the name may be cut off
-    positives = scores(heard)[whole.numpy()]
-    near = scores(reader.tokens(held.loc[~held["carries"], "prompt"].tolist()))
-    benign, *traffic = (scores(unnamed(part)) for part in ("benign", "traffic") if part in read)
+    measured = scores(own.calibrate)
+    positives, near = measured[own.names_target], measured[own.negative]
+    benign, *traffic = (
+        scores(store)[~store.words.find(forms)] for store in (shared.benign, shared.traffic) if store is not None
+    )
     groups = [np.concatenate([near, benign]), *traffic]
-    threshold, negatives = strictest_threshold(groups, settings.fpr), np.concatenate(groups)
-    replaces = settings.edit == "replace" and bool(request.anchor)
-    directions = fit_directions(chosen, reader) if replaces else torch.zeros(len(POSITION_CLASSES), reader.sae.d_in)
-    gain = 0.0 if replaces else GAIN["zero" if settings.edit == "replace" else settings.edit]
-    item = RequestFilter(
-        features=indices,
-        own=(torch.arange(len(indices)) < len(own)).float(),
-        w_enc=reader.sae.W_enc[:, indices],
-        b_enc=reader.sae.b_enc[indices],
-        jump=reader.sae.threshold[indices],
-        w_dec=reader.sae.W_dec[indices],
-        b_dec=reader.sae.b_dec,
-        weights=weights,
-        bias=bias,
-        threshold=torch.tensor(threshold, dtype=torch.float32),
+    threshold = strictest_threshold(groups, settings.fpr)
+    item = as_filter(
+        fitted,
+        threshold,
+        reader,
+        directions=own.directions,
+        gain=0.0 if record.anchor else -1.0,
+        positions=settings.positions,
+        spellings=spelling_patterns(reader.tokenizer, listed, record.misspellings),
+    )
+    return item, facts_of(own.names, fitted, threshold, positives, groups, settings.fpr)
+
+
+def as_filter(
+    fitted: Fitted,
+    threshold: float,
+    reader: Reader,
+    *,
+    directions: torch.Tensor,
+    gain: float,
+    positions: Sequence[str],
+    spellings: torch.Tensor,
+) -> RequestFilter:
+    """What the artifact holds of a request: the rows of the SAE that its features need, its score and its edit."""
+    sae, features = reader.sae, fitted.features
+    return RequestFilter(
+        features=features,
+        own=(torch.arange(len(features)) < fitted.own).float(),
+        w_enc=sae.W_enc[:, features],
+        b_enc=sae.b_enc[features],
+        latent_threshold=sae.threshold[features],
+        w_dec=sae.W_dec[features],
+        b_dec=sae.b_dec,
+        weights=torch.from_numpy(fitted.score.weights).float(),
+        bias=torch.from_numpy(fitted.score.bias).float(),
+        decision_threshold=torch.tensor(threshold, dtype=torch.float32),
         directions=directions,
         gain=torch.tensor(gain),
-        classes=torch.tensor([float(name in settings.positions) for name in POSITION_CLASSES]),
+        classes=torch.tensor([float(name in positions) for name in POSITION_CLASSES]),
         spellings=spellings,
         word_ends=reader.word_ends,
     )
+
+
+def facts_of(
+    names: list[str], fitted: Fitted, threshold: float, positives: np.ndarray, groups: Sequence[np.ndarray], fpr: float
+) -> dict[str, Any]:
+    """What the artifact's sidecar says of a request; `groups` holds the scores that must not be flagged, traffic second."""
+    negatives = np.concatenate(groups)
     curve = roc(positives, negatives)
-    keep = np.unique(np.linspace(0, len(curve.fpr) - 1, 200).astype(int))
+    keep = np.unique(np.linspace(0, len(curve.fpr) - 1, _POINTS).astype(int))
     facts: dict[str, Any] = {
         "names": names,
-        "contrast": [round(float(c), 4) for c in contrast],
-        "features": own.tolist(),
-        "context_features": context.tolist(),
+        "contrast": [round(float(c), 4) for c in fitted.contrast],
+        "features": fitted.features[: fitted.own].tolist(),
+        "context_features": fitted.features[fitted.own :].tolist(),
         "calibration": {
             "auroc": round(auroc(positives, negatives), 6),
             "tpr": round(float((positives >= threshold).mean()), 4),
@@ -220,17 +286,7 @@ def fit_request(
             "tpr": [round(float(v), 6) for v in curve.tpr[keep]],
         },
     }
-    for heard in traffic:
-        flagged = {"fpr": round(float((heard >= threshold).mean()), 6)} if len(heard) else {}
-        facts["calibration"]["traffic"] = {"n": len(heard), "alone": stands_alone(heard, settings.fpr)} | flagged
-    return item, facts
-
-
-def fit_directions(chosen: pd.DataFrame, reader: Reader) -> torch.Tensor:
-    """Replacement steps (K, D) from the selection prompts that have a counterpart about the anchor."""
-    paired = where(chosen, chosen["counterpart"] != "")
-    encoded = [tokenize(reader.tokenizer, paired[column].tolist()) for column in ("prompt", "counterpart")]
-    hidden = [read_hookpoint(reader.encoder, reader.hookpoint, e.input_ids) for e in encoded]
-    scored = [e.scored for e in encoded]
-    classes = position_classes(reader.last_tokens(encoded[0].input_ids, paired["spoken"].tolist()), scored[0])
-    return replacement_directions(hidden[0], hidden[1], classes, scored[0].sum(1), scored[1].sum(1))
+    for traffic in groups[1:]:
+        flagged = {"fpr": round(float((traffic >= threshold).mean()), 6)} if len(traffic) else {}
+        facts["calibration"]["traffic"] = {"n": len(traffic), "alone": stands_alone(traffic, fpr)} | flagged
+    return facts

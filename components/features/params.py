@@ -15,12 +15,10 @@ class FeaturesParams(Section):
     max_features: int = Field(gt=0)
     """Features of the target kept for each request at most."""
     context_features: int = Field(ge=0)
-    """Further features that tell the target from what is mistaken for it; evidence only."""
+    """Further features that separate the target from what the score mistakes for it; evidence only."""
     min_contrast: float = Field(gt=0, lt=1)
-    """Least difference in firing frequency between tokens of the target and of what is kept."""
+    """Least difference in firing frequency between tokens of the target and tokens to retain."""
     fpr: float = Field(gt=0, lt=1)
-    """False-positive budget on calibration prompts that do not carry the target."""
-    edit: Literal["replace", "zero", "flip"]
-    """What a flagged prompt undergoes: the step to the anchor (zero without one), its features switched off, or times -8."""
+    """False-positive budget on calibration prompts that do not name the target."""
     positions: tuple[Literal["target", "later", "eos", "padding"], ...] = Field(min_length=1)
     """Which classes of positions are edited; those before the target never are."""

@@ -1,11 +1,10 @@
-"""Which latents belong to a concept, how they add up to a score, and where the score's threshold lies.
+"""Which latents belong to a concept, and where the threshold of its score lies.
 
-    P prompts, L token positions, T tokens, F = d_sae, S selected features, N names of the target, G groups to retain
+    P prompts, L token positions, F = d_sae, S selected features, N names of the target, G groups to retain
 
     contrast_f(n) = P(f fires at a token of name n) - max over groups of P(f fires at a token of the group)
-    score(prompt) = max over scored positions j and names n of  w_n · z_j[S] + b_n      (logistic regression, one a name)
 
-The score is taken position by position: features that fire at different words of a prompt do not add up to a concept.
+The score itself is fitted in components/features/regression.py.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 
 from components.common.errors import UserError
 
@@ -30,17 +28,17 @@ class Roc(NamedTuple):
 
 def select_features(
     names: torch.Tensor,  # (N, F): how often each latent fires at a token of each name
-    kept: torch.Tensor,  # (G, F): how often it fires at a token of each group
+    retain: torch.Tensor,  # (G, F): how often it fires at a token of each group to retain
     *,
     max_features: int,
     min_contrast: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(indices, contrast) of the latents that fire for a name of the target and not for what is kept.
+    """(indices, contrast) of the latents that fire for a name of the target and not for what to retain.
 
     Frequencies are taken a name and a group at a time, so that neither a rare alias nor a small neighbour is outvoted,
     and every name puts forward its best latents in turn. `UserError` when no latent reaches `min_contrast`.
     """
-    contrast = names - kept.amax(0)  # (N, F)
+    contrast = names - retain.amax(0)  # (N, F)
     best = contrast.amax(0)
     order = contrast.argsort(dim=1, descending=True, stable=True)[:, :max_features]  # (N, max_features)
     in_turn = order.T.flatten().tolist()
@@ -48,7 +46,7 @@ def select_features(
     chosen = list(dict.fromkeys(f for f, ok in zip(in_turn, enough.tolist(), strict=True) if ok))[:max_features]
     if not chosen:
         raise UserError(
-            f"no latent tells the target from what is kept (best contrast {best.max():.2f})",
+            f"no latent separates the target from what to retain (best contrast {best.max():.2f})",
             f"lower features.min_contrast (now {min_contrast}) or train the SAE longer",
         )
     indices = torch.tensor(chosen)
@@ -57,49 +55,17 @@ def select_features(
 
 def context_features(
     names: torch.Tensor,  # (N, F): how often each latent fires at a token of each name
-    mistaken: torch.Tensor,  # (F,): how often it fires at the kept tokens that are most like the target
+    mistaken: torch.Tensor,  # (F,): how often it fires at the tokens to retain that are most like the target
     taken: torch.Tensor,  # (S,): features selected already
     count: int,
 ) -> torch.Tensor:
-    """Indices of the `count` further latents whose firing best tells a name from what is mistaken for it.
+    """Indices of the `count` further latents whose firing best separates a name from what is mistaken for it.
 
     They are evidence only, for the target or against it: they take part in the score and never in the edit.
     """
     gap = (names - mistaken).abs().amax(0)
     gap[taken] = -1.0
     return gap.topk(min(count, len(gap) - len(taken))).indices
-
-
-def fit_score(
-    activations: np.ndarray,
-    labels: np.ndarray,
-    *,
-    strength: float = 0.1,
-    counts: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(weights (N, S), bias (N,)): for each name a balanced logistic regression of its tokens against all others.
-
-    `activations` is (T, S); `labels` (T,) holds the index of the name whose token it is, or -1. `strength` is the
-    inverse of the L2 penalty, on features scaled to unit variance. `counts` (T,) says how many equal tokens each row
-    stands for; without it each is one.
-    """
-    if counts is None:
-        spread = activations.std(0) + 1e-6
-    else:
-        share = (counts / counts.sum()).astype(activations.dtype)
-        spread = np.sqrt(share @ (activations - share @ activations) ** 2) + 1e-6
-    scaled = activations / spread
-    weights, bias = [], []
-    for name in range(labels.max() + 1):
-        use = (labels == name) | (labels < 0)
-        mine = labels[use] == name
-        model = LogisticRegression(C=strength, solver="newton-cholesky", max_iter=100)
-        each = np.ones(len(mine)) if counts is None else counts[use]
-        share = np.where(mine, each[mine].sum(), each[~mine].sum())  # each class weighs half of all tokens
-        model.fit(scaled[use], mine, sample_weight=each * each.sum() / (2 * share))
-        weights.append(model.coef_[0] / spread)
-        bias.append(np.ravel(model.intercept_)[0])
-    return np.stack(weights), np.array(bias)
 
 
 def conformal_threshold(negatives: np.ndarray, fpr: float) -> float:

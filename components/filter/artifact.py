@@ -1,8 +1,8 @@
-"""The filter on disk: for each request its features, cut out of the SAE, its score, its threshold and its replacement.
+"""The filter on disk: for each request its features' rows of the SAE, its score, its thresholds and its replacement.
 
     S selected features, N names of the target, D = d_in, K = 4 position classes, M spellings of W tokens, V vocabulary
 
-Only the selected rows of the SAE are kept: JumpReLU decides latent by latent, so they decide exactly as the whole does.
+Only the rows of the selected features are stored: JumpReLU decides latent by latent, so they decide as the whole SAE does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from components.common.artifacts import fill_artifact, read_artifact
-from components.common.files import new_folder, read_sidecar
+from components.common.files import read_sidecar
 
 FORMAT = "expunge/filter"
 
@@ -25,13 +25,13 @@ class RequestFilter(NamedTuple):
     features: torch.Tensor
     """(S,) int64: indices into the SAE's latents."""
     own: torch.Tensor
-    """(S,) 1 for a feature of the target, 0 for one that is evidence only; those are never edited."""
+    """(S,) 1 for a feature of the target, 0 for a context feature, which is evidence only and never edited."""
     w_enc: torch.Tensor
     """(D, S)"""
     b_enc: torch.Tensor
     """(S,)"""
-    jump: torch.Tensor
-    """(S,) JumpReLU thresholds."""
+    latent_threshold: torch.Tensor
+    """(S,) a latent's code is 0 at or below this (JumpReLU)."""
     w_dec: torch.Tensor
     """(S, D)"""
     b_dec: torch.Tensor
@@ -40,16 +40,16 @@ class RequestFilter(NamedTuple):
     """(N, S) of the score, a row for each name."""
     bias: torch.Tensor
     """(N,) of the score."""
-    threshold: torch.Tensor
+    decision_threshold: torch.Tensor
     """(): a prompt is flagged when the score of one of its positions reaches this."""
     directions: torch.Tensor
-    """(K, D) replacement steps, all zero where the edit is none or the request has no anchor."""
+    """(K, D) what the edit adds at each class of positions; all zero for a request without an anchor."""
     gain: torch.Tensor = torch.tensor(0.0)
-    """(): what is added for every unit of an own feature's code, along its decoder row; 0 where the edit replaces."""
+    """(): what the edit adds for each unit of an own feature's code, along its decoder row: 0 with an anchor, -1 without."""
     classes: torch.Tensor = torch.ones(4)
     """(K,) 1 for the position classes that are edited, 0 for the others."""
     spellings: torch.Tensor = torch.zeros(0, 1, dtype=torch.int64)
-    """(M, W) token patterns of the request's names and of their slips; where one stands, nothing more has to be shown."""
+    """(M, W) token patterns of the target's names and misspellings; a prompt that contains one is flagged at any score."""
     word_ends: torch.Tensor = torch.zeros(1, dtype=torch.bool)
     """(V,) tokens that end a word; one tensor, on disk and in memory, for all requests."""
 
@@ -67,21 +67,20 @@ def write_filters(
     inputs: dict[str, str],
     facts: dict[str, object],
 ) -> None:
-    """Writes `models/filter`: the old folder stays until the new one is whole."""
+    """Writes the filters into `folder`, which a `new_folder` block holds open."""
     tensors = {
         f"{request_id}.{field}": getattr(item, field) for request_id, item in filters.items() for field in OWN_FIELDS
     }
     if filters:
         tensors[SHARED] = next(iter(filters.values())).word_ends
-    with new_folder(folder) as partial:
-        fill_artifact(
-            partial,
-            kind=FORMAT,
-            tensors=tensors,
-            params=params,
-            inputs=inputs,
-            facts={"hookpoint": hookpoint, "requests": list(filters)} | facts,
-        )
+    fill_artifact(
+        folder,
+        kind=FORMAT,
+        tensors=tensors,
+        params=params,
+        inputs=inputs,
+        facts={"hookpoint": hookpoint, "requests": list(filters)} | facts,
+    )
 
 
 def read_filters(folder: Path) -> tuple[dict[str, RequestFilter], str]:

@@ -16,40 +16,41 @@ from components.sae.model import jump_codes
 
 def codes(hidden: torch.Tensor, item: RequestFilter) -> torch.Tensor:
     """JumpReLU codes of the selected features: (B, L, D) to (B, L, S)."""
-    return jump_codes(hidden, item.w_enc, item.b_enc, item.b_dec, item.jump)
+    return jump_codes(hidden, item.w_enc, item.b_enc, item.b_dec, item.latent_threshold)
 
 
-def spelt(input_ids: torch.Tensor, item: RequestFilter) -> torch.Tensor:
-    """Where a name of the request ends, spelt to the letter: tokens (B, L) to (B, L) bool."""
+def find_target(input_ids: torch.Tensor, item: RequestFilter) -> torch.Tensor:
+    """Where a name of the target ends, spelt to the letter or in a listed misspelling: tokens (B, L) to (B, L) bool."""
     return find_names(input_ids, build_trie([item.spellings], item.word_ends))[..., 0]
 
 
 def evidence(code: torch.Tensor, named: torch.Tensor, item: RequestFilter) -> torch.Tensor:
-    """The request's score at each position, (B, L), from codes (B, L, S); at least the threshold where a name stands.
+    """The request's score at each position, (B, L), from codes (B, L, S).
 
-    The logistic score finds what no list holds; a name of the list, (B, L) `named`, needs no finding.
+    Where a listed name ends, (B, L) `named`, the score is at least the decision threshold. The logistic score finds what
+    no list contains.
     """
     scores = position_scores(code, item.weights, item.bias)
-    return torch.where(named, scores.clamp(min=item.threshold), scores)
+    return torch.where(named, scores.clamp(min=item.decision_threshold), scores)
 
 
-def step(
+def delta(
     code: torch.Tensor,  # (B, L, S)
-    scores: torch.Tensor,  # (B, L) as `evidence` has them
+    scores: torch.Tensor,  # (B, L) from `evidence`
     scored: torch.Tensor,  # (B, L) bool
     item: RequestFilter,
     *,
-    gains: bool = True,  # False where it is known that `item.gain` is 0, which saves the product
+    zeroes: bool = True,  # False where `item.gain` is known to be 0, which saves the product
 ) -> torch.Tensor:
-    """What replacing the target adds to the residual stream of a prompt that is flagged, (B, L, D).
+    """What the edit of a flagged prompt adds to the residual stream, (B, L, D).
 
-    Every position from the target on, of a class that is edited, takes its class's step towards the anchor; or, where the
-    request has none, its own features are turned down by `gain` and the SAE's error is kept: gain · z W_dec.
+    Every position from the target on, if its class is edited, moves by its class's direction towards the anchor. A request
+    without an anchor has no directions: its own features are switched off by gain · z W_dec, and the SAE's error stays.
     """
-    classes = position_classes(scores >= item.threshold, scored)  # (B, L)
-    steps = torch.cat([item.directions * item.classes[:, None], torch.zeros_like(item.directions[:1])])
-    towards = steps[classes]
-    if not gains:
+    classes = position_classes(scores >= item.decision_threshold, scored)  # (B, L)
+    directions = torch.cat([item.directions * item.classes[:, None], torch.zeros_like(item.directions[:1])])
+    towards = directions[classes]
+    if not zeroes:
         return towards
     acting = torch.cat([item.classes, torch.zeros_like(item.classes[:1])])[classes][..., None]  # (B, L, 1): -1 is none
     return towards + item.gain * acting * ((code * item.own) @ item.w_dec)

@@ -1,11 +1,11 @@
-"""Why a request flags a prompt: the position that speaks loudest, and what each feature adds to its score.
+"""Why a request flags a prompt: the position with the highest score, and what each feature adds to that score.
 
     L token positions, D = d_in, S features, N names of the target
 
     score = max over scored positions j and names n of  Σ_s w_ns z_js + b_n
 
-At the best position and name the sum is taken apart: `contributions` and `bias` add up to the score. A name of the request
-that stands in the prompt to the letter flags it whatever the score; such positions are marked.
+The explanation lists the terms of the sum at the best position and name: `contributions` and `bias` add up to the score. A
+prompt that contains a listed name of the target is flagged at any score; such positions are marked.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from transformers import CLIPTokenizer
 from components.diffusion.encode import tokenize
 from components.diffusion.hooks import read_hookpoint
 from components.filter.artifact import RequestFilter
-from components.filter.edit import codes, evidence, spelt
+from components.filter.edit import codes, evidence, find_target
 from components.filter.scores import position_scores
 
 
-class Place(NamedTuple):
+class TokenScore(NamedTuple):
     """One scored position of a prompt."""
 
     position: int
@@ -32,8 +32,8 @@ class Place(NamedTuple):
     """Its text, as the tokenizer has it, without the mark of a word's end."""
     score: float
     """The request's logistic score there."""
-    spelt: bool
-    """Whether a name of the request stands there to the letter, which flags whatever the score."""
+    names_target: bool
+    """Whether a name of the target ends there, which flags the prompt at any score."""
 
 
 class Contribution(NamedTuple):
@@ -47,7 +47,7 @@ class Contribution(NamedTuple):
     """A feature of the target; otherwise it is evidence only, and never edited."""
 
 
-class Reason(NamedTuple):
+class Explanation(NamedTuple):
     """What one request saw in one prompt."""
 
     request: str
@@ -63,7 +63,7 @@ class Reason(NamedTuple):
     """That row's."""
     contributions: tuple[Contribution, ...]
     """Of every feature that fires there, the largest first, by absolute value."""
-    positions: tuple[Place, ...]
+    positions: tuple[TokenScore, ...]
     """All positions that flag the prompt, by their score or as a name, in its order; empty when none does."""
 
     @property
@@ -79,7 +79,7 @@ class Reason(NamedTuple):
     def lines(self, *, top: int = 5) -> list[str]:
         """For people: where it is seen and by which name, then the sum that gives the score, `top` features by name."""
         listed = ", ".join(
-            f"{place.position} {place.token!r} ({'a name, ' if place.spelt else ''}{place.score:.2f})"
+            f"{place.position} {place.token!r} ({'a name, ' if place.names_target else ''}{place.score:.2f})"
             for place in self.positions
         )
         name = f", by the name {self.name!r}" if self.name else ""
@@ -101,20 +101,20 @@ def explain(
     request: str,  # its id
     tokens: Sequence[str],  # (L,) text of each position
     names: Sequence[str] = (),  # (N,) of the target, in the order of the weights' rows
-) -> Reason:
+) -> Explanation:
     """The score of one request for one prompt, taken apart at its best position; flagged or not."""
     code = codes(hidden, item)  # (1, L, S)
-    named = spelt(input_ids, item)  # (1, L)
+    named = find_target(input_ids, item)  # (1, L)
     scores = evidence(code, named, item).masked_fill(~scored, float("-inf"))[0]  # (L,)
     found = position_scores(code, item.weights, item.bias).masked_fill(~scored, float("-inf"))[0]
     best = int(found.argmax())
     row = int((code @ item.weights.T + item.bias)[0, best].argmax())
     amounts = item.weights[row] * code[0, best]  # (S,)
     order = amounts.abs().argsort(descending=True, stable=True).tolist()
-    return Reason(
+    return Explanation(
         request=request,
         score=float(found[best]),
-        threshold=float(item.threshold),
+        threshold=float(item.decision_threshold),
         position=best,
         token=tokens[best],
         name=names[row] if names else "",
@@ -125,8 +125,8 @@ def explain(
             if float(amounts[s]) != 0
         ),
         positions=tuple(
-            Place(int(j), tokens[int(j)], float(found[j]), bool(named[0, j]))
-            for j in (scores >= item.threshold).nonzero()[:, 0]
+            TokenScore(int(j), tokens[int(j)], float(found[j]), bool(named[0, j]))
+            for j in (scores >= item.decision_threshold).nonzero()[:, 0]
         ),
     )
 
@@ -138,8 +138,8 @@ def explain_prompt(
     filters: Mapping[str, RequestFilter],
     hookpoint: str,
     names: Mapping[str, Sequence[str]],
-) -> dict[str, Reason]:
-    """Every request's `Reason` for one prompt, by request id, flagged or not; `names` by request id, as far as known."""
+) -> dict[str, Explanation]:
+    """Every request's `Explanation` of one prompt, by request id, flagged or not; `names` by request id, as far as known."""
     encoded = tokenize(tokenizer, [prompt])
     hidden = read_hookpoint(stock, hookpoint, encoded.input_ids)
     tokens = [token.removesuffix("</w>") for token in tokenizer.convert_ids_to_tokens(encoded.input_ids[0].tolist())]

@@ -1,0 +1,107 @@
+"""Sparse SAE codes of the tokens of many prompts: read once, then selected and scored for any number of requests.
+
+P prompts, T tokens, F = d_sae, S selected features, N names of the target
+
+A code has some 16 of 2,048 entries, so that 450,000 tokens take about 100 MiB, by token and by latent together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from components.features.reading import Reader, Tokens
+from components.features.regression import Score
+from components.features.word_index import WordIndex
+
+
+class Store:
+    """Codes of the scored positions of some prompts, and an index of the prompts' words."""
+
+    def __init__(self, reader: Reader, texts: Sequence[str], tokens: Tokens) -> None:
+        counts = tokens.scored.sum(1).numpy()
+        self.by_token = _codes(reader, tokens.hidden)  # (T, F)
+        self.by_latent = self.by_token.tocsc()
+        self.words = WordIndex(texts)
+        self.starts = np.concatenate([[0], np.cumsum(counts)])  # (P + 1,)
+        self.prompt = np.repeat(np.arange(len(counts)), counts)  # (T,)
+
+    def __len__(self) -> int:
+        """T."""
+        return len(self.prompt)
+
+    def scores(self, features: torch.Tensor, score: Score) -> np.ndarray:
+        """Each token's score, (T,): what `position_scores` gives, from the entries that are not 0."""
+        weights, bias = (part.astype(np.float32) for part in score)
+        return (self.by_latent[:, features.numpy()] @ weights.T + bias).max(1)
+
+    def prompt_scores(self, features: torch.Tensor, score: Score) -> np.ndarray:
+        """Each prompt's score, (P,): the largest of its tokens'."""
+        return np.maximum.reduceat(self.scores(features, score), self.starts[:-1])
+
+    def columns(self, rows: np.ndarray, features: torch.Tensor) -> sparse.csr_array:
+        """The codes (T', S) of some features at some tokens."""
+        chosen = self.by_token[rows]
+        column = np.full(chosen.shape[1], -1, dtype=np.int32)
+        column[features.numpy()] = np.arange(len(features))
+        columns = column[chosen.indices]
+        keep = columns >= 0
+        edges = np.concatenate([[0], np.cumsum(keep)])[chosen.indptr]
+        return sparse.csr_array((chosen.data[keep], columns[keep], edges), shape=(len(rows), len(features)))
+
+    def firing(self, rows: np.ndarray) -> np.ndarray:
+        """How often each latent fires at some tokens, as a count, (F,)."""
+        return np.bincount(self.by_token[rows].indices, minlength=self.by_token.shape[1])
+
+
+class TokenSet:
+    """Some tokens of one store or of several, as `fit_scores` asks for them; those of one store stand together."""
+
+    def __init__(self, *parts: tuple[Store, np.ndarray]) -> None:
+        """`parts`: stores and the rows of their tokens."""
+        self.rows: dict[Store, np.ndarray] = {}
+        for store, rows in parts:
+            self.rows[store] = np.concatenate([self.rows[store], rows]) if store in self.rows else rows
+
+    def __len__(self) -> int:
+        return sum(map(len, self.rows.values()))
+
+    def firing(self) -> torch.Tensor:
+        """How often each latent fires at these tokens, as a share of them, (F,)."""
+        counts = sum(store.firing(rows) for store, rows in self.rows.items())
+        return torch.from_numpy((counts / max(1, len(self))).astype(np.float32))
+
+    def columns(self, features: torch.Tensor) -> sparse.csr_array:
+        """The codes of some features, (T, S)."""
+        return sparse.vstack([store.columns(rows, features) for store, rows in self.rows.items()], format="csr")
+
+    def scores(self, features: torch.Tensor, score: Score) -> np.ndarray:
+        """Each token's score, (T,)."""
+        return np.concatenate([store.scores(features, score)[rows] for store, rows in self.rows.items()])
+
+    def take(self, which: np.ndarray) -> TokenSet:
+        """Some of the tokens, by their index in this set."""
+        starts = np.cumsum([0, *map(len, self.rows.values())])
+        inside = [which[(which >= a) & (which < b)] - a for a, b in zip(starts, starts[1:], strict=False)]
+        return TokenSet(*((store, rows[some]) for (store, rows), some in zip(self.rows.items(), inside, strict=True)))
+
+    def join(self, others: Sequence[TokenSet]) -> TokenSet:
+        """These tokens and those of `others`."""
+        return TokenSet(*(part for each in (self, *others) for part in each.rows.items()))
+
+
+def _codes(reader: Reader, hidden: torch.Tensor, *, batch: int = 2048) -> sparse.csr_array:
+    """Codes (T, F) of tokens (T, D) in the residual stream."""
+
+    def entries() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        for part in hidden.split(batch):
+            codes = reader.codes(part)
+            fires = codes > 0
+            yield fires.sum(1), fires.nonzero()[:, 1].to(torch.int32), codes[fires]
+
+    counts, latents, values = (torch.cat(each).numpy() for each in zip(*entries(), strict=True))
+    edges = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return sparse.csr_array((values, latents, edges), shape=(len(hidden), reader.sae.d_sae))
