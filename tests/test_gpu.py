@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from components.filter.install import install
 from diffusers import UNet2DConditionModel
 
 from components.collect.concepts import build_prompts
@@ -19,7 +20,6 @@ from components.diffusion.sampling import sample
 from components.evaluate.images import Picture, Studio
 from components.evaluate.stage import measure_drift, pick_retain
 from components.filter.encoder import FilteredTextEncoder
-from components.filter.install import install
 from components.guidance.adapters import attach, load_adapters
 from components.guidance.gating import gate_by_detection
 from components.guidance.train import Cache, cache_trajectories, train_guidance

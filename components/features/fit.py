@@ -17,20 +17,14 @@ from scipy import sparse
 
 from components.collect.record import RequestRecord
 from components.collect.tables import SOURCES, where
+from components.common.roc import auroc, roc
 from components.diffusion.encode import spelling_patterns, tokenize
 from components.diffusion.hooks import read_hookpoint
 from components.features.directions import replacement_directions
 from components.features.params import FeaturesParams
 from components.features.reading import Reader
 from components.features.regression import Score, fit_score
-from components.features.scores import (
-    auroc,
-    context_features,
-    roc,
-    select_features,
-    stands_alone,
-    strictest_threshold,
-)
+from components.features.scores import context_features, select_features, stands_alone, strictest_threshold
 from components.features.store import Store, TokenSet
 from components.filter.artifact import RequestFilter
 from components.filter.positions import POSITION_CLASSES, position_classes

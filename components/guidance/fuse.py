@@ -31,7 +31,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from tqdm import tqdm
 
-from components.collect.tables import RequestRecord, where
+from components.collect.record import RequestRecord
+from components.collect.tables import where
 from components.common.artifacts import fill_artifact, read_artifact
 from components.common.errors import ArtifactError, UserError
 from components.common.files import SIDECAR, digest, key_of, new_folder, read_sidecar

@@ -7,7 +7,8 @@ import sys
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from components.collect.tables import read_record, read_table
+from components.collect.record import read_record
+from components.collect.tables import read_table
 from components.common.closure import code_of
 from components.common.files import digest, key_of
 from components.common.paths import CACHE, CONCEPTS, GUIDANCE

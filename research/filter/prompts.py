@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from components.worlds.openmoji.captions import english, fill, frame, misspell, templates
 
 from components.collect.concepts import known_targets, names_for
 from components.collect.tables import where
@@ -13,7 +14,6 @@ from components.common.seeding import stream_seed
 from components.common.words import mentions
 from components.requests.requests import Request
 from components.worlds.openmoji import world
-from components.worlds.openmoji.captions import english, fill, frame, misspell, templates
 
 RESERVED = "alias unseen"
 """Role of prompts that use the alias which selection and calibration never saw."""

@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 from benchmarks.guidance_ablation import everyone
+from components.guidance.prepare import NAME, pick_prompts, prepare, start_adapter
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from tqdm import tqdm
@@ -41,7 +42,6 @@ from components.evaluate.metrics import Metric, likeness, mean_interval, proport
 from components.evaluate.stage import anchored_in, erased_of, pick_retain, pick_targets, pictures_of
 from components.guidance.adapters import attach
 from components.guidance.losses import relative_drift
-from components.guidance.prepare import NAME, pick_prompts, prepare, start_adapter
 from components.guidance.train import Cache, cache_trajectories, precision_of, train_guidance
 from components.requests.requests import Request
 from components.worlds.openmoji import world

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from components.worlds.openmoji.captions import fill
 from tqdm import tqdm
 
 from components.collect.concepts import known_targets
@@ -20,7 +21,6 @@ from components.evaluate.stage import anchored_in, erased_of
 from components.purify.purify import psnr, purify
 from components.requests.requests import Request
 from components.worlds.openmoji import world
-from components.worlds.openmoji.captions import fill
 from components.worlds.openmoji.judge import Judge, Judgement
 from components.worlds.openmoji.scenes import HELD_OUT_SEEDS, Scene, draw
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from components.guidance.prepare import NAME, join, prepare, start_adapter
 from tqdm import tqdm
 
 from components.collect.concepts import carried
@@ -18,7 +19,6 @@ from components.common.sections import Params
 from components.diffusion.load import accelerator_device, load_pipeline
 from components.guidance.adapters import FORMAT, write_adapter
 from components.guidance.params import GuidanceParams
-from components.guidance.prepare import NAME, join, prepare, start_adapter
 from components.guidance.train import train_guidance
 from components.requests.requests import Request
 

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from components.worlds.openmoji.captions import SPLITS, vocabulary
 
 from components.collect.corpus import build_corpus
 from components.collect.params import BenignParams
@@ -12,7 +13,6 @@ from components.features.scores import fit_score
 from components.filter.scores import position_scores
 from components.sae.model import SparseAutoencoder
 from components.worlds.openmoji import world
-from components.worlds.openmoji.captions import SPLITS, vocabulary
 from research.filter import minilm
 
 LATENTS = 96

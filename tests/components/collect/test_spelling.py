@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from training.openmoji.captions import misspell
 
 from components.collect.spelling import misspellings, slips
 from components.common.words import mentions
 from components.worlds.load import load_world
+from training.openmoji.captions import misspell
 
 KNOWN = load_world("openmoji").known_words()
 

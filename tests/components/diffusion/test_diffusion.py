@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from components.worlds.openmoji.captions import english
 
 from components.common.errors import ArtifactError, UserError
 from components.common.words import mentions
@@ -13,7 +14,6 @@ from components.diffusion.hooks import read_hookpoint, resolve_hookpoint, rewrit
 from components.diffusion.load import accelerator_device, check_folder
 from components.diffusion.sampling import sample, solver, start_noise
 from components.diffusion.trie import ANY, WORD_END, build_trie, find_names
-from components.worlds.openmoji.captions import english
 from components.worlds.openmoji.world import CONCEPTS
 
 

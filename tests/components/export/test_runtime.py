@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from components.filter.install import install
 from diffusers import StableDiffusionPipeline
 
 from components.common.errors import ArtifactError, UserError
@@ -15,7 +16,6 @@ from components.export.parity import REPORT, measure_parity, open_session, write
 from components.export.runtime import OnnxTextEncoder
 from components.filter.artifact import RequestFilter
 from components.filter.encoder import FilteredTextEncoder
-from components.filter.install import install
 
 BASE = Path(__file__).parents[3] / "assets" / "openmoji"
 HOOKPOINT = "encoder.layers.0"

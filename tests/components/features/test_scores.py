@@ -5,13 +5,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from components.common.errors import UserError
+from components.common.roc import auroc, roc
 from components.features.directions import replacement_directions
 from components.features.scores import (
-    auroc,
     conformal_threshold,
     context_features,
     fit_score,
-    roc,
     select_features,
     strictest_threshold,
 )

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from components.worlds.openmoji.captions import english
 
 from components.diffusion.encode import encode, spelling_patterns, tokenize, word_ends
 from components.diffusion.hooks import read_hookpoint
@@ -10,7 +11,6 @@ from components.filter.edit import codes, evidence
 from components.filter.encoder import FilteredTextEncoder
 from components.filter.scores import prompt_scores
 from components.sae.model import SparseAutoencoder
-from components.worlds.openmoji.captions import english
 
 HOOKPOINT = "encoder.layers.0"
 

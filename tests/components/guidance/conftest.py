@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from diffusers import UNet2DConditionModel
 
-from components.collect.tables import RequestRecord
+from components.collect.record import RequestRecord
 from components.guidance import recipe
 from components.guidance.params import GuidanceParams
 from components.guidance.training_set import prepare

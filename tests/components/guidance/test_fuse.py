@@ -3,7 +3,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from components.collect.tables import RequestRecord
+from components.collect.record import RequestRecord
 from components.common.errors import ArtifactError, UserError
 from components.common.files import digest
 from components.diffusion.encode import encode
@@ -20,7 +20,6 @@ from components.guidance.fuse import (
     write_fused,
 )
 from components.requests.requests import Request
-
 
 
 def record(name, **request):
