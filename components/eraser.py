@@ -40,7 +40,7 @@ from components.diffusion.sampling import sample
 from components.filter.artifact import RequestFilter, read_filters
 from components.filter.encoder import Decision, FilteredTextEncoder
 from components.guidance.adapters import check_adapters, load_adapters, use_adapters
-from components.guidance.gating import gate_rows
+from components.guidance.gating import gate_adapters
 from components.requests.requests import REQUESTS, load_requests
 
 _FILTERED, _ADAPTED = ("filter", "summed", "gated"), ("guidance", "summed", "gated")
@@ -193,12 +193,8 @@ class Eraser:
         For a pipeline call inside the block: `pipe(**erased.for_pipeline(), num_images_per_prompt=images_per_prompt)`.
         """
         masks = {name: mask.repeat_interleave(images_per_prompt) for name, mask in erased.acting.items() if mask.any()}
-        with self._drawing, use_adapters(self.pipe, masks):
-            if erased.everywhere or not masks:
-                yield
-                return
-            with gate_rows(self.pipe.unet, masks):
-                yield
+        with self._drawing, use_adapters(self.pipe, masks) if erased.everywhere else gate_adapters(self.pipe, masks):
+            yield
 
     def paint(
         self, erased: Erased, seeds: Sequence[int], *, steps: int | None = None, batch: int = 32

@@ -18,6 +18,8 @@ from components.requests.requests import Request
 if TYPE_CHECKING:
     import pandas as pd
 
+    from components.collect.record import RequestRecord
+
 export = typer.Typer(no_args_is_help=True, help="The erased model in forms that other programs open.")
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write: new, empty or a previous export.")]
@@ -38,15 +40,15 @@ def export_diffusers(
     from components.guidance.fuse import write_fused  # noqa: PLC0415
 
     adapters = check_export(folder, base.path, requests, merged_files)
-    table = prompts_to_fuse(requests, adapters) if len(adapters) > 1 and not summed else None
+    several = prompts_to_fuse(adapters) if len(adapters) > 1 and not summed else None
     if dry_run:
         typer.echo(f"would write {base.path} without {', '.join(adapters)} into {folder}")
         return
-    with tempfile.TemporaryDirectory() as room:
-        fused = Path(room) / "fused"
-        if table is not None:
-            write_fused(fused, base.path, adapters, requests, table)
-        changed = write_merged(folder, base.path, adapters, fused if table is not None else None)
+    with tempfile.TemporaryDirectory() as workspace:
+        fused = Path(workspace) / "fused"
+        if several is not None:
+            write_fused(fused, base.path, adapters, *several)
+        changed = write_merged(folder, base.path, adapters, None if several is None else fused)
     typer.echo(f"{folder}: without {', '.join(adapters)}, {len(changed)} tensors of the U-Net changed")
 
 
@@ -56,16 +58,16 @@ def export_adapter(
     named: Named = None,
     dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
 ) -> None:
-    """Writes one LoRA in the place of several requests' adapters, for programs that have no filter to gate them."""
+    """Writes one LoRA in place of several requests' adapters, for programs that have no filter to gate them."""
     base, requests = read_section("base", BaseParams), guided_requests(named)
     from components.guidance.fuse import fused_files, write_fused  # noqa: PLC0415 - slow to import
 
     adapters = check_export(folder, base.path, requests, fused_files)
-    table = prompts_to_fuse(requests, adapters)
+    several = prompts_to_fuse(adapters)
     if dry_run:
-        typer.echo(f"would write one adapter in the place of {', '.join(adapters)} into {folder}")
+        typer.echo(f"would write one adapter in place of {', '.join(adapters)} into {folder}")
         return
-    write_fused(folder, base.path, adapters, requests, table)
+    write_fused(folder, base.path, adapters, *several)
     typer.echo(f"{folder}: one adapter that erases {', '.join(adapters)}")
 
 
@@ -84,12 +86,13 @@ def check_export(
     return adapters
 
 
-def prompts_to_fuse(requests: Mapping[str, Request], adapters: Mapping[str, Path]) -> pd.DataFrame:
-    """The prompts that fusing the adapters reads, for adapters that can be fused."""
-    from components.collect.tables import read_concepts  # noqa: PLC0415 - slow to import
+def prompts_to_fuse(adapters: Mapping[str, Path]) -> tuple[dict[str, RequestRecord], pd.DataFrame]:
+    """The records and prompts that fusing the adapters reads, for adapters that can be fused."""
+    from components.collect.record import read_prompts, read_record  # noqa: PLC0415 - slow to import
     from components.guidance.fuse import check_fusible, choose_prompts  # noqa: PLC0415
 
     check_fusible(adapters)
-    table = read_concepts(requests)
-    choose_prompts(table, requests)
-    return table
+    records = {request_id: read_record(request_id) for request_id in adapters}
+    table = read_prompts(records)
+    choose_prompts(table, records)
+    return records, table

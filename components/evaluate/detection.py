@@ -21,7 +21,7 @@ from components.common.words import mentions
 from components.diffusion.encode import tokenize
 from components.eraser import Eraser
 from components.evaluate.metrics import Metric, auroc_of, proportion
-from components.filter.edit import spelt
+from components.filter.edit import find_target
 
 _BATCH = 256
 
@@ -55,7 +55,7 @@ def see(eraser: Eraser, prompts: Sequence[str]) -> Seen:
         stock = eraser.read(part, variant="base").states
         ids = tokenize(eraser.pipe.tokenizer, part).input_ids
         margin.append(edited.decision.scores - limits)
-        named.append(torch.stack([spelt(ids, eraser.filters[name]).any(1) for name in names], 1))
+        named.append(torch.stack([find_target(ids, eraser.filters[name]).any(1) for name in names], 1))
         moved.append((edited.states - stock).abs().amax((1, 2)))
     rows = {prompt: row for row, prompt in enumerate(unique)}
     return Seen(rows, names, *(torch.cat(parts).numpy() for parts in (margin, named, moved)))

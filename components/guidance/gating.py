@@ -1,6 +1,6 @@
-"""Lets each adapter act on some rows of a U-Net batch and not on others.
+"""Lets each adapter act on some prompts and not on others, row by row of a U-Net batch.
 
-    N rows of a U-Net batch: with classifier-free guidance the empty prompts, then the prompts
+    P prompts, N rows of a U-Net batch: the prompts, or with classifier-free guidance the empty prompts and then the prompts
 
 Adapters that are merely summed interfere: each moves every prompt a little, and ten of them together lose concepts that
 nobody asked to erase. A row of scale 0 passes a LoRA layer as if the layer had none, so that the empty prompt, and any
@@ -15,32 +15,50 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from peft.tuners.lora import LoraLayer
 
+from components.common.errors import UserError
 from components.guidance.adapters import use_adapters
 
 
 @contextmanager
-def gate_adapters(pipe: StableDiffusionPipeline, rows: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Within the block each named adapter acts on the rows of a U-Net batch where its mask (N,) is True, summed where several do."""
-    acting = {name: mask for name, mask in rows.items() if bool(mask.any())}
-    with use_adapters(pipe, acting), _scaled(pipe.unet, acting):
-        yield
+def gate_adapters(pipe: StableDiffusionPipeline, masks: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Within the block each named adapter acts on the prompts where its mask (P,) is True, summed where several do.
 
-
-@contextmanager
-def _scaled(unet: UNet2DConditionModel, rows: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Within the block the scale of every LoRA layer, which takes (N, tokens, channels), is one for each row."""
-    layers = [module for module in unet.modules() if isinstance(module, LoraLayer)]
+    The U-Net may be asked for the P prompts alone, or with classifier-free guidance for P empty prompts and then the
+    prompts; no adapter acts on the empty ones. `UserError` for a batch of any other size.
+    """
+    acting = {name: mask for name, mask in masks.items() if bool(mask.any())}
+    layers = [module for module in pipe.unet.modules() if isinstance(module, LoraLayer)]
     before = [dict(layer.scaling) for layer in layers]
-    for layer, scale in zip(layers, before, strict=True):
-        for name, mask in rows.items():
-            if name in scale:
-                weight: Any = layer.lora_A[name].weight  # a Tensor, which Module cannot say
-                layer.scaling[name] = scale[name] * mask.to(weight.device, weight.dtype)[:, None, None]
+
+    def scale(_unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401 - a forward hook's
+        rows = len(args[0] if args else kwargs["sample"])
+        for name, mask in acting.items():
+            weight = _by_row(mask, rows)
+            for layer, scales in zip(layers, before, strict=True):
+                if name in scales:
+                    like: Any = layer.lora_A[name].weight  # a Tensor, which Module cannot say
+                    layer.scaling[name] = scales[name] * weight.to(like.device, like.dtype)[:, None, None]
+
+    hook = pipe.unet.register_forward_pre_hook(scale, with_kwargs=True)
     try:
-        yield
+        with use_adapters(pipe, acting):
+            yield
     finally:
-        for layer, scale in zip(layers, before, strict=True):
-            layer.scaling.update(scale)
+        hook.remove()
+        for layer, scales in zip(layers, before, strict=True):
+            layer.scaling.update(scales)
+
+
+def _by_row(mask: torch.Tensor, rows: int) -> torch.Tensor:
+    """The mask (P,) of the prompts for each row (N,) of a U-Net batch."""
+    if rows == len(mask):
+        return mask
+    if rows == 2 * len(mask):
+        return torch.cat([torch.zeros_like(mask), mask])
+    raise UserError(
+        f"the U-Net is asked for {rows} rows, and adapters are gated for {len(mask)} prompt(s)",
+        "draw the prompts that were read, with the images_per_prompt that was stated",
+    )

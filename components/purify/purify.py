@@ -27,9 +27,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from components.common.errors import UserError
 from components.common.words import with_article
-from components.diffusion.encode import encode
 from components.diffusion.sampling import decode_latents
-from components.guidance.adapters import use_adapters
+from components.eraser import Erased, Eraser
 from components.requests.requests import Request
 
 STEPS = 20
@@ -64,26 +63,24 @@ class Purified(NamedTuple):
 
 
 def purify(
-    pipe: StableDiffusionPipeline,
+    eraser: Eraser,
     image: np.ndarray,  # (H, W, 3) uint8, of the pipeline's own size
-    adapters: Iterable[str],  # loaded into `pipe` before
+    erased: Erased,  # one prompt that says what the image shows, as `eraser.read` has it
     *,
-    prompt: str,
-    guidance_scale: float,
     steps: int = STEPS,  # DDIM steps from pure noise to the image
     strength: float = STRENGTH,  # part of the steps that is taken; 0 is the autoencoder alone
     iterations: int = ITERATIONS,  # of the fixed point, each step
 ) -> Purified:
-    """Inverts one image with the base and resamples it with `adapters`; no random number is drawn."""
+    """Inverts one image with the base and resamples it as `erased` says; no random number is drawn."""
+    pipe, uncond = eraser.pipe, erased.uncond
     taken = ddim_steps(pipe.scheduler.config, steps=steps, strength=strength)
-    uncond, cond = encode(pipe.text_encoder, pipe.tokenizer, ["", prompt]).split(1)
     base = guided(pipe, uncond)
     latents = encode_image(pipe, image[None])
     noise = invert(base, latents, taken, iterations=iterations)
     reconstruction = resample(base, noise, taken)
-    with use_adapters(pipe, adapters):
-        erased = resample(guided(pipe, uncond, cond, guidance_scale=guidance_scale), noise, taken)
-    return Purified(*decode_latents(pipe, torch.cat([erased, reconstruction, latents])))
+    with eraser.acting(erased):
+        out = resample(guided(pipe, uncond, erased.states, guidance_scale=eraser.guidance_scale), noise, taken)
+    return Purified(*decode_latents(pipe, torch.cat([out, reconstruction, latents])))
 
 
 def default_prompt(requests: Iterable[Request]) -> str:
