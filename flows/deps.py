@@ -56,7 +56,7 @@ def with_deps(graph: dict[str, Any], world: str, root: Path) -> dict[str, Any]:
 def main(root: Path = Path()) -> int:
     """Rewrites dvc.yaml in place, comments and order kept; with `--check` only says whether it would change."""
     path, yaml = root / GRAPH, YAML()
-    yaml.width, yaml.indent = 4096, 2
+    yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
     before = path.read_text(encoding="utf-8")
     world = read_yaml(root / PARAMS)["world"]

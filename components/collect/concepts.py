@@ -24,7 +24,7 @@ MEASURED: tuple[Split, ...] = ("select", "calibrate", "evaluate")
 
 def make_record(request_id: str, request: Request, world: World) -> RequestRecord:
     """What later stages need to know of one request."""
-    names = {split: world.names(request, split) for split in MEASURED}
+    names: dict[Split, tuple[str, ...]] = {split: world.names(request, split) for split in MEASURED}
     labels = world.labels(request)
     beside = [label for label in (request.anchor, *request.neighbours) if label]
     return RequestRecord(

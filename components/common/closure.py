@@ -44,7 +44,7 @@ def _digest(file: Path) -> str:
 
 def _file(root: Path, module: str) -> Path | None:
     """The file of a module of ours, or None: a name that is no module, or is not ours."""
-    if module.split(".")[0] not in OURS:
+    if module.split(".", maxsplit=1)[0] not in OURS:
         return None
     path = Path(*module.split("."))
     for file in (path.with_suffix(".py"), path / "__init__.py"):

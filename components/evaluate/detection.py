@@ -100,8 +100,9 @@ def group_prompts(
         "near": [p for p in rows.loc[~rows["names_target"], "prompt"] if not mentions(p, spoken)],
     }
     for source, listed in corpus.groupby("source", sort=True):
-        named = seen.named[seen.of(listed["prompt"])][:, columns].any(1)
-        free = [p for p, n in zip(listed["prompt"], named, strict=True) if not (n or p in ours or mentions(p, spoken))]
+        texts = listed["prompt"].tolist()
+        named = {p for p in texts if seen.named[seen.rows[p], columns].any()}
+        free = [p for p in texts if not (p in named or p in ours or mentions(p, spoken))]
         groups["traffic" if source == SOURCES else "benign"] = free
     if not groups.get("traffic"):  # of a few prompts of the user's own all may name a target
         groups.pop("traffic", None)
@@ -133,11 +134,10 @@ def passthrough(eraser: Eraser, names: Sequence[str], seen: Seen, quiet: Sequenc
 
     What a filter beside them flags was edited for it, so such prompts are encoded again under these alone.
     """
-    elsewhere = (seen.margin[seen.of(quiet)] >= 0).any(1) if quiet else np.zeros(0, bool)
-    moved = seen.moved[seen.of([p for p, other in zip(quiet, elsewhere, strict=True) if not other])].max(initial=0.0)
-    again = [p for p, other in zip(quiet, elsewhere, strict=True) if other]
+    again = [p for p in quiet if (seen.margin[seen.rows[p]] >= 0).any()]
+    moved = max((float(seen.moved[seen.rows[p]]) for p in set(quiet) - set(again)), default=0.0)
     for start in range(0, len(again), _BATCH):
         part = again[start : start + _BATCH]
         change = eraser.read(part, variant="filter", requests=names).states - eraser.read(part, variant="base").states
         moved = max(moved, float(change.abs().max()))
-    return Metric(float(moved), len(quiet), float(moved), float(moved))
+    return Metric(moved, len(quiet), moved, moved)
