@@ -54,6 +54,12 @@ def build_tiny_unet() -> UNet2DConditionModel:
 
 
 @pytest.fixture(scope="session")
+def make_tiny_unet() -> Callable[[], UNet2DConditionModel]:
+    """Makes the same random U-Net anew at every call."""
+    return build_tiny_unet
+
+
+@pytest.fixture(scope="session")
 def spelt_filter(tokenizer: CLIPTokenizer) -> Callable[[str, int], RequestFilter]:
     """(name, width of the residual stream) to a filter that flags the prompts in which `name` stands, and edits nothing."""
 
