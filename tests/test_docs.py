@@ -1,43 +1,73 @@
-"""What the documents show is run as it stands there."""
+"""What the documents show in Python is run as it stands there."""
 
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from PIL import Image
 
-from components.common.sections import load_params
+from components.common.files import digest
 from components.diffusion.load import load_pipeline
 from components.filter.artifact import write_filters
 from components.guidance.adapters import attach, write_adapter
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+REQUESTS = "requests:\n  r:\n    target: cat\n    kind: object\n    aliases: [kitty]\n"
 
 
-def test_pipeline_example_runs_as_it_is_written(tmp_path, monkeypatch, capsys, spelt_filter):
-    """docs/pipeline.md's code draws with the shipped base and says what was flagged; without its gate the flagged image is another."""
-    base = ROOT / load_params(ROOT / "params.yaml").base.path
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, spelt_filter):
+    """A project with the base that ships, a filter that flags kitty or cat and edits, and an adapter that changes something."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "assets").symlink_to(ROOT / "assets")
+    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (folder / "requests.yaml").write_text(REQUESTS)
+    base = ROOT / "assets/openmoji"
     pipe = load_pipeline(base)
-    item = spelt_filter("cat", pipe.text_encoder.config.hidden_size)
-    (tmp_path / "assets").symlink_to(ROOT / "assets")
-    write_filters(tmp_path / "models/filter", {"r": item}, hookpoint="encoder.layers.0", params={}, inputs={}, facts={})
-    attach(pipe.unet, "r", parameters="xattn", rank=2, seed=0)
-    for key, value in pipe.unet.named_parameters():
-        if ".lora_B.r." in key:
-            value.data = torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
-    write_adapter(tmp_path / "models/guidance/r", pipe.unet, "r", params={}, inputs={}, facts={})
-    monkeypatch.chdir(tmp_path)
-    (code,) = BLOCK.findall((ROOT / "docs/pipeline.md").read_text(encoding="utf-8"))
-    code = code.replace("num_inference_steps=25", "num_inference_steps=4")
-    drawn = {}
-    for name, text in {"gated": code, "filtered": re.sub(r"(?m)^gate_by_detection.*$", "", code)}.items():
-        torch.manual_seed(0)
-        space: dict[str, Any] = {}
-        exec(text, space)  # noqa: S102 - the document's own code is what is tested
-        drawn[name] = [np.asarray(image) for image in space["images"]]
-        assert "{'r': [True, False]}" in capsys.readouterr().out
+    width = pipe.text_encoder.config.hidden_size
+    item = spelt_filter(("cat", "kitty"), width)._replace(directions=torch.full((4, width), 0.3))
+    with_filter = {"hookpoint": "encoder.layers.0", "params": {}, "inputs": {}, "facts": {}}
+    write_filters(folder / "models/filter", {"r": item}, **with_filter)
+    for parameter in attach(pipe.unet, "r", rank=2, seed=0):
+        parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    inputs = {"base": digest(base / "unet")}
+    write_adapter(folder / "models/guidance/r", pipe.unet, "r", params={}, inputs=inputs, facts={})
+    return folder
 
-    assert (drawn["gated"][0] != drawn["filtered"][0]).any()
-    assert (drawn["gated"][1] == drawn["filtered"][1]).all()
+
+def run(document, monkeypatch, folder):
+    """Runs the document's one Python block in `folder`, with few solver steps, and returns what it defined."""
+    monkeypatch.chdir(folder)
+    (code,) = BLOCK.findall((ROOT / document).read_text(encoding="utf-8"))
+    torch.manual_seed(0)
+    space: dict[str, Any] = {}
+    exec(code.replace("num_inference_steps=25", "num_inference_steps=3"), space)  # noqa: S102 - the document's own code is what is tested
+    return space, code
+
+
+def test_readme_example_draws_and_says_what_was_flagged(project, monkeypatch, capsys):
+    """Eight lines or so of the README write the erased image, name the request, and draw with a diffusers call of one's own."""
+    space, code = run("README.md", monkeypatch, project)
+
+    assert len([line for line in code.splitlines() if line.strip()]) <= 9
+    assert capsys.readouterr().out.strip() == "('r',)"
+    drawn = np.asarray(Image.open(project / "kitty.png"))
+    base = np.asarray(space["eraser"].draw("a kitty in neon style", seed=3, variant="base").image)
+    assert (drawn != base).any()
+    assert len(space["images"]) == 2
+
+
+def test_pipeline_example_is_gated(project, monkeypatch, capsys):
+    """docs/pipeline.md's block edits the flagged prompt, and the other's image is that of a stock call with the same noise."""
+    space, _ = run("docs/pipeline.md", monkeypatch, project)
+    assert capsys.readouterr().out.strip() == "[('r',), ()]"
+    torch.manual_seed(0)
+    how = {"negative_prompt": ["blurry"] * 2, "num_inference_steps": 3}
+    stock = space["eraser"].pipe(["a cat in neon style", "a castle"], **how).images
+
+    assert (np.asarray(stock[0]) != np.asarray(space["images"][0])).any()
+    np.testing.assert_array_equal(np.asarray(stock[1]), np.asarray(space["images"][1]))
