@@ -15,7 +15,6 @@ from components.worlds.openmoji.render import MIRRORED, _finish, _rasterise, ren
 from components.worlds.openmoji.scenes import HELD_OUT_SEEDS, Scene, keyed, render_all, scenes
 from components.worlds.openmoji.world import DRAWINGS, WORLD
 
-
 JUDGE = Path(__file__).parents[3] / "assets" / "openmoji" / "judge"
 EXPECTED_RENDERS = ["cdcbe16aaf6099db", "3f171ce4c71ab528", "cf3af85f781adc84", "2d79823cc63babbd"]
 EXPECTED_PROMPTS = "8e7ef1cf6da8c575"
