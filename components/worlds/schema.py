@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from string import Formatter
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from components.common.sections import Section
 from components.common.splits import SPLITS, Split
@@ -83,7 +83,10 @@ class WorldFile(Section):
 
     default_style: str
     """What a prompt that names no style is drawn in."""
-    words: Literal["wonderwords"] | Words
+    words: Annotated[
+        Annotated[Literal["wonderwords"], Tag("package")] | Annotated[Words, Tag("lists")],
+        Discriminator(lambda given: "package" if isinstance(given, str) else "lists"),
+    ]
     """Lists of words, or the name of the package that has them."""
     fillers: str = ""
     """Words that stand around what a prompt names, wherever; no negations."""

@@ -74,8 +74,8 @@ def test_prompts_to_retain_show_nothing_of_the_request(toy):
     names = {"lantern": ("lantern", "torch", "lamp"), "kettle": ("kettle", "teapot", "boiler")}
     allowed = set()
     for style, end in (("photo", ""), ("woodcut", " in woodcut")):
-        for concept in names:
-            allowed |= {Prompt(f"draw a {name}{end}", (concept,), style) for name in names[concept]}
+        for concept, called in names.items():
+            allowed |= {Prompt(f"draw a {name}{end}", (concept,), style) for name in called}
         for left, right in itertools.permutations(names):
             allowed |= {
                 Prompt(f"draw a {a} beside a {b}{end}", (left, right), style)
@@ -144,7 +144,7 @@ def test_benign_prompts_are_the_worlds_own_english(toy):
 
 def test_surround_leaves_half_of_the_texts_alone(toy):
     """Every other text stays bare; the others stand whole among fillers, at most four in front and three behind."""
-    fillers = set("please show me a nice picture of today with some light".split())
+    fillers = {"please", "show", "me", "a", "nice", "picture", "of", "today", "with", "some", "light"}
     texts = [toy.surround("cat", np.random.default_rng(seed)) for seed in range(400)]
     parts = [[part.split() for part in text.split("cat")] for text in texts]
 

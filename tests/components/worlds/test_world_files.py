@@ -34,10 +34,10 @@ def put(*keys, value):
         (put("default_style", value="oil"), "; default_style 'oil' is not among the styles (photo, woodcut)"),
         (put("default_style", value=None), ": default_style; field required"),
         (put("colour", value=1), " has an unknown key 'colour'; remove it or mend its spelling"),
-        (put("words", value="nltk"), ": words.literal['wonderwords'] is 'nltk'; input should be 'wonderwords'"),
+        (put("words", value="nltk"), ": words.package is 'nltk'; input should be 'wonderwords'"),
         (
             put("words", "nouns", value=["river"]),
-            ": words.Words.nouns is ['river']; tuple should have at least 2 items",
+            ": words.lists.nouns is ['river']; tuple should have at least 2 items",
         ),
         (put("concepts", "kettle", value=None), ": concepts; dictionary should have at least 4 items"),
         (put("styles", "woodcut", value=None), ": styles; dictionary should have at least 2 items"),
