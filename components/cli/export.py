@@ -75,7 +75,7 @@ def check_export(
     folder: Path, base: Path, requests: Mapping[str, Request], written: Callable[[Path], set[str]]
 ) -> dict[str, Path]:
     """Where the requests' adapters lie, each trained on the U-Net of `base`; `folder` holds at most what `written` says."""
-    from components.diffusion.load import check_folder  # noqa: PLC0415 - slow to import
+    from components.diffusion.folder import check_folder  # noqa: PLC0415 - slow to import
     from components.export.merged import check_target  # noqa: PLC0415
     from components.guidance.adapters import check_adapters  # noqa: PLC0415
 

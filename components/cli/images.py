@@ -34,7 +34,7 @@ def generate(
         raise UserError(f"--variant {variant!r} is unknown", f"use one of: {', '.join(VARIANTS)}")
     writable_png(output)
     base, requests = read_section("base", BaseParams), load_requests()
-    from components.diffusion.load import check_folder  # noqa: PLC0415 - slow to import
+    from components.diffusion.folder import check_folder  # noqa: PLC0415 - slow to import
 
     check_folder(base.path)
     if dry_run:
@@ -56,7 +56,7 @@ def explain(
 ) -> None:
     """Says of every request whether its filter flags a prompt, and why."""
     base, requests = read_section("base", BaseParams), load_requests()
-    from components.diffusion.load import load_text  # noqa: PLC0415 - slow to import
+    from components.diffusion.text import load_text  # noqa: PLC0415 - slow to import
     from components.filter.artifact import read_filters, read_names  # noqa: PLC0415
     from components.filter.explain import explain_prompt  # noqa: PLC0415
 

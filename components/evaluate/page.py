@@ -20,7 +20,6 @@ from components.common.variants import DEFAULT, VARIANTS
 from components.evaluate.gates import Gate, Verdict
 from components.evaluate.images import ImageSpec, Painter, Wanted
 from components.evaluate.measure import Plan, anchored_in, erased_of
-from components.evaluate.metrics import likeness
 from components.evaluate.summary import JOINT, PAGE, summarise
 from components.worlds.base import Judge
 
@@ -127,11 +126,27 @@ def before_and_after(plan: Plan, painter: Painter, judge: Judge) -> list[tuple[s
 def most_different(
     specs: Sequence[ImageSpec], base: np.ndarray, after: np.ndarray, right: np.ndarray
 ) -> list[int]:
-    """At most `SHOWN` images, of different prompts, in which anyone sees the difference; those that the judge finds right first."""
-    alike = likeness(after, base)
-    order = sorted(range(len(specs)), key=lambda i: (not right[i], alike[i]))
-    first = {specs[i].prompt: i for i in reversed(order)}
-    return sorted(first.values(), key=order.index)[:SHOWN]
+    """At most `SHOWN` images, of different prompts, in which anyone sees the difference; those that the judge finds right first.
+
+    A picture counts by how far its colours lie from the base's, seen from afar, and from those of pictures chosen before.
+    """
+    before, now = (afar(images) for images in (base, after))
+    gap = np.abs(now - before).mean(1)
+    chosen: list[int] = []
+    while len(chosen) < SHOWN:
+        taken = {specs[i].prompt for i in chosen}
+        left = [i for i in range(len(specs)) if specs[i].prompt not in taken]
+        if not left:
+            break
+        apart = [min([gap[i], *(np.abs(now[i] - now[j]).mean() for j in chosen)]) for i in range(len(specs))]
+        chosen.append(max(left, key=lambda i: (right[i], apart[i])))
+    return chosen
+
+
+def afar(images: np.ndarray, *, cells: int = 16) -> np.ndarray:
+    """Images (N, H, W, 3) as mean colours of a coarse grid, (N, cells · cells · 3) in [0, 255]."""
+    small = [Image.fromarray(image).resize((cells, cells), Image.Resampling.BOX) for image in images]
+    return np.stack([np.asarray(image, np.float32).ravel() for image in small])
 
 
 def labelled(prompts: Sequence[str], rows: Sequence[np.ndarray], *, names: Sequence[str] = ("before", "after")) -> np.ndarray:

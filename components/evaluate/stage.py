@@ -13,7 +13,8 @@ from components.common.files import SIDECAR, canonical, digest, key_of, new_fold
 from components.common.paths import CONCEPTS, CORPUS, EVALUATE, FILTER, GUIDANCE
 from components.common.sections import read_section
 from components.common.stage import log, run_stage
-from components.diffusion.load import accelerator_device, folder_digests, load_pipeline
+from components.diffusion.folder import folder_digests
+from components.diffusion.load import accelerator_device, load_pipeline
 from components.diffusion.params import BaseParams
 from components.eraser import Eraser
 from components.evaluate.detection import measure_filters

@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from components.common.errors import ArtifactError, UserError
 from components.common.files import SIDECAR, VERSION, canonical, digest, new_folder, read_sidecar
-from components.diffusion.load import folder_digests, load_pipeline
+from components.diffusion.folder import folder_digests
+from components.diffusion.load import load_pipeline
 from components.guidance.adapters import load_adapters
 
 FORMAT = "expunge/merged"

@@ -12,8 +12,8 @@ from components.common.paths import CORPUS, FILTER, ONNX
 from components.common.sections import read_section
 from components.common.stage import log, run_stage
 from components.diffusion.encode import tokenize
-from components.diffusion.load import load_text
 from components.diffusion.params import BaseParams
+from components.diffusion.text import load_text
 from components.export.graph import ExportedFilter, export_graph
 from components.export.params import ExportParams
 from components.export.parity import latency, measure_parity, open_session, write_report

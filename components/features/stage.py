@@ -12,8 +12,8 @@ from components.common.files import SIDECAR, canonical, digest, new_folder
 from components.common.paths import CONCEPTS, CORPUS, FILTER, SAE
 from components.common.sections import read_section
 from components.common.stage import log, run_stage
-from components.diffusion.load import load_text
 from components.diffusion.params import BaseParams
+from components.diffusion.text import load_text
 from components.features.fit import fit_request, read_shared
 from components.features.params import FeaturesParams
 from components.features.plots import plot_roc

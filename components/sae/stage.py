@@ -12,8 +12,8 @@ from components.common.files import digest, key_of, new_folder
 from components.common.paths import CACHE, CORPUS, SAE
 from components.common.sections import read_section
 from components.common.stage import log, run_stage
-from components.diffusion.load import load_text
 from components.diffusion.params import BaseParams
+from components.diffusion.text import load_text
 from components.sae.activations import cache_activations
 from components.sae.model import SparseAutoencoder, write_sae
 from components.sae.params import SaeParams

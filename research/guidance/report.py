@@ -34,7 +34,8 @@ from components.common.paths import CACHE, CORPUS, GUIDANCE_REPORT, SAE
 from components.common.sections import Params
 from components.common.seeding import stream_seed
 from components.common.words import mentions
-from components.diffusion.load import accelerator_device, load_pipeline, load_text
+from components.diffusion.load import accelerator_device, load_pipeline
+from components.diffusion.text import load_text
 from components.evaluate.images import Picture, Studio
 from components.evaluate.metrics import Metric, likeness, mean_interval, paired_change, proportion, rate_of
 from components.evaluate.page import grid, png

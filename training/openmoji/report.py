@@ -21,8 +21,9 @@ from components.common.files import SIDECAR, canonical, digest, new_folder
 from components.common.seeding import generator, stream_seed
 from components.common.stage import run_stage
 from components.diffusion.encode import encode
+from components.diffusion.folder import check_folder
 from components.diffusion.images import to_model
-from components.diffusion.load import accelerator_device, check_folder, load_pipeline
+from components.diffusion.load import accelerator_device, load_pipeline
 from components.diffusion.sampling import sample
 from components.evaluate.metrics import Metric, calibration_error, mean_interval, proportion, rate_of
 from components.evaluate.page import grid, png

@@ -10,8 +10,9 @@ from components.worlds.openmoji.captions import english
 from components.common.errors import ArtifactError, UserError
 from components.common.words import mentions
 from components.diffusion.encode import content_mask, encode, find_tokens, spelling_patterns, tokenize, word_ends
+from components.diffusion.folder import check_folder
 from components.diffusion.hooks import read_hookpoint, resolve_hookpoint, rewrite_hookpoint
-from components.diffusion.load import accelerator_device, check_folder
+from components.diffusion.load import accelerator_device
 from components.diffusion.sampling import sample, solver, start_noise
 from components.diffusion.trie import ANY, WORD_END, build_trie, find_names
 from components.worlds.openmoji.world import CONCEPTS

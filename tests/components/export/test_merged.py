@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from components.collect.tables import TABLE
 from components.common.errors import ArtifactError, UserError
 from components.common.files import digest
-from components.diffusion.load import check_folder
+from components.diffusion.folder import check_folder
 from components.export.merged import check_target, write_merged
 from components.guidance.adapters import attach, write_adapter
 

@@ -9,7 +9,7 @@ import torch
 
 from components.diffusion.encode import content_mask, encode, tokenize
 from components.diffusion.hooks import read_hookpoint
-from components.diffusion.load import load_text
+from components.diffusion.text import load_text
 from components.filter.artifact import RequestFilter, read_names, write_filters
 from components.filter.encoder import FilteredTextEncoder
 from components.filter.explain import Place, explain, explain_prompt

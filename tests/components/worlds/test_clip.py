@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from components.common.errors import ArtifactError
-from components.diffusion.load import load_text
+from components.diffusion.text import load_text
 from components.worlds.openmoji.clip import ClipScore
 from components.worlds.openmoji.scenes import HELD_OUT_SEEDS, Scene, draw
 

@@ -13,7 +13,7 @@ from components.common.closure import closure
 from components.common.errors import ArtifactError, UserError
 from components.common.files import new_folder
 from components.diffusion.images import to_model
-from components.diffusion.load import load_text
+from components.diffusion.text import load_text
 from components.worlds.base import Judgement
 from components.worlds.judges import judge_module, load_judge, load_scorer
 from components.worlds.openmoji.judge import FORMAT, Judge, JudgeNet

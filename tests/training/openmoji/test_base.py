@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from components.diffusion.encode import encode
+from components.diffusion.folder import check_folder
 from components.diffusion.images import to_model
-from components.diffusion.load import check_folder, load_pipeline
+from components.diffusion.load import load_pipeline
 from components.diffusion.sampling import trajectories
 from components.worlds.openmoji.judge import Judge
 from components.worlds.openmoji.render import render, render_pair
