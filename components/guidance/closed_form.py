@@ -107,8 +107,8 @@ def moments(pipe: StableDiffusionPipeline, table: pd.DataFrame, *, bf16: bool = 
     for start in tqdm(range(0, len(retained), _BATCH), desc="states retain", unit="batch", mininterval=5):
         k = states(retained[start : start + _BATCH]).flatten(0, 1)
         retain += k.T @ k
-    erased, kept = max(1, len(about) * length), max(1, len(retained) * length)
-    return Moments(target / erased, wanted / erased, retain / kept, empty[0].T @ empty[0] / length)
+    erased, survive = max(1, len(about) * length), max(1, len(retained) * length)
+    return Moments(target / erased, wanted / erased, retain / survive, empty[0].T @ empty[0] / length)
 
 
 def _system(given: Moments, *, retain_weight: float, uncond_weight: float) -> tuple[torch.Tensor, torch.Tensor]:

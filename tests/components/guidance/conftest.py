@@ -34,7 +34,7 @@ def params() -> GuidanceParams:
 @pytest.fixture
 def record() -> RequestRecord:
     """The request as the stage `concepts` writes it down."""
-    names = {split: ("cat",) for split in ("train", "select", "calibrate", "evaluate")}
+    names = dict.fromkeys(("train", "select", "calibrate", "evaluate"), ("cat",))
     return RequestRecord(
         id="r", request=Request(target="cat", kind="object", anchor="dog"), names=names, misspellings=(),
         labels=("cat",), is_style=False, avoid=("cat", "dog"),
@@ -55,11 +55,11 @@ def table() -> Callable[..., pd.DataFrame]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def small_recipe(monkeypatch):
-    """The recipe with few and short trajectories and small batches; returned is what sets more of it."""
+    """The recipe with few and short trajectories and small batches; returns a function that sets more of it."""
     small = {
-        "TRAJECTORIES": 4, "RETAIN_TRAJECTORIES": 4, "SOLVER_STEPS": 3, "RETAIN_SOLVER_STEPS": 2, "BATCH": 4, "RETAIN_BATCH": 4,
+        "TRAJECTORIES": 4, "RETAIN_TRAJECTORIES": 8, "SOLVER_STEPS": 3, "RETAIN_SOLVER_STEPS": 2, "BATCH": 4, "RETAIN_BATCH": 4,
     }  # fmt: skip
 
     def change(**more):
@@ -71,7 +71,7 @@ def small_recipe(monkeypatch):
 
 
 @pytest.fixture
-def data(tiny_pipe, record, table, params, small_recipe):
+def data(tiny_pipe, record, table, params):
     """The training set of the request."""
     return prepare(tiny_pipe, record, table(), params, guidance_scale=3.0)
 

@@ -26,7 +26,7 @@ def record(name, **request):
     """A record whose last alias is reserved for the evaluation."""
     made = Request(kind="object", **request)
     early = made.names[:-1] or made.names
-    names = {split: early for split in ("train", "select", "calibrate")} | {"evaluate": made.names}
+    names = dict.fromkeys(("train", "select", "calibrate"), early) | {"evaluate": made.names}
     return RequestRecord(
         id=name, request=made, names=names, misspellings=(), labels=(made.target,), is_style=False, avoid=()
     )

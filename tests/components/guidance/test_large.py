@@ -13,22 +13,31 @@ ONE_STEP = """
 import json, resource, time
 import torch
 from diffusers import UNet2DConditionModel
-from components.common.config import load_params
-from components.guidance import Cache, attach, train_guidance
+from components.common.sections import read_section
+from components.guidance import recipe
+from components.guidance.adapters import attach, parameters_of, parametrize_in_axes
+from components.guidance.params import GuidanceParams
+from components.guidance.start import NAME, InitialAdapter
+from components.guidance.train import train_guidance
+from components.guidance.training_set import TrainingSet
+from components.guidance.trajectories import TrajectoryCache
 
-settings = load_params().guidance.model_copy(update={"batch": 1, "retain_batch": 1, "steps": 1, "gradient_checkpointing": True})
+recipe.BATCH = recipe.RETAIN_BATCH = 1
+params = read_section("guidance", GuidanceParams).model_copy(update={"steps": 1, "gradient_checkpointing": True})
 torch.manual_seed(0)
 unet = UNet2DConditionModel(  # runwayml/stable-diffusion-v1-5's unet/config.json
     sample_size=64, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8,
     layers_per_block=2,
 ).eval().requires_grad_(False)
 weights = sum(p.numel() for p in unet.parameters())
-parameters = attach(unet, "default", parameters=settings.parameters, rank=settings.rank, seed=0)
+attach(unet, NAME, rank=params.rank)
+axes = parametrize_in_axes(unet, NAME, torch.eye(768)[4:])
+adapter = InitialAdapter(parameters_of(unet, NAME), axes, True, lambda: torch.zeros(()))
 state = torch.randn(1, 4, 64, 64)
-cache = Cache(state, torch.tensor([500]), torch.tensor([0]), torch.zeros_like(state), torch.ones_like(state))
-spoken = torch.randn(1, 77, 768)
+cache = TrajectoryCache(state, torch.tensor([500]), torch.tensor([0]), torch.zeros_like(state), torch.ones_like(state))
+prompt = torch.randn(1, 77, 768)
 begun = time.perf_counter()
-(step,) = train_guidance(unet, parameters, cache, cache, spoken, spoken, torch.randn(1, 77, 768), settings)
+(step,) = train_guidance(unet, adapter, TrainingSet(cache, cache, prompt, prompt, torch.randn(1, 77, 768)), params)
 print(json.dumps({
     "weights": weights, "loss": step.loss, "seconds": time.perf_counter() - begun,
     "moved": sum(float(p.detach().abs().sum()) for n, p in unet.named_parameters() if "lora_B" in n),
@@ -39,7 +48,7 @@ print(json.dumps({
 
 @pytest.mark.slow
 def test_stable_diffusion_takes_a_step_within_24_gib():
-    """The U-Net of Stable Diffusion 1.5, random weights, takes a whole step of ours on this host within 24 GiB."""
+    """The U-Net of Stable Diffusion 1.5, random weights, takes a whole training step on this host within 24 GiB."""
     done = subprocess.run([sys.executable, "-c", ONE_STEP], cwd=ROOT, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
 
