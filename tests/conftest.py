@@ -61,14 +61,15 @@ def make_tiny_unet() -> Callable[[], UNet2DConditionModel]:
 
 @pytest.fixture(scope="session")
 def spelt_filter(tokenizer: CLIPTokenizer) -> Callable[[str, int], RequestFilter]:
-    """(name, width of the residual stream) to a filter that flags the prompts in which `name` stands, and edits nothing."""
+    """(names, width of the residual stream) to a filter that flags the prompts in which one of them stands, and edits nothing."""
 
-    def make(name: str, width: int) -> RequestFilter:
+    def make(names: str | tuple[str, ...], width: int) -> RequestFilter:
         return RequestFilter(
             features=torch.tensor([0]), own=torch.ones(1), w_enc=torch.zeros(width, 1), b_enc=torch.zeros(1),
-            jump=torch.ones(1), w_dec=torch.zeros(1, width), b_dec=torch.zeros(width), weights=torch.zeros(1, 1),
-            bias=torch.zeros(1), threshold=torch.tensor(1.0), directions=torch.zeros(4, width),
-            spellings=spelling_patterns(tokenizer, [name]), word_ends=word_ends(tokenizer),
+            latent_threshold=torch.ones(1), w_dec=torch.zeros(1, width), b_dec=torch.zeros(width),
+            weights=torch.zeros(1, 1), bias=torch.zeros(1), decision_threshold=torch.tensor(1.0),
+            directions=torch.zeros(4, width), word_ends=word_ends(tokenizer),
+            spellings=spelling_patterns(tokenizer, [names] if isinstance(names, str) else names),
         )  # fmt: skip
 
     return make

@@ -37,9 +37,14 @@ def content_mask(input_ids: torch.Tensor, eos_token_id: int) -> torch.Tensor:
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Encoded:
     """Tokens of `prompts` at the tokenizer's full length; longer prompts are cut, as the stock pipeline cuts them."""
-    ids = tokenizer(
-        list(prompts), padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+    rows = tokenizer(
+        list(prompts),
+        padding="max_length",
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_attention_mask=False,
     ).input_ids
+    ids = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), tokenizer.model_max_length)  # "pt" takes twice as long
     assert isinstance(tokenizer.eos_token_id, int)  # a CLIPTokenizer has one
     return Encoded(ids, content_mask(ids, tokenizer.eos_token_id))
 

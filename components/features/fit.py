@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from scipy import sparse
 
 from components.collect.record import RequestRecord
 from components.collect.tables import SOURCES, where
@@ -23,16 +22,12 @@ from components.diffusion.hooks import read_hookpoint
 from components.features.directions import replacement_directions
 from components.features.params import FeaturesParams
 from components.features.reading import Reader
-from components.features.regression import Score, fit_score
-from components.features.scores import context_features, select_features, stands_alone, strictest_threshold
+from components.features.scores import stands_alone, strictest_threshold
+from components.features.selection import Fitted, fit_scores
 from components.features.store import Store, TokenSet
 from components.filter.artifact import RequestFilter
 from components.filter.positions import POSITION_CLASSES, position_classes
 
-MISTAKEN = 1000
-"""Tokens to retain, those that score highest, from which context features are found."""
-HARDEST = 10_000
-"""Tokens to retain, those that score highest, that the last fit sees a second time."""
 SHARE = 7
 """One in so many background tokens is in every fit; the others are searched for those that score highest."""
 _POINTS = 200  # of the ROC in the facts
@@ -67,18 +62,6 @@ class OwnPrompts(NamedTuple):
     """(P,) bool: prompts of `calibrate` that do not name it."""
     directions: torch.Tensor
     """(K, D)"""
-
-
-class Fitted(NamedTuple):
-    """A target's features and the score over them."""
-
-    features: torch.Tensor
-    """(S,) the target's own first, then context."""
-    own: int
-    """How many of them are its own."""
-    contrast: torch.Tensor
-    """(own,)"""
-    score: Score
 
 
 def read_shared(corpus: pd.DataFrame, reader: Reader) -> Shared:
@@ -138,42 +121,6 @@ def read_directions(chosen: pd.DataFrame, reader: Reader) -> torch.Tensor:
     scored = [e.scored for e in encoded]
     classes = position_classes(reader.last_tokens(encoded[0].input_ids, paired["name_used"].tolist()), scored[0])
     return replacement_directions(hidden[0], hidden[1], classes, scored[0].sum(1), scored[1].sum(1))
-
-
-def fit_scores(
-    named: TokenSet,  # tokens at which a name ends
-    labels: np.ndarray,  # (T,) which name it is
-    retain: Sequence[TokenSet],  # groups of tokens to retain that every fit sees
-    rest: TokenSet,  # further tokens to retain, searched for those that score highest
-    settings: FeaturesParams,
-    *,
-    mistaken: int = MISTAKEN,
-    hardest: int = HARDEST,
-) -> Fitted:
-    """Selects a target's features and fits its score; `UserError` if no latent separates the target from the rest."""
-    others = retain[0].join(retain[1:])
-    every = others.join([rest])
-    by_name = torch.stack([named.take(np.flatnonzero(labels == name)).firing() for name in range(labels.max() + 1)])
-    groups = torch.stack([group.firing() for group in retain])
-    own, contrast = select_features(
-        by_name, groups, max_features=settings.max_features, min_contrast=settings.min_contrast
-    )
-
-    def fit(features: torch.Tensor, against: TokenSet, start: Score | None = None) -> Score:
-        codes = sparse.vstack([each.columns(features) for each in (named, against)], format="csr")
-        return fit_score(codes, np.concatenate([labels, np.full(len(against), -1)]), start)
-
-    def most_like(features: torch.Tensor, score: Score, count: int) -> TokenSet:
-        """The tokens to retain that this score over these features takes most for the target."""
-        found = every.scores(features, score)
-        return every.take(np.argpartition(-found, min(count, len(found)) - 1)[:count])
-
-    first = fit(own, others)
-    context = context_features(by_name, most_like(own, first, mistaken).firing(), own, settings.context_features)
-    features = torch.cat([own, context])
-    second = fit(features, others)
-    last = fit(features, others.join([most_like(features, second, hardest)]))
-    return Fitted(features, len(own), contrast, last)
 
 
 def fit_request(
