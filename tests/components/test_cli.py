@@ -93,7 +93,8 @@ def test_listing_requests_loads_no_torch():
         (("generate", "a cat", "--output", "nowhere/x.png"), 2, "--output nowhere/x.png cannot be written"),
         (("generate", "a cat", "--variant", "both"), 2, "--variant 'both' is unknown; use one of: base"),
         (("verdict",), 3, "reports/evaluate/metrics.json is missing; run the evaluation"),
-        (("explain", "a cat"), 2, "assets/openmoji is no diffusers pipeline"),
+        (("explain", "a cat"), 3, "models/filter holds no artifact.json; run the stage that writes it"),
+        (("generate", "a cat"), 2, "assets/openmoji is no diffusers pipeline"),
     ],
 )
 def test_bad_input_is_one_sentence(project, expunge, arguments, code, said):

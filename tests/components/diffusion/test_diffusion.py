@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from components.worlds.openmoji.captions import english
 
 from components.common.errors import ArtifactError, UserError
 from components.common.words import mentions
@@ -15,7 +14,7 @@ from components.diffusion.hooks import read_hookpoint, resolve_hookpoint, rewrit
 from components.diffusion.load import accelerator_device
 from components.diffusion.sampling import sample, solver, start_noise
 from components.diffusion.trie import ANY, WORD_END, build_trie, find_names
-from components.worlds.openmoji.world import CONCEPTS
+from components.worlds.openmoji.world import WORLD
 
 
 @pytest.mark.parametrize(("asked", "found"), [("true", "cpu"), ("false", "cuda")])
@@ -176,7 +175,7 @@ def test_names_are_found_where_a_search_for_words_finds_them(tokenizer):
     """On 2,000 phrases and every alias of the world: tokens hold a name in just those in which a search for words finds one."""
     names = ["cat", "big cat", "neon sign", "key", "book", "rose", "bow"]
     patterns, ends = spelling_patterns(tokenizer, names), word_ends(tokenizer)
-    texts = [*list(english(1950, split="evaluate", seed=3)), *[n for c in CONCEPTS for n in c.aliases]]
+    texts = [*WORLD.benign(1950, split="evaluate", seed=3), *[n for c in WORLD.concepts.values() for n in c.aliases]]
     ids = tokenize(tokenizer, texts).input_ids
     found = find(ids, patterns, ends).any(1).tolist()
     short = [bool((row == tokenizer.eos_token_id).any()) for row in ids]
