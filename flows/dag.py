@@ -9,11 +9,14 @@ from dvc.repo import Repo
 
 
 def stage_order(root: Path) -> list[str]:
-    """Addresses of all stages but frozen ones, each after what it depends on, otherwise in the order of dvc.yaml."""
+    """Names of all stages of the root's dvc.yaml but frozen ones, each after what it depends on, otherwise in its order.
+
+    The working directory does not matter. Stages of other dvc.yaml files, such as how the embedded base was trained, are
+    no part of it.
+    """
     with Repo(str(root)) as repo:
         index = repo.index
-        written = {stage.addressing: i for i, stage in enumerate(index.stages)}
-        frozen = {stage.addressing for stage in index.stages if stage.frozen}
-        graph = nx.relabel_nodes(index.graph.reverse(copy=True), {s: s.addressing for s in index.stages})
-    order = nx.lexicographical_topological_sort(graph, key=lambda name: written[name])
-    return [name for name in order if name not in frozen]
+        listed = [stage for stage in index.stages if stage.path_in_repo == "dvc.yaml" and not stage.frozen]
+        written = {stage.name: i for i, stage in enumerate(listed)}
+        graph = nx.relabel_nodes(index.graph.subgraph(listed).reverse(copy=True), {s: s.name for s in listed})
+    return list(nx.lexicographical_topological_sort(graph, key=lambda name: written[name]))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from components.common.files import digest
+from components.common.files import digest, new_folder
 from components.diffusion.load import load_pipeline
 from components.filter.artifact import write_filters
 from components.guidance.adapters import attach, write_adapter
@@ -30,8 +30,8 @@ def project(tmp_path_factory, spelt_filter):
     pipe = load_pipeline(base)
     width = pipe.text_encoder.config.hidden_size
     item = spelt_filter(("cat", "kitty"), width)._replace(directions=torch.full((4, width), 0.3))
-    with_filter = {"hookpoint": "encoder.layers.0", "params": {}, "inputs": {}, "facts": {}}
-    write_filters(folder / "models/filter", {"r": item}, **with_filter)
+    with new_folder(folder / "models/filter") as partial:
+        write_filters(partial, {"r": item}, hookpoint="encoder.layers.0", params={}, inputs={}, facts={})
     for parameter in attach(pipe.unet, "r", rank=2, seed=0):
         parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
     inputs = {"base": digest(base / "unet")}

@@ -172,7 +172,7 @@ def test_an_edit_re_runs_what_can_reach_it(evaluated, what):
     edit(evaluated)
     try:
         with Repo(str(evaluated)) as repo:
-            found = {stage.split("@")[0] for stage in repo.status()}
+            found = {stage.split(":")[-1].split("@")[0] for stage in repo.status()}
     finally:
         subprocess.run(["git", "checkout", "--quiet", "."], cwd=evaluated, check=True)
         subprocess.run(["git", "clean", "-fdq", "components", "flows"], cwd=evaluated, check=True)

@@ -20,9 +20,9 @@ class CorpusParams(Section):
     """What the SAE is trained on; no request enters here."""
 
     captions: int = Field(gt=0)
-    """Captions of the OpenMoji world to draw before deduplication."""
+    """Captions of the world to write before deduplication."""
     english: int = Field(gt=0)
-    """Ordinary English phrases to draw before deduplication."""
+    """Phrases of everyday English to write before deduplication."""
     benign: BenignParams
     """Ordinary English phrases in which false positives are counted."""
     sources: tuple[str, ...] = ()

@@ -97,16 +97,6 @@ def test_public_functions_are_documented(path):
     assert ast.get_docstring(tree) or not tree.body
 
 
-def test_no_product_file_names_a_world():
-    """Outside the worlds nothing knows which of them there is."""
-    found = [
-        path for path in FILES
-        if WORLD in (ROOT / path).read_text().lower() and path.parts[:2] != ("components", "worlds")
-    ]  # fmt: skip
-
-    assert found == []
-
-
 def test_expunge_exports_what_it_promises():
     """Every name in `expunge.__all__` can be imported from there."""
     import expunge
