@@ -118,22 +118,28 @@ class Eraser:
 
     @classmethod
     def open(
-        cls, project: Path | str = ".", *, variant: Variant | None = None, device: torch.device | None = None
+        cls,
+        project: Path | str = ".",
+        *,
+        variant: Variant | None = None,
+        requests: Sequence[str] | None = None,
+        device: torch.device | None = None,
     ) -> Eraser:
-        """The base, filters and adapters of a project's working tree, for all requests in its requests.yaml.
+        """The base, filters and adapters of a project's working tree, for `requests`, or for all in its requests.yaml.
 
         With `variant`, only what that one takes. On the accelerator, if there is one and `device` names no other.
         `UserError` or `ArtifactError` for what is missing, altered, or was trained on another base.
         """
         root = Path(project)
-        base, requests = read_section("base", BaseParams, root / PARAMS), load_requests(root / REQUESTS)
+        base, listed = read_section("base", BaseParams, root / PARAMS), load_requests(root / REQUESTS)
+        wanted = {i: request for i, request in listed.items() if requests is None or i in requests}
         filtered, adapted = (variant is None or variant in variants for variants in (_FILTERED, _ADAPTED))
         filters, hookpoint = read_filters(root / FILTER) if filtered else ({}, base.hookpoint)
-        guided = [i for i, request in requests.items() if "guidance" in request.channels and adapted]
+        guided = [i for i, request in wanted.items() if "guidance" in request.channels and adapted]
         adapters = {i: root / GUIDANCE / i for i in guided}
         check_adapters(adapters, root / base.path / "unet")
         pipe = load_pipeline(root / base.path, device or accelerator_device())
-        chosen = {i: item for i, item in filters.items() if i in requests}
+        chosen = {i: item for i, item in filters.items() if i in wanted}
         return cls(
             pipe, chosen, hookpoint, adapters, guidance_scale=base.guidance_scale, solver_steps=base.solver_steps
         )

@@ -54,8 +54,8 @@ def purify(
     from components.evaluate.page import grid, png  # noqa: PLC0415
     from components.purify.purify import purify as purify_image  # noqa: PLC0415
 
-    eraser = Eraser.open()
-    erased = eraser.read([wanted], variant="guidance", requests=list(requests))
+    eraser = Eraser.open(variant="guidance", requests=list(requests))
+    erased = eraser.read([wanted], variant="guidance")
     done = purify_image(eraser, photo.pixels, erased, steps=steps, strength=strength)
     try:
         output.write_bytes(png(done.image))

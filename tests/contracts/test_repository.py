@@ -145,7 +145,8 @@ def used(text):
     """The `expunge` commands that stand in a document's code, as tuples of words."""
     for block in re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL):
         for line in re.findall(r"(?:^|[\n`$ ])expunge((?: [a-z]+)+)", block):
-            yield tuple(line.split())
+            if not line.startswith(" import"):
+                yield tuple(line.split())
 
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

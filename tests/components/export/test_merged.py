@@ -1,6 +1,5 @@
 import json
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +9,25 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
+from components.collect.concepts import make_record
+from components.collect.record import write_record
 from components.collect.tables import TABLE
 from components.common.errors import ArtifactError, UserError
 from components.common.files import digest
 from components.diffusion.folder import check_folder
 from components.export.merged import check_target, write_merged
-from components.guidance.adapters import attach, write_adapter
+from components.guidance.adapters import LAYERS, attach, write_adapter
+from components.requests.requests import load_requests
+from components.worlds.load import load_world
 
 ROOT = Path(__file__).parents[3]
-EXPUNGE = Path(sys.executable).parent / "expunge"
+ALL_OF_CROSS_ATTENTION = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 
 
-def fabricate(pipe, folder, unet, *, seed, parameters="xattn"):
+def fabricate(pipe, folder, unet, *, seed, layers=ALL_OF_CROSS_ATTENTION):
     """An adapter with random weights, written to `folder` as one trained on `unet`."""
     rng = torch.Generator().manual_seed(seed)
-    for parameter in attach(pipe.unet, "made", parameters=parameters, rank=4, seed=seed):
+    for parameter in attach(pipe.unet, "made", rank=4, seed=seed, layers=layers):
         parameter.data = 0.3 * torch.randn(parameter.shape, generator=rng)
     write_adapter(folder, pipe.unet, "made", params={}, inputs={"base": digest(unet)}, facts={})
     pipe.unet.delete_adapters("made")
@@ -128,65 +131,56 @@ def test_merged_altered_adapter_leaves_the_old_export(base, tmp_path):
     assert digest(out) == before
 
 
-def test_cli_export_diffusers(base, tmp_path):
+def test_cli_export_diffusers(base, tmp_path, monkeypatch, expunge):
     """A dry run writes nothing, the command writes a folder, and a folder that is not ours is refused in one sentence."""
     params = (ROOT / "params.yaml").read_text().replace("path: assets/openmoji", f"path: {base}")
     (tmp_path / "params.yaml").write_text(params)
     (tmp_path / "requests.yaml").write_text("requests:\n  r-1: {target: cat, kind: object, anchor: dog}\n")
     (tmp_path / "models" / "guidance").mkdir(parents=True)
     (tmp_path / "r-1").rename(tmp_path / "models" / "guidance" / "r-1")
-
-    def expunge(*arguments):
-        command = [EXPUNGE, "export", "diffusers", *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-
-    dry = expunge("out", "--dry-run")
-    assert dry.returncode == 0, dry.stderr
-    assert dry.stdout.strip() == f"would write {base} without r-1 into out"
+    monkeypatch.chdir(tmp_path)
+    export = partial(expunge, "export", "diffusers")
+    dry = export("out", "--dry-run")
+    assert dry.code == 0, dry.error
+    assert dry.out.strip() == f"would write {base} without r-1 into out"
     assert not (tmp_path / "out").exists()
-    done, refused = expunge("out", "--request", "r-1"), expunge("models")
+    done, refused = export("out", "--request", "r-1"), export("models")
 
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("out: without r-1, ")
+    assert done.code == 0, done.error
+    assert done.out.startswith("out: without r-1, ")
     assert (tmp_path / "out" / "artifact.json").is_file()
-    assert refused.returncode == 2
-    assert refused.stderr.strip() == (
+    assert refused.code == 2
+    assert refused.error.strip() == (
         "expunge: models is not empty and is no previous export; name a new or empty folder"
     )
 
 
-def test_cli_fuses_several_requests(base, tiny_pipe, tmp_path):
+def test_cli_fuses_several_requests(base, tiny_pipe, tmp_path, monkeypatch, expunge):
     """Several adapters are fused into one, or added up if asked; what is missing or cannot be fused is refused by a dry run too."""
     params = (ROOT / "params.yaml").read_text().replace("path: assets/openmoji", f"path: {base}")
     (tmp_path / "params.yaml").write_text(params)
     asked = {"r-1": "{target: cat, kind: object, anchor: dog}", "r-2": "{target: car, kind: object, anchor: bicycle}"}
     (tmp_path / "requests.yaml").write_text("requests:\n" + "".join(f"  {i}: {text}\n" for i, text in asked.items()))
     for seed, (name, word) in enumerate({"r-1": "cat", "r-2": "car"}.items()):
-        fabricate(tiny_pipe, tmp_path / "models" / "guidance" / name, base / "unet", seed=seed, parameters="xattn-kv")
+        fabricate(tiny_pipe, tmp_path / "models" / "guidance" / name, base / "unet", seed=seed, layers=LAYERS)
         rows = [
-            (name, "select", f"a {word}", word, "", True, False),
-            (name, "select", "an owl", "owl", "", False, False),
+            (name, "select", f"a {word}", (word,), "", True, False),
+            (name, "select", "an owl", ("owl",), "", False, False),
         ]
-        columns = ["request", "split", "prompt", "concepts", "style", "carries", "pair"]
-        table = pd.DataFrame(rows, columns=columns).assign(role="target", counterpart="", spoken="")
+        columns = ["request", "split", "prompt", "concepts", "style", "names_target", "pair"]
+        table = pd.DataFrame(rows, columns=columns).assign(role="target", counterpart="", name_used="")
         folder = tmp_path / "data" / "concepts" / name
         folder.mkdir(parents=True)
         table.to_parquet(folder / TABLE)
-
-    def expunge(*arguments):
-        command = [EXPUNGE, "export", *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-
-    adapter, fused, summed = (
-        expunge("adapter", "one"),
-        expunge("diffusers", "out"),
-        expunge("diffusers", "sum", "--sum"),
-    )
+        write_record(folder, make_record(name, load_requests(tmp_path / "requests.yaml")[name], load_world("openmoji")))
+    monkeypatch.chdir(tmp_path)
+    export = partial(expunge, "export")
+    adapter, fused, summed = export("adapter", "one"), export("diffusers", "out"), export("diffusers", "sum", "--sum")
     for done in (adapter, fused, summed):
-        assert done.returncode == 0, done.stderr
+        assert done.code == 0, done.error
     said = {f: json.loads((tmp_path / f / "artifact.json").read_text())["facts"] for f in ("one", "out", "sum")}
 
-    assert adapter.stdout.strip() == "one: one adapter that erases r-1, r-2"
+    assert adapter.out.strip() == "one: one adapter that erases r-1, r-2"
     assert said["one"]["requests"] == ["r-1", "r-2"]
     assert (said["out"]["fused"], said["sum"]["fused"]) == (True, False)
     assert np.abs(draw(tmp_path / "out") - draw(tmp_path / "sum")).max() > 1e-3
@@ -194,14 +188,14 @@ def test_cli_fuses_several_requests(base, tiny_pipe, tmp_path):
 
     prompts = tmp_path / "data" / "concepts" / "r-2" / TABLE
     prompts.rename(tmp_path / TABLE)
-    absent = expunge("adapter", "new", "--dry-run")
+    absent = export("adapter", "new", "--dry-run")
     (tmp_path / TABLE).rename(prompts)
-    assert absent.returncode == 3
-    assert "prompts.parquet is missing; run the stage that writes it" in absent.stderr
+    assert absent.code == 3
+    assert "prompts.parquet is missing; run the stage that writes it" in absent.error
 
     fabricate(tiny_pipe, tmp_path / "models" / "guidance" / "r-2", base / "unet", seed=1)
-    refused, summed = expunge("diffusers", "new"), expunge("diffusers", "new", "--sum", "--dry-run")
-    assert refused.returncode == 2
-    assert "only keys and values of cross-attention can be fused" in refused.stderr
-    assert summed.returncode == 0, summed.stderr
+    refused, summed = export("diffusers", "new"), export("diffusers", "new", "--sum", "--dry-run")
+    assert refused.code == 2
+    assert "does not change the keys and values of cross-attention alone" in refused.error
+    assert summed.code == 0, summed.error
     assert not (tmp_path / "new").exists()

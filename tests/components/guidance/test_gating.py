@@ -2,6 +2,7 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 
+from components.common.errors import UserError
 from components.diffusion.encode import encode
 from components.guidance.adapters import attach, use_adapters
 from components.guidance.gating import gate_adapters
@@ -51,13 +52,26 @@ def test_gate_leaves_scales_as_they_were(tiny_pipe):
     def scales():
         return [dict(m.scaling) for m in pipe.unet.modules() if isinstance(m, LoraLayer)]
 
-    before = scales()
-    rows = {"r": torch.tensor([True, False])}
-    with gate_adapters(pipe, rows):
-        inside = scales()
+    before, inside = scales(), []
+    masks = {"r": torch.tensor([True, False])}
+    hook = pipe.unet.conv_in.register_forward_pre_hook(lambda *_: inside.extend(scales()))
+    with gate_adapters(pipe, masks):
+        run(pipe, ["a cat", "a dog"])
+        run(pipe, ["", "", "a cat", "a dog"])
+    hook.remove()
     after = scales()
-    with pytest.raises(TypeError), gate_adapters(pipe, rows):
-        pipe.unet()
+    with pytest.raises(TypeError), gate_adapters(pipe, masks):
+        pipe.unet(torch.zeros(2, 4, 8, 8))
 
-    assert all(each["r"].flatten().tolist() == [1, 0] for each in inside)
+    assert {tuple(each["r"].flatten().tolist()) for each in inside} == {(1, 0), (0, 0, 1, 0)}
     assert before == after == scales()
+
+
+def test_a_batch_of_another_size_is_refused(tiny_pipe):
+    """Neither the prompts alone nor with as many empty ones in front: nobody knows which row is whose."""
+    pipe = loaded(tiny_pipe, "r")
+
+    with pytest.raises(UserError, match=r"asked for 3 rows, and adapters are gated for 2 prompt"), gate_adapters(
+        pipe, {"r": torch.tensor([True, False])}
+    ):
+        run(pipe, ["a cat", "a dog", "a car"])

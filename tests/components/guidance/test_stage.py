@@ -9,7 +9,7 @@ from components.guidance.adapters import FORMAT, WEIGHTS, has_adapter
 from components.guidance.stage import guidance
 
 PARAMS = """
-base: {path: base, hookpoint: encoder.layers.0, guidance_scale: 3.0}
+base: {path: base, hookpoint: encoder.layers.0, guidance_scale: 3.0, solver_steps: 10}
 guidance: {rank: 4, steps: STEPS, retain_weight: 80.0, hold: null-space, precision: "no", gradient_checkpointing: false, seed: 0}
 """
 

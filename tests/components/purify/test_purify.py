@@ -11,7 +11,8 @@ from components.common.errors import UserError
 from components.diffusion.encode import encode
 from components.diffusion.load import load_pipeline
 from components.diffusion.sampling import decode_latents
-from components.guidance.adapters import attach, load_adapters, write_adapter
+from components.eraser import Eraser
+from components.guidance.adapters import attach, write_adapter
 from components.purify.image import read_geometry, read_photo
 from components.purify.purify import (
     coefficients,
@@ -130,23 +131,25 @@ def test_inversion_of_the_base_returns_the_image():
 def test_purify_uses_the_adapter_for_resampling_alone(tiny_pipe, tmp_path):
     """The reconstruction is the base's, the image is not, the same call gives the same bytes, and adapters end switched off."""
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    options = {"prompt": "a cat", "guidance_scale": 1.0, "steps": 4, "strength": 1.0}
-    stock = purify(tiny_pipe, image, [], **options)
     fabricate(tiny_pipe, tmp_path / "r")
-    load_adapters(tiny_pipe, {"r": tmp_path / "r"})
-    one, two = (purify(tiny_pipe, image, ["r"], **options) for _ in range(2))
+    eraser = Eraser(tiny_pipe, {}, "encoder.layers.0", {"r": tmp_path / "r"}, guidance_scale=1.0)
+    base, erased = (eraser.read(["a cat"], variant=variant) for variant in ("base", "guidance"))
+    options = {"steps": 4, "strength": 1.0}
+    stock = purify(eraser, image, base, **options)
+    one, two = (purify(eraser, image, erased, **options) for _ in range(2))
 
     assert one.image.shape == (16, 16, 3)
     assert np.array_equal(one.reconstruction, stock.reconstruction)
     assert not np.array_equal(one.image, stock.image)
     assert np.array_equal(one.image, two.image)
-    assert np.array_equal(purify(tiny_pipe, image, [], **options).image, stock.image)
+    assert np.array_equal(purify(eraser, image, base, **options).image, stock.image)
 
 
 def test_purify_without_strength_is_the_autoencoder(tiny_pipe):
     """At strength 0 no step is taken."""
     image = np.zeros((16, 16, 3), np.uint8)
-    done = purify(tiny_pipe, image, [], prompt="a cat", guidance_scale=4.0, strength=0.0)
+    eraser = Eraser(tiny_pipe, {}, "encoder.layers.0", {})
+    done = purify(eraser, image, eraser.read(["a cat"]), strength=0.0)
 
     assert np.array_equal(done.image, done.autoencoder)
     assert np.array_equal(done.reconstruction, done.autoencoder)

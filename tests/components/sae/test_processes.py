@@ -9,8 +9,10 @@ ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import sys, torch
 from pathlib import Path
-from components.common.config import SaeParams
-from components.sae import ActivationStore, SparseAutoencoder, train_sae
+from components.sae.activations import ActivationStore
+from components.sae.model import SparseAutoencoder
+from components.sae.params import SaeParams
+from components.sae.train import train_sae
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 params = SaeParams(activation="batchtopk", d_sae=32, k=4, steps=5, batch=64, lr=0.01, auxk=4, auxk_coefficient=0.03,
