@@ -44,7 +44,9 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Encoded:
         max_length=tokenizer.model_max_length,
         return_attention_mask=False,
     ).input_ids
-    ids = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), tokenizer.model_max_length)  # "pt" takes twice as long
+    ids = torch.tensor(rows, dtype=torch.int64).reshape(
+        len(rows), tokenizer.model_max_length
+    )  # "pt" takes twice as long
     assert isinstance(tokenizer.eos_token_id, int)  # a CLIPTokenizer has one
     return Encoded(ids, content_mask(ids, tokenizer.eos_token_id))
 

@@ -15,8 +15,8 @@ from components.diffusion.encode import tokenize
 from components.diffusion.load import load_text
 from components.diffusion.params import BaseParams
 from components.export.graph import ExportedFilter, export_graph
-from components.export.parity import latency, measure_parity, open_session, write_report
 from components.export.params import ExportParams
+from components.export.parity import latency, measure_parity, open_session, write_report
 from components.filter.artifact import read_filters
 from components.filter.encoder import FilteredTextEncoder
 

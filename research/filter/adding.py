@@ -48,7 +48,11 @@ def made_requests(world: TemplatedWorld, count: int) -> Iterator[tuple[str, Requ
         yield (
             f"r-{place:08x}",
             Request(
-                target=name, kind=concept.kind, aliases=concept.aliases, anchor=next(others), neighbours=concept.neighbours
+                target=name,
+                kind=concept.kind,
+                aliases=concept.aliases,
+                anchor=next(others),
+                neighbours=concept.neighbours,
             ),
         )
 
