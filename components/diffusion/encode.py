@@ -44,7 +44,9 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Encoded:
         max_length=tokenizer.model_max_length,
         return_attention_mask=False,
     ).input_ids
-    ids = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), tokenizer.model_max_length)  # "pt" takes twice as long
+    ids = torch.tensor(rows, dtype=torch.int64).reshape(
+        len(rows), tokenizer.model_max_length
+    )  # "pt" takes twice as long
     assert isinstance(tokenizer.eos_token_id, int)  # a CLIPTokenizer has one
     return Encoded(ids, content_mask(ids, tokenizer.eos_token_id))
 
@@ -71,7 +73,7 @@ def find_tokens(input_ids: torch.Tensor, pattern: Sequence[int]) -> torch.Tensor
 def spelling_patterns(tokenizer: CLIPTokenizer, names: Sequence[str], others: Sequence[str] = ()) -> torch.Tensor:
     """(M, W) int64: tokens of every name, its plurals, and other forms, to the right, after the end of a word and then anything."""
     spelt = [*(name + end for name in names for end in ("", "s", "es")), *others]
-    forms = [tokenizer(form, add_special_tokens=False).input_ids for form in spelt]
+    forms = tokenizer(spelt, add_special_tokens=False).input_ids if spelt else []
     width = max(map(len, forms), default=0) + 1
     return torch.tensor([[ANY] * (width - 1 - len(ids)) + [WORD_END, *ids] for ids in forms]).reshape(len(forms), width)
 

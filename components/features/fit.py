@@ -68,7 +68,7 @@ def read_shared(corpus: pd.DataFrame, reader: Reader) -> Shared:
     """Reads the prompts of the corpus that every request is selected and calibrated against."""
     calibrate, own = corpus["split"] == "calibrate", corpus["source"] == SOURCES
 
-    def read(rows: pd.Series) -> Store:
+    def read(rows: Any) -> Store:  # noqa: ANN401 - pandas types no comparison
         return read_store(where(corpus, rows)["prompt"].tolist(), reader)
 
     traffic = read(calibrate & own) if bool((calibrate & own).any()) else None
@@ -101,7 +101,9 @@ def read_own(record: RequestRecord, table: pd.DataFrame, reader: Reader) -> OwnP
         calibrate=calibrate,
         names_target=ends[1].any(1).numpy(),
         negative=~measured["names_target"].to_numpy(),
-        directions=read_directions(chosen, reader) if record.anchor else torch.zeros(len(POSITION_CLASSES), reader.sae.d_in),
+        directions=read_directions(chosen, reader)
+        if record.anchor
+        else torch.zeros(len(POSITION_CLASSES), reader.sae.d_in),
     )
 
 

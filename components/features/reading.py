@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import CLIPTokenizer
@@ -43,13 +44,13 @@ class Reader:
         """
         ids, scored = tokenize(self.tokenizer, prompts)
         counts = scored.sum(1)  # (P,)
-        ends = counts.cumsum(0)
+        starts = [0, *counts.cumsum(0).tolist()]
         hidden = torch.empty(int(counts.sum()), self.sae.d_in)
         for rows in counts.argsort(stable=True).split(batch):
             length = int(counts[rows].max()) + 1  # BOS
             states = read_hookpoint(self.encoder, self.hookpoint, ids[rows, :length])
-            places = torch.cat([torch.arange(e - n, e) for e, n in zip(ends[rows], counts[rows], strict=True)])
-            hidden[places] = states[scored[rows, :length]]
+            places = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows.tolist()])
+            hidden[torch.from_numpy(places)] = states[scored[rows, :length]]
         return Tokens(hidden, ids, scored)
 
     def codes(self, hidden: torch.Tensor) -> torch.Tensor:

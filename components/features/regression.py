@@ -77,14 +77,14 @@ def _newton(x: torch.Tensor, mine: torch.Tensor, weights: torch.Tensor, penalty:
         hessian = torch.stack([(x * each[:, None]).T @ x for each in curvature]) + torch.diag_embed(ridge)
         step = -_solve(hessian, gradient) * active[:, None]
         gain, scale, along = -(gradient * step).sum(1), torch.ones_like(penalty), step @ x.T
+        after, slope, p = look(at + step, z + along)
         for _ in range(_HALVINGS):
-            ahead = at + scale[:, None] * step, z + scale[:, None] * along
-            after, slope, p = look(*ahead)
-            enough = after <= loss - scale * gain / 2048 + 1e-6 * loss  # the last within single precision
+            enough = after <= loss - scale * gain / 2048 + 1e-6 * loss  # the last is what single precision can tell
             if bool(enough.all()):
                 break
             scale = torch.where(enough, scale, scale / 2)
-        (at, z), loss, gradient = ahead, after, slope
+            after, slope, p = look(at + scale[:, None] * step, z + scale[:, None] * along)
+        at, z, loss, gradient = at + scale[:, None] * step, z + scale[:, None] * along, after, slope
         active &= torch.maximum(gain / 2, gradient.abs().amax(1)) > _TOLERANCE
         if not bool(active.any()):
             break

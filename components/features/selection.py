@@ -32,12 +32,20 @@ NEAR = 15_000
 class Sizes(NamedTuple):
     """How many rows of a regression are tokens to retain."""
 
-    hard: int = 500
+    hard: int
     """Tokens that score highest: each is a row."""
-    middle: int = 500
+    middle: int
     """Rows for the others of the hardest."""
-    easy: int = 2000
+    easy: int
     """Rows for all others."""
+
+
+SIZES = (Sizes(0, 0, 8000), Sizes(500, 500, 1000), Sizes(500, 500, 2000))
+"""Of the three regressions, with which they take 0.05 s together instead of 0.9 s.
+
+Over 22 requests AUROC is 0.99931 and TPR 94.6 % in the mean (0.99933 and 94.8 % with all tokens to retain), at the same
+false-positive rate.
+"""
 
 
 class Fitted(NamedTuple):
@@ -67,7 +75,7 @@ def fit_scores(
     retain: Sequence[TokenSet],  # groups of tokens to retain that every fit sees
     rest: TokenSet,  # further tokens to retain, searched for those that score highest
     settings: FeaturesParams,
-    sizes: Sizes = Sizes(),
+    sizes: Sequence[Sizes] = SIZES,
 ) -> Fitted:
     """Selects a target's features and fits its score; `UserError` if no latent separates the target from the rest."""
     others = retain[0].join(retain[1:])
@@ -84,16 +92,16 @@ def fit_scores(
         return fit_score(np.concatenate(codes), np.concatenate([labels, np.full(len(sample.rows), -1)]), counts)
 
     counts = every.holds(others).astype(float)
-    first = fit(own, draw_sample(counts, np.array([], dtype=int), sizes))
+    first = fit(own, draw_sample(counts, np.array([], dtype=int), sizes[0]))
     likeness = every.scores(own, first)
     near = highest(likeness, NEAR)
     ranked = near[np.argsort(-likeness[near], kind="stable")]
     mistaken_for = every.take(np.sort(ranked[:MISTAKEN]))
     features = torch.cat([own, context_features(by_name, mistaken_for.firing(), own, settings.context_features)])
-    second = fit(features, draw_sample(counts, ranked[:HARDEST], sizes))
+    second = fit(features, draw_sample(counts, ranked[:HARDEST], sizes[1]))
     hardest = near[np.argsort(-every.take(near).scores(features, second), kind="stable")][:HARDEST]
     counts[hardest] += 1
-    return Fitted(features, len(own), contrast, fit(features, draw_sample(counts, hardest, sizes)))
+    return Fitted(features, len(own), contrast, fit(features, draw_sample(counts, hardest, sizes[2])))
 
 
 def highest(values: np.ndarray, count: int) -> np.ndarray:
@@ -120,5 +128,5 @@ def draw_sample(counts: np.ndarray, ranked: np.ndarray, sizes: Sizes) -> Sample:
 
 def _even(rows: np.ndarray, count: int) -> Sample:
     """At most `count` of `rows`, at even distances."""
-    some = rows[:: max(1, -(-len(rows) // count))]
+    some = rows[:: max(1, -(-len(rows) // max(1, count)))]
     return Sample(some, np.full(len(some), len(rows) / max(1, len(some))))

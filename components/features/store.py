@@ -8,6 +8,7 @@ A code has some 16 of 2,048 entries, so that 450,000 tokens take about 100 MiB, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ class Store:
         counts = tokens.scored.sum(1).numpy()
         self.by_token = _codes(reader, tokens.hidden)  # (T, F)
         self.by_latent = self.by_token.tocsc()
+        self.d_sae = reader.sae.d_sae
         self.words = WordIndex(texts)
         self.starts = np.concatenate([[0], np.cumsum(counts)])  # (P + 1,)
         self.prompt = np.repeat(np.arange(len(counts)), counts)  # (T,)
@@ -44,8 +46,8 @@ class Store:
 
     def columns(self, rows: np.ndarray, features: torch.Tensor) -> sparse.csr_array:
         """The codes (T', S) of some features at some tokens."""
-        chosen = self.by_token[rows]
-        column = np.full(chosen.shape[1], -1, dtype=np.int32)
+        chosen = self.by_token[rows]  # (T', F)
+        column = np.full(self.d_sae, -1, dtype=np.int32)
         column[features.numpy()] = np.arange(len(features))
         columns = column[chosen.indices]
         keep = columns >= 0
@@ -54,7 +56,7 @@ class Store:
 
     def firing(self, rows: np.ndarray) -> np.ndarray:
         """How often each latent fires at some tokens, as a count, (F,)."""
-        return np.bincount(self.by_token[rows].indices, minlength=self.by_token.shape[1])
+        return np.bincount(self.by_token[rows].indices, minlength=self.d_sae)
 
 
 class TokenSet:
@@ -71,12 +73,12 @@ class TokenSet:
 
     def firing(self) -> torch.Tensor:
         """How often each latent fires at these tokens, as a share of them, (F,)."""
-        counts = sum(store.firing(rows) for store, rows in self.rows.items())
+        counts = np.sum([store.firing(rows) for store, rows in self.rows.items()], 0)
         return torch.from_numpy((counts / max(1, len(self))).astype(np.float32))
 
     def columns(self, features: torch.Tensor) -> sparse.csr_array:
         """The codes of some features, (T, S)."""
-        return sparse.vstack([store.columns(rows, features) for store, rows in self.rows.items()], format="csr")
+        return sparse.csr_array(sparse.vstack([store.columns(rows, features) for store, rows in self.rows.items()]))
 
     def scores(self, features: torch.Tensor, score: Score) -> np.ndarray:
         """Each token's score, (T,)."""
@@ -99,7 +101,7 @@ class TokenSet:
     def take(self, which: np.ndarray) -> TokenSet:
         """Some of the tokens, by their index in this set, ascending."""
         starts = np.cumsum([0, *map(len, self.rows.values())])
-        inside = [which[(which >= a) & (which < b)] - a for a, b in zip(starts, starts[1:], strict=False)]
+        inside = [which[(which >= a) & (which < b)] - a for a, b in pairwise(starts)]
         return TokenSet(*((store, rows[some]) for (store, rows), some in zip(self.rows.items(), inside, strict=True)))
 
     def join(self, others: Sequence[TokenSet]) -> TokenSet:

@@ -79,8 +79,8 @@ class Explanation(NamedTuple):
     def lines(self, *, top: int = 5) -> list[str]:
         """For people: where it is seen and by which name, then the sum that gives the score, `top` features by name."""
         listed = ", ".join(
-            f"{place.position} {place.token!r} ({'a name, ' if place.names_target else ''}{place.score:.2f})"
-            for place in self.positions
+            f"{at.position} {at.token!r} ({'a name, ' if at.names_target else ''}{at.score:.2f})"
+            for at in self.positions
         )
         name = f", by the name {self.name!r}" if self.name else ""
         terms = [f"{c.amount:+.2f} latent {c.latent}{'' if c.own else ' (context)'}" for c in self.contributions[:top]]

@@ -24,8 +24,8 @@ from components.collect.tables import read_table, where
 from components.common.files import new_folder
 from components.common.paths import CORPUS, SAE
 from components.common.sections import read_section
-from components.diffusion.load import load_text
 from components.diffusion.params import BaseParams
+from components.diffusion.text import load_text
 from components.features.fit import fit_own, read_own, read_shared
 from components.features.params import FeaturesParams
 from components.features.reading import Reader
@@ -48,7 +48,11 @@ def made_requests(world: TemplatedWorld, count: int) -> Iterator[tuple[str, Requ
         yield (
             f"r-{place:08x}",
             Request(
-                target=name, kind=concept.kind, aliases=concept.aliases, anchor=next(others), neighbours=concept.neighbours
+                target=name,
+                kind=concept.kind,
+                aliases=concept.aliases,
+                anchor=next(others),
+                neighbours=concept.neighbours,
             ),
         )
 

@@ -22,12 +22,12 @@ def exported(tiny_encoder, tokenizer, tmp_path_factory):
         own=torch.ones(3),
         w_enc=torch.randn(32, 3, generator=rng),
         b_enc=torch.zeros(3),
-        jump=torch.full((3,), 0.1),
+        latent_threshold=torch.full((3,), 0.1),
         w_dec=torch.randn(3, 32, generator=rng),
         b_dec=torch.zeros(32),
         weights=torch.randn(2, 3, generator=rng),
         bias=torch.zeros(2),
-        threshold=torch.tensor(0.5),
+        decision_threshold=torch.tensor(0.5),
         directions=torch.randn(4, 32, generator=rng),
     )
     path = tmp_path_factory.mktemp("onnx") / "filter.onnx"
@@ -35,11 +35,10 @@ def exported(tiny_encoder, tokenizer, tmp_path_factory):
         tokenizer, [f"{a} next to {b}" for a in ("cat", "dog", "owl") for b in ("car", "key", "bee")]
     ).input_ids
     probe = FilteredTextEncoder(tiny_encoder, {"r": item}, "encoder.layers.0")
-    probe(ids)
-    item = item._replace(threshold=probe.detection.scores.median() + 1e-3)  # flags a half of them
+    item = item._replace(decision_threshold=probe.encode(ids)[1].scores.median() + 1e-3)  # flags a half of them
     deaf = {
         name: item._replace(
-            threshold=torch.tensor(1e6),
+            decision_threshold=torch.tensor(1e6),
             spellings=spelling_patterns(tokenizer, names, ["ke y"]),
             word_ends=word_ends(tokenizer),
         )
@@ -64,13 +63,12 @@ def test_export_agrees_with_torch(exported):
 def test_export_finds_each_requests_names(exported):
     """Two requests whose score never reaches the threshold: each flags the prompts that hold its names, in torch and in the graph."""
     encoder, path, ids = exported
-    encoder(ids)
     flagged = open_session(path).run(["flagged"], {"input_ids": ids.numpy()})[0]
     pairs = [(a, b) for a in ("cat", "dog", "owl") for b in ("car", "key", "bee")]
 
     assert flagged[:, 1].tolist() == [a == "owl" or b == "key" for a, b in pairs]
     assert flagged[:, 2].tolist() == [a == "dog" or b == "bee" for a, b in pairs]
-    assert encoder.detection.flagged.tolist() == flagged.tolist()
+    assert encoder.encode(ids)[1].flagged.tolist() == flagged.tolist()
 
 
 def test_export_takes_any_batch(exported):

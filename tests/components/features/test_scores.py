@@ -1,19 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from components.common.errors import UserError
 from components.common.roc import auroc, roc
 from components.features.directions import replacement_directions
-from components.features.scores import (
-    conformal_threshold,
-    context_features,
-    fit_score,
-    select_features,
-    strictest_threshold,
-)
+from components.features.scores import conformal_threshold, context_features, select_features, strictest_threshold
 from components.filter.positions import position_classes
 from components.filter.scores import position_scores, prompt_scores
 
@@ -64,9 +57,9 @@ def test_features_at_different_words_do_not_add_up():
 def test_select_features_by_hand():
     """A latent that fires for the target and a neighbour is no feature; one that fires for one alias alone is."""
     names = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.9, 0.0]])  # cat, kitty: shared, cat, kitty, never
-    kept = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.1, 0.0, 0.0]])  # neighbour, retain
+    retain = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.1, 0.0, 0.0]])  # neighbour, retain
 
-    indices, contrast = select_features(names, kept, max_features=8, min_contrast=0.5)
+    indices, contrast = select_features(names, retain, max_features=8, min_contrast=0.5)
 
     assert sorted(indices.tolist()) == [1, 2]
     assert contrast.tolist() == pytest.approx([0.9, 0.9])
@@ -82,8 +75,8 @@ def test_select_features_gives_every_name_its_turn():
 
 
 def test_select_features_without_any_is_one_sentence():
-    """A target that no latent tells apart is refused, with the parameter to change."""
-    with pytest.raises(UserError, match=r"no latent tells the target .* lower features.min_contrast"):
+    """A target that no latent separates from the rest is refused, with the parameter to change."""
+    with pytest.raises(UserError, match=r"no latent separates the target .* lower features.min_contrast"):
         select_features(torch.ones(1, 3), torch.ones(1, 3), max_features=2, min_contrast=0.5)
 
 
@@ -128,45 +121,6 @@ def test_conformal_threshold_needs_enough_prompts():
     """Too few benign prompts for the budget are refused, not rounded."""
     with pytest.raises(UserError, match=r"10 benign calibration prompts cannot support .* 0.001"):
         conformal_threshold(np.zeros(10), 0.001)
-
-
-def test_fit_score_separates_what_can_be_separated():
-    """Each name's tokens score above all others by the row of that name, and other names do not count against it."""
-    activations = np.array([[0.0, 0.1], [0.1, 0.0], [3.0, 0.0], [2.5, 0.1], [0.0, 2.0], [0.1, 2.2]])
-    labels = np.array([-1, -1, 0, 0, 1, 1])
-
-    weights, bias = fit_score(activations, labels, strength=10.0)
-    scores = activations @ weights.T + bias
-
-    assert scores[labels == 0, 0].min() > 0 > scores[labels < 0, 0].max()
-    assert scores[labels == 1, 1].min() > 0 > scores[labels < 0, 1].max()
-
-
-def test_fit_score_is_a_balanced_regression():
-    """Another solver, with scikit-learn's own balancing of classes and name by name, finds the same weights and bias."""
-    rng = np.random.default_rng(0)
-    labels = rng.integers(-1, 2, 400)
-    activations = rng.exponential(size=(400, 6)) + np.eye(3)[labels] @ rng.normal(size=(3, 6))
-    weights, bias = fit_score(activations, labels)
-    spread = activations.std(0) + 1e-6
-
-    for name in range(2):
-        use = (labels == name) | (labels < 0)
-        model = LogisticRegression(C=0.1, class_weight="balanced", solver="lbfgs", tol=1e-10, max_iter=10_000)
-        model.fit(activations[use] / spread, labels[use] == name)
-        np.testing.assert_allclose(weights[name], model.coef_[0] / spread, atol=2e-4)
-        np.testing.assert_allclose(bias[name], model.intercept_[0], atol=2e-4)
-
-
-def test_fit_score_counts_are_repeated_rows():
-    """A row that counts three times is three rows."""
-    rng = np.random.default_rng(1)
-    activations, labels, counts = rng.normal(size=(60, 4)), rng.integers(-1, 1, 60), rng.integers(1, 4, 60)
-    weights, bias = fit_score(activations, labels, counts=counts)
-    twice, also = fit_score(np.repeat(activations, counts, 0), np.repeat(labels, counts))
-
-    np.testing.assert_allclose(weights, twice, atol=2e-4)
-    np.testing.assert_allclose(bias, also, atol=2e-4)
 
 
 def test_position_classes_by_hand():
