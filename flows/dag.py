@@ -17,6 +17,9 @@ def stage_order(root: Path) -> list[str]:
     with Repo(str(root)) as repo:
         index = repo.index
         listed = [stage for stage in index.stages if stage.path_in_repo == "dvc.yaml" and not stage.frozen]
-        written = {stage.name: i for i, stage in enumerate(listed)}
-        graph = nx.relabel_nodes(index.graph.subgraph(listed).reverse(copy=True), {s: s.name for s in listed})
+        named = {
+            stage: stage.addressing.rpartition(":")[2] for stage in listed
+        }  # the rest is the way from where we are
+        written = {name: i for i, name in enumerate(named.values())}
+        graph = nx.relabel_nodes(index.graph.subgraph(listed).reverse(copy=True), named)
     return list(nx.lexicographical_topological_sort(graph, key=lambda name: written[name]))

@@ -27,7 +27,11 @@ def code_deps(module: str, world: str, root: Path) -> list[str]:
     found = set(closure(module, root))
     own = WORLDS / world
     if OPENS_WORLD in found:
-        found |= {path.relative_to(root) for path in (root / own).glob("*.yaml") if path.name in ("world.yaml", "templates.yaml")}
+        found |= {
+            path.relative_to(root)
+            for path in (root / own).glob("*.yaml")
+            if path.name in ("world.yaml", "templates.yaml")
+        }
     if OPENS_JUDGE in found and (root / own / "judge.py").is_file():
         found |= set(closure(f"components.worlds.{world}.judge", root))
     return sorted(_templated(path, own) for path in found)

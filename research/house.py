@@ -38,9 +38,20 @@ COMMENT = "\n# a comment\n"
 NONE: frozenset[str] = frozenset()
 
 
-def row(what: str, value: Any, *, goal: str, met: bool, command: str, n: int = 1, low: Any = None, high: Any = None) -> dict[str, Any]:  # noqa: ANN401 - JSON
+def row(
+    what: str, value: Any, *, goal: str, met: bool, command: str, n: int = 1, low: Any = None, high: Any = None
+) -> dict[str, Any]:  # noqa: ANN401 - JSON
     """One row of the table."""
-    return {"what": what, "value": value, "n": n, "low": low, "high": high, "goal": goal, "met": met, "command": command}
+    return {
+        "what": what,
+        "value": value,
+        "n": n,
+        "low": low,
+        "high": high,
+        "goal": goal,
+        "met": met,
+        "command": command,
+    }
 
 
 def publish(rows: list[dict[str, Any]]) -> None:
@@ -49,7 +60,9 @@ def publish(rows: list[dict[str, Any]]) -> None:
     named = {item["what"]: item for item in listed} | {item["what"]: item for item in rows}
     write_text(OUT, canonical(list(named.values())))
     for item in rows:
-        print(f"{'met   ' if item['met'] else 'MISSED'} {item['what']}: {item['value']} (goal {item['goal']}, n={item['n']})")
+        print(
+            f"{'met   ' if item['met'] else 'MISSED'} {item['what']}: {item['value']} (goal {item['goal']}, n={item['n']})"
+        )
 
 
 def seconds_of(action: Callable[[], object], times: int) -> list[float]:
@@ -158,7 +171,15 @@ def edits() -> list[dict[str, Any]]:
             subprocess.run(["git", "clean", "-fdq", "components", "flows"], cwd=folder, check=True)
             said = ", ".join(sorted(found)) or "none"
             goal = f"within {', '.join(sorted(allowed)) or 'none'}"
-            rows.append(row(f"stages re-run by {what}", said, goal=goal, met=found <= allowed, command="python -m research.house edits"))
+            rows.append(
+                row(
+                    f"stages re-run by {what}",
+                    said,
+                    goal=goal,
+                    met=found <= allowed,
+                    command="python -m research.house edits",
+                )
+            )
     return rows
 
 
@@ -186,7 +207,17 @@ def gutted(source: str, name: str) -> str:
     return "".join([*lines[: node.body[0].lineno - 1], body, *lines[node.end_lineno :]])
 
 
-TESTS = ("tests/test_pipeline.py", "tests/flows", "tests/contracts", "tests/components/features", "tests/components/guidance", "tests/components/evaluate", "tests/components/export", "tests/components/sae", "tests/components/collect")
+TESTS = (
+    "tests/test_pipeline.py",
+    "tests/flows",
+    "tests/contracts",
+    "tests/components/features",
+    "tests/components/guidance",
+    "tests/components/evaluate",
+    "tests/components/export",
+    "tests/components/sae",
+    "tests/components/collect",
+)
 
 
 def gut() -> list[dict[str, Any]]:
@@ -205,7 +236,16 @@ def gut() -> list[dict[str, Any]]:
             if done.returncode == 0:
                 unnoticed.append(f"{path}:{name}")
     value = len(unnoticed) if not unnoticed else ", ".join(unnoticed)
-    return [row("stage and flow functions that can be gutted unnoticed", value, goal="0", met=not unnoticed, n=len(listed), command="python -m research.house gut")]
+    return [
+        row(
+            "stage and flow functions that can be gutted unnoticed",
+            value,
+            goal="0",
+            met=not unnoticed,
+            n=len(listed),
+            command="python -m research.house gut",
+        )
+    ]
 
 
 def seconds() -> list[dict[str, Any]]:
@@ -234,7 +274,9 @@ def seconds() -> list[dict[str, Any]]:
 
 def instant(folder: Path, request_id: str) -> None:
     """One adapter in closed form, as the stage makes it."""
-    subprocess.run([BIN / "python", "-m", "components.guidance.stage", request_id], cwd=folder, capture_output=True, check=True)
+    subprocess.run(
+        [BIN / "python", "-m", "components.guidance.stage", request_id], cwd=folder, capture_output=True, check=True
+    )
 
 
 def make_run() -> list[dict[str, Any]]:
@@ -255,13 +297,19 @@ def make_run() -> list[dict[str, Any]]:
 def suite() -> list[dict[str, Any]]:
     """The default suite, and its longest test."""
     begun = time.perf_counter()
-    done = subprocess.run([BIN / "python", "-m", "pytest", "-q", "--durations=3"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [BIN / "python", "-m", "pytest", "-q", "--durations=3"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     spent = time.perf_counter() - begun
     print(done.stdout[-3000:])
     longest = max(float(s) for s in re.findall(r"^(\d+\.\d+)s (?:call|setup)", done.stdout, re.MULTILINE))
     command = "python -m research.house suite"
     green = row("failures of the default suite", done.returncode, goal="0", met=done.returncode == 0, command=command)
-    return [timed("seconds of the default suite", [spent], 480, command), timed("seconds of its longest test", [longest], 60, command), green]
+    return [
+        timed("seconds of the default suite", [spent], 480, command),
+        timed("seconds of its longest test", [longest], 60, command),
+        green,
+    ]
 
 
 def text() -> list[dict[str, Any]]:
@@ -273,7 +321,14 @@ def text() -> list[dict[str, Any]]:
     found = [p for p in files if name in p.read_text(encoding="utf-8").lower() and p.parent.parent.name != "worlds"]
     return [
         row("README lines", lines, goal="≤ 120", met=lines <= 120, command=command),
-        row("product files that name the embedded world", len(found), goal="0", met=not found, n=len(files), command=command),
+        row(
+            "product files that name the embedded world",
+            len(found),
+            goal="0",
+            met=not found,
+            n=len(files),
+            command=command,
+        ),
     ]
 
 

@@ -20,7 +20,13 @@ ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 REQUESTS = {
     "requests": {
-        "r-1": {"target": "cat", "kind": "object", "aliases": ["kitty", "feline"], "anchor": "dog", "neighbours": ["lion"]},
+        "r-1": {
+            "target": "cat",
+            "kind": "object",
+            "aliases": ["kitty", "feline"],
+            "anchor": "dog",
+            "neighbours": ["lion"],
+        },
         "r-2": {"target": "ghost", "kind": "character", "aliases": ["phantom", "spook"], "channels": ["filter"]},
     }
 }
@@ -37,12 +43,17 @@ STAGES = {"corpus", "sae", "concepts", "features", "guidance@r-1", "guidance@r-2
 
 def merged(content, changes):
     """`content` with `changes`, section by section."""
-    return {k: merged(v, changes[k]) if isinstance(v, dict) and k in changes else changes.get(k, v) for k, v in content.items()}
+    return {
+        k: merged(v, changes[k]) if isinstance(v, dict) and k in changes else changes.get(k, v)
+        for k, v in content.items()
+    }
 
 
 def dvc(folder, *arguments):
     environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
-    done = subprocess.run([BIN / "dvc", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [BIN / "dvc", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
 
@@ -66,7 +77,11 @@ def project(tmp_path_factory):
         gate["n"] = 2
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (folder / "requests.yaml").write_text(yaml.safe_dump(REQUESTS, sort_keys=False))
-    for command in (["init", "--quiet"], ["add", "."], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", "start"]):
+    for command in (
+        ["init", "--quiet"],
+        ["add", "."],
+        ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", "start"],
+    ):
         subprocess.run(["git", *command], cwd=folder, check=True)
     return folder
 
@@ -111,7 +126,9 @@ def test_text_stages_write_prompts_autoencoder_and_filter(fitted):
     assert set(filters) == {"r-1", "r-2"}
     tokenizer = CLIPTokenizer.from_pretrained(fitted / "assets/openmoji/tokenizer", local_files_only=True)
     stock = CLIPTextModel.from_pretrained(fitted / "assets/openmoji/text_encoder", local_files_only=True).eval()
-    _, seen = FilteredTextEncoder(stock, filters, hookpoint).encode(tokenize(tokenizer, ["a feline", "a spook"]).input_ids)
+    _, seen = FilteredTextEncoder(stock, filters, hookpoint).encode(
+        tokenize(tokenizer, ["a feline", "a spook"]).input_ids
+    )
     assert seen.flagged[0].tolist()[0]
     assert seen.flagged[1].tolist()[1]
 
@@ -123,7 +140,9 @@ def test_guidance_stage_writes_an_adapter_that_diffusers_loads(fitted):
 
     pipe = StableDiffusionPipeline.from_pretrained(fitted / "assets/openmoji", local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
-    shot = lambda: pipe("a cat", num_inference_steps=3, output_type="np", generator=torch.Generator().manual_seed(0)).images  # noqa: E731
+    shot = lambda: (
+        pipe("a cat", num_inference_steps=3, output_type="np", generator=torch.Generator().manual_seed(0)).images
+    )  # noqa: E731
     before = shot()
     pipe.load_lora_weights(fitted / "models/guidance/r-1")
 
@@ -224,11 +243,18 @@ def test_flow_reproduces_what_changed_and_registers_it(evaluated, monkeypatch):
     client = MlflowClient()
     version = client.get_model_version_by_alias("expunge", "candidate")
     assert version.tags["verdict"] == said
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=evaluated, capture_output=True, text=True, check=True).stdout.strip()
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=evaluated, capture_output=True, text=True, check=True
+    ).stdout.strip()
     run = mlflow.get_run(version.run_id)
     assert run.data.tags["git.commit"] == head
     assert run.data.params["guidance.steps"] == "3"
-    assert run.data.metrics["r-1/gated/ua"] == json.loads((evaluated / "reports/evaluate/metrics.json").read_text())["requests"]["r-1"]["gated"]["ua"]["value"]
+    assert (
+        run.data.metrics["r-1/gated/ua"]
+        == json.loads((evaluated / "reports/evaluate/metrics.json").read_text())["requests"]["r-1"]["gated"]["ua"][
+            "value"
+        ]
+    )
     fetched = Path(mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path="model/guidance/r-1"))
     name = "pytorch_lora_weights.safetensors"
     assert (fetched / name).read_bytes() == (evaluated / "models/guidance/r-1" / name).read_bytes()

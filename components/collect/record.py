@@ -72,7 +72,9 @@ def read_records(folder: Path = CONCEPTS) -> dict[str, RequestRecord]:
     try:
         listed = json.loads((folder / REQUEST_IDS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder} holds no {REQUEST_IDS}", "run the stage that writes it: dvc repro concepts") from error
+        raise ArtifactError(
+            f"{folder} holds no {REQUEST_IDS}", "run the stage that writes it: dvc repro concepts"
+        ) from error
     return {request_id: read_record(request_id, folder) for request_id in listed}
 
 

@@ -17,7 +17,11 @@ from components.worlds.load import load_world
 
 def concepts() -> None:
     """Writes each request's record and prompts; no evaluation prompt is among what is trained or calibrated on."""
-    params, requests, world = read_section("concepts", ConceptsParams), load_requests(), load_world(read_section("world", str))
+    params, requests, world = (
+        read_section("concepts", ConceptsParams),
+        load_requests(),
+        load_world(read_section("world", str)),
+    )
     world.check(requests)
     table, corpus = build_prompts(requests, world, params), read_table(CORPUS)
     seen = set(corpus.query("split != 'evaluate'")["prompt"])
@@ -29,7 +33,13 @@ def concepts() -> None:
             write_record(partial / request_id, record)
             write_table(partial / request_id, where(table, table["request"] == request_id), counted=["split", "role"])
             named = sum(mentions(text, record.names["evaluate"]) for text in benign)
-            log.info("%s: %d of %d benign prompts name %r; they are not counted as benign", request_id, named, len(benign), request.target)
+            log.info(
+                "%s: %d of %d benign prompts name %r; they are not counted as benign",
+                request_id,
+                named,
+                len(benign),
+                request.target,
+            )
         write_request_ids(partial, list(requests))
     log.info("%s: %d prompts", CONCEPTS, len(table))
 

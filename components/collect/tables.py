@@ -34,6 +34,6 @@ def read_table(folder: Path) -> pd.DataFrame:
     return table
 
 
-def where(table: pd.DataFrame, keep: Any) -> pd.DataFrame:  # noqa: ANN401 - pandas types no comparison
-    """The rows of `table` that `keep` (N,) bool marks; the index stays as it is."""
-    return cast("pd.DataFrame", table[keep])
+def where(table: pd.DataFrame, wanted: Any) -> pd.DataFrame:  # noqa: ANN401 - pandas types no comparison
+    """The rows of `table` that `wanted` (N,) bool marks; the index stays as it is."""
+    return cast("pd.DataFrame", table[wanted])

@@ -123,4 +123,3 @@ def auroc_of(positives: np.ndarray, negatives: np.ndarray) -> Metric:
     q1, q2 = a / (2 - a), 2 * a * a / (1 + a)
     half = _Z * math.sqrt(max(0.0, a * (1 - a) + (p - 1) * (q1 - a * a) + (n - 1) * (q2 - a * a)) / (p * n))
     return Metric(a, p + n, max(0.0, a - half), min(1.0, a + half))
-

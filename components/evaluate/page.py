@@ -73,26 +73,32 @@ def write_page(
     names = {i: target["target"] for i, target in record["targets"].items()} | {JOINT: "all requests at once"}
     pictures = before_and_after(plan, painter, judge)
     grids = all_grids(plan, painter, names)
-    plots = [("UA, IRA, CRA and anchor rate of every variant, with 95 % intervals", figure_png(plot_metrics(record, names)))]
+    plots = [
+        ("UA, IRA, CRA and anchor rate of every variant, with 95 % intervals", figure_png(plot_metrics(record, names)))
+    ]
     plots.append(("Drift of the unconditional output by timestep", figure_png(plot_drift(record, names))))
     if roc.is_file():
         plots.append(("ROC of the filters on calibration prompts", roc.read_bytes()))
     (folder / "grids").mkdir()
     for index, (_, image) in enumerate([*pictures, *grids]):
         (folder / "grids" / f"{index:02d}.png").write_bytes(png(image))
-    text = Environment(autoescape=True).from_string(_PAGE).render(
-        verdict=verdict,
-        lines=summarise(record, verdict.record(), folder),
-        pictures=[(title, encoded(png(image))) for title, image in pictures],
-        failed=[gate for gate in verdict.gates if not gate.passed],
-        close=[gate for gate in verdict.gates if gate.passed and came_close(gate)],
-        metrics=record["requests"],
-        judged=record["judged"],
-        grids=[(title, encoded(png(image))) for title, image in grids],
-        plots=[(title, encoded(image)) for title, image in plots],
-        name=lambda scope: names.get(scope, scope),
-        number=lambda value: "—" if value is None else f"{value:.4g}",
-        rows=lambda metric, buckets: [(f"{metric} {key}", value) for key, value in buckets.items()],
+    text = (
+        Environment(autoescape=True)
+        .from_string(_PAGE)
+        .render(
+            verdict=verdict,
+            lines=summarise(record, verdict.record(), folder),
+            pictures=[(title, encoded(png(image))) for title, image in pictures],
+            failed=[gate for gate in verdict.gates if not gate.passed],
+            close=[gate for gate in verdict.gates if gate.passed and came_close(gate)],
+            metrics=record["requests"],
+            judged=record["judged"],
+            grids=[(title, encoded(png(image))) for title, image in grids],
+            plots=[(title, encoded(image)) for title, image in plots],
+            name=lambda scope: names.get(scope, scope),
+            number=lambda value: "—" if value is None else f"{value:.4g}",
+            rows=lambda metric, buckets: [(f"{metric} {key}", value) for key, value in buckets.items()],
+        )
     )
     (folder / PAGE).write_text(text, encoding="utf-8")
 
@@ -119,13 +125,13 @@ def before_and_after(plan: Plan, painter: Painter, judge: Judge) -> list[tuple[s
     everyone = tuple(plan.records)
     specs = plan.unrelated[:SHOWN]
     rows = [painter.images(Wanted(specs, v, everyone)) for v in ("base", DEFAULT)]
-    out.append(("Prompts that no request is about, with all requests acting", labelled([s.prompt for s in specs], rows)))
+    out.append(
+        ("Prompts that no request is about, with all requests acting", labelled([s.prompt for s in specs], rows))
+    )
     return out
 
 
-def most_different(
-    specs: Sequence[ImageSpec], base: np.ndarray, after: np.ndarray, right: np.ndarray
-) -> list[int]:
+def most_different(specs: Sequence[ImageSpec], base: np.ndarray, after: np.ndarray, right: np.ndarray) -> list[int]:
     """At most `SHOWN` images, of different prompts, in which anyone sees the difference; those that the judge finds right first.
 
     A picture counts by how far its colours lie from the base's, seen from afar, and from those of pictures chosen before.
@@ -149,7 +155,9 @@ def afar(images: np.ndarray, *, cells: int = 16) -> np.ndarray:
     return np.stack([np.asarray(image, np.float32).ravel() for image in small])
 
 
-def labelled(prompts: Sequence[str], rows: Sequence[np.ndarray], *, names: Sequence[str] = ("before", "after")) -> np.ndarray:
+def labelled(
+    prompts: Sequence[str], rows: Sequence[np.ndarray], *, names: Sequence[str] = ("before", "after")
+) -> np.ndarray:
     """Rows of images (N, H, W, 3) at `SIDE` pixels, each column under its prompt and each row beside its name."""
     margin, head, gap = 64, 28, 6
     width, height = margin + len(prompts) * (SIDE + gap), head + len(rows) * (SIDE + gap)
@@ -179,7 +187,9 @@ def thumbnail(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image).resize((SIDE, SIDE), method)
 
 
-def all_grids(plan: Plan, painter: Painter, names: Mapping[str, str], *, most: int = 12) -> list[tuple[str, np.ndarray]]:
+def all_grids(
+    plan: Plan, painter: Painter, names: Mapping[str, str], *, most: int = 12
+) -> list[tuple[str, np.ndarray]]:
     """(title, grid) of every scope: a row for each variant, at most `most` images a row."""
     out = []
     for scope, members in plan.scopes.items():

@@ -73,7 +73,9 @@ def evaluate() -> None:
     judged |= {f"adapter/{i}": digest(folder / SIDECAR) for i, folder in adapters.items()}
     judged |= {f"request/{i}": digest(CONCEPTS / i) for i in records}
     verdict = judge_gates(metrics, settings.gates, channels, judged)
-    targets = {i: {"target": r.request.target, "anchor": r.request.anchor, "kind": r.request.kind} for i, r in records.items()}
+    targets = {
+        i: {"target": r.request.target, "anchor": r.request.anchor, "kind": r.request.kind} for i, r in records.items()
+    }
     record = {
         "size": settings.size,
         "device": eraser.pipe.unet.device.type,

@@ -13,7 +13,7 @@ class FeaturesParams(Section):
     """Selection of a request's features and calibration of its threshold."""
 
     max_features: int = Field(gt=0)
-    """Features of the target kept for each request at most."""
+    """Most features of the target for each request."""
     context_features: int = Field(ge=0)
     """Further features that separate the target from what the score mistakes for it; evidence only."""
     min_contrast: float = Field(gt=0, lt=1)

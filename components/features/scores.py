@@ -89,4 +89,3 @@ def strictest_threshold(groups: Sequence[np.ndarray], fpr: float) -> float:
 def stands_alone(group: np.ndarray, fpr: float) -> bool:
     """Whether so many scores can show a false-positive rate of `fpr`."""
     return bool(len(group) >= np.ceil(1 / fpr))
-

@@ -51,8 +51,8 @@ class Request(Section):
             raise ValueError("the target is empty; name what must no longer be drawn")
         if self.anchor in self.names:
             raise ValueError(f"the anchor {self.anchor!r} is the target itself; name something else to draw instead")
-        if kept := set(self.names) & set(self.neighbours):
-            raise ValueError(f"{min(kept)!r} is target and neighbour at once; take it out of neighbours")
+        if both := set(self.names) & set(self.neighbours):
+            raise ValueError(f"{min(both)!r} is target and neighbour at once; take it out of neighbours")
         if not self.channels:
             raise ValueError("channels is empty; use filter, guidance or both")
         return self

@@ -198,14 +198,14 @@ class SparseAutoencoder(nn.Module):
         self,
         x: torch.Tensor,
         activation: str,
-        room: torch.Tensor | None = None,
+        workspace: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """The training pass of x (T, D) with `topk` or `batchtopk`: (reconstruction, and `Active`'s fields).
 
-        `room` (T, F) takes the pre-activations: to ask for fresh memory at every step costs a CPU time.
+        `workspace` (T, F) takes the pre-activations: to ask for fresh memory at every step costs a CPU time.
         """
         with torch.no_grad():
-            pre = torch.addmm(self.b_enc, x - self.b_dec, self.encoder.T, out=room)
+            pre = torch.addmm(self.b_enc, x - self.b_dec, self.encoder.T, out=workspace)
             active = SELECT[activation](pre, self.k)
         return self.decode_active(x, active), active.tokens, active.latents, active.values
 

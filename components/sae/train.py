@@ -115,11 +115,11 @@ def train_sae(
     yield from taken
     sae.to(device)
     model, optimizer = accelerator.prepare(sae, optimizer)
-    room = torch.empty(params.batch, sae.d_sae, device=device)
+    workspace = torch.empty(params.batch, sae.d_sae, device=device)
     rank, ranks = accelerator.process_index, accelerator.num_processes
     for step in range(start, params.steps):
         x = store.batch(params.batch, generator(params.seed + rank, "sae", step)).to(device) * scale
-        decoded, *entries = model(x, params.activation, room)
+        decoded, *entries = model(x, params.activation, workspace)
         active = Active(*entries)
         positive = active.values > 0
         fired: Any = accelerator.reduce(torch.zeros_like(sae.b_enc).index_fill(0, active.latents[positive], 1.0))
@@ -127,7 +127,7 @@ def train_sae(
         idle = torch.where(fired, 0, idle + len(x) * ranks)
         dead = idle > params.dead_after
         unexplained = fvu(x, decoded)
-        auxiliary = auxiliary_loss(sae, x, (x - decoded).detach(), dead.to(device), params.auxk, room)
+        auxiliary = auxiliary_loss(sae, x, (x - decoded).detach(), dead.to(device), params.auxk, workspace)
         optimizer.zero_grad()
         accelerator.backward(unexplained + params.auxk_coefficient * auxiliary)
         sae.project_gradient()

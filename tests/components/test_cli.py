@@ -68,7 +68,11 @@ def test_listing_requests_loads_no_torch():
         (("request", "add", "unicorn"), 2, "concept 'unicorn' is not in the world openmoji; use one of"),
         (("request", "add", "cat"), 2, "'cat' is a name of both r-5c1e09a7 and"),
         (("request", "add", "owl", "--anchor", "owl"), 2, "the anchor 'owl' is the target itself"),
-        (("request", "add", "animal", "--kind", "category", "--anchor", "castle"), 2, "the anchor 'dog' is erased by r-"),
+        (
+            ("request", "add", "animal", "--kind", "category", "--anchor", "castle"),
+            2,
+            "the anchor 'dog' is erased by r-",
+        ),
         (("request", "show", "r-0"), 2, "request 'r-0' is not in requests.yaml; use one of: r-5c1e09a7"),
         (("request", "remove", "r-0"), 2, "request 'r-0' is not in requests.yaml"),
         (("generate", "a cat", "--output", "nowhere/x.png"), 2, "--output nowhere/x.png cannot be written"),
@@ -179,10 +183,23 @@ def test_generate_writes_a_png(tmp_path, expunge):
     from PIL import Image
 
     for name, seed, more in (("one", 3, ()), ("two", 3, ()), ("three", 4, ()), ("four", 3, ("--dry-run",))):
-        drawn = ("a cat in neon style", "--variant", "base", "--seed", seed, "--output", tmp_path / f"{name}.png", *more)
+        drawn = (
+            "a cat in neon style",
+            "--variant",
+            "base",
+            "--seed",
+            seed,
+            "--output",
+            tmp_path / f"{name}.png",
+            *more,
+        )
         done = expunge("generate", *drawn, cwd=ROOT)
         assert done.code == 0, done.error  # on a fresh clone too: the base needs neither filter nor adapters
 
     assert Image.open(tmp_path / "one.png").size == (64, 64)
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes() != (tmp_path / "three.png").read_bytes()
+    assert (
+        (tmp_path / "one.png").read_bytes()
+        == (tmp_path / "two.png").read_bytes()
+        != (tmp_path / "three.png").read_bytes()
+    )
     assert not (tmp_path / "four.png").exists()

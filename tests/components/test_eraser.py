@@ -76,10 +76,12 @@ def test_an_adapter_without_a_filter_acts_on_every_prompt(tiny_pipe, adapters):
     assert eraser.read(["a cat", "a castle"]).adapters() == [("r",), ("r",)]
 
 
-def test_each_prompt_is_encoded_once(eraser, monkeypatch):
+def test_each_prompt_is_encoded_once(eraser):
     """Reading prompts for one variant asks the encoder once for each distinct prompt, and once for the empty one."""
     rows = []
-    handle = eraser.pipe.text_encoder.register_forward_pre_hook(lambda _, args, kwargs: rows.append(len(args[0] if args else kwargs["input_ids"])), with_kwargs=True)
+    handle = eraser.pipe.text_encoder.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(len(args[0] if args else kwargs["input_ids"])), with_kwargs=True
+    )
     eraser.read(["a cat", "a castle", "a cat"])
     handle.remove()
 
@@ -164,7 +166,9 @@ def test_painter_draws_no_image_twice(eraser, monkeypatch):
     """What two variants or requests share is drawn once: unflagged prompts are the base's, and a joint scope repeats single ones."""
     painter, seeds = Painter(eraser, batch=3), []
     whole = Eraser.paint
-    monkeypatch.setattr(Eraser, "paint", lambda self, erased, listed, **k: seeds.extend(listed) or whole(self, erased, listed, **k))
+    monkeypatch.setattr(
+        Eraser, "paint", lambda self, erased, listed, **k: seeds.extend(listed) or whole(self, erased, listed, **k)
+    )
     cat, castle = ImageSpec("a cat", 1), ImageSpec("a castle", 2)
     base, gated, joint = (
         painter.images(Wanted((cat, castle, cat), variant, requests))

@@ -46,7 +46,9 @@ def test_a_stage_reaches_all_that_it_imports(name):
         f"import sys, {module}\n"
         "print('\\n'.join(m.__file__ for m in list(sys.modules.values()) if (getattr(m, '__file__', None) or '').startswith(sys.argv[1])))"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(ROOT)], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(ROOT)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     loaded = {str(Path(f).relative_to(ROOT)) for f in done.stdout.split() if f"{ROOT}/components" in f}
 
     assert loaded
@@ -158,7 +160,11 @@ def test_documents_name_commands_that_there_are(path):
     known = set(commands(typer.main.get_command(app)))
     makefile = (ROOT / "Makefile").read_text()
     text = path.read_text()
-    wrong = [words for words in used(text) if words[:1] not in known or (words[:1] in {k[:1] for k in known if len(k) > 1} and words[:2] not in known)]
+    wrong = [
+        words
+        for words in used(text)
+        if words[:1] not in known or (words[:1] in {k[:1] for k in known if len(k) > 1} and words[:2] not in known)
+    ]
 
     assert wrong == []
     assert [t for t in re.findall(r"`make (\w+)", text) if not re.search(rf"^{t}:", makefile, re.MULTILINE)] == []
@@ -168,7 +174,9 @@ def test_readme_shows_commands():
     """The test above has something to look at: the README names both make commands and several of expunge."""
     text = (ROOT / "README.md").read_text()
 
-    assert {("retrain",), ("generate",), ("request", "add")} <= {w[:2] if w[0] == "request" else w[:1] for w in used(text)}
+    assert {("retrain",), ("generate",), ("request", "add")} <= {
+        w[:2] if w[0] == "request" else w[:1] for w in used(text)
+    }
     assert "make run" in text
     assert "make test" in text
 
@@ -209,7 +217,9 @@ def test_ci_runs_the_readmes_test_command():
 @pytest.fixture
 def copy(tmp_path):
     """The project's own files, without artifacts, as a DVC project."""
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
     for name in filter(None, tracked):
         if (ROOT / name).is_file() and not name.startswith(("reports/", "docs/", "research/results/")):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -75,7 +75,11 @@ def test_a_record_says_what_the_world_knows():
     cat, neon = (make_record(i, r, WORLD) for i, r in REQUESTS.items())
     weapon = make_record("w", Request(target="weapon", kind="category", anchor="umbrella", neighbours=("key",)), WORLD)
 
-    assert cat.names == {"select": ("cat", "kitty"), "calibrate": ("cat", "kitty"), "evaluate": ("cat", "kitty", "feline")}
+    assert cat.names == {
+        "select": ("cat", "kitty"),
+        "calibrate": ("cat", "kitty"),
+        "evaluate": ("cat", "kitty", "feline"),
+    }
     assert (cat.labels, cat.is_style, cat.avoid, cat.anchor) == (("cat",), False, ("cat", "dog", "lion"), "dog")
     assert (neon.labels, neon.is_style, neon.avoid) == (("neon",), True, ("neon", "line art"))
     assert weapon.labels == ("dagger", "knife", "axe", "bow", "pistol", "bomb", "boomerang")
@@ -109,7 +113,7 @@ def test_records_and_tables_are_read_as_they_were_written(tmp_path, prompts):
         (None, "request.json is missing; run the stage that writes it: dvc repro concepts"),
         ("{", "request.json is not JSON; write it again"),
         ('{"version": 2}', "request.json has version 2, not 1; write it again"),
-        ('[]', "request.json has version None, not 1; write it again"),
+        ("[]", "request.json has version None, not 1; write it again"),
         ('{"version": 1, "id": "a"}', "request.json: request"),
     ],
 )

@@ -9,9 +9,7 @@ from components.common.words import mentions
 from components.worlds.load import load_world
 
 WORLD = load_world("openmoji")
-PARAMS = CorpusParams(
-    captions=400, english=400, benign=BenignParams(calibrate=200, evaluate=100), held_out=0.1, seed=0
-)
+PARAMS = CorpusParams(captions=400, english=400, benign=BenignParams(calibrate=200, evaluate=100), held_out=0.1, seed=0)
 
 
 def small_corpus():

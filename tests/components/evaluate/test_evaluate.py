@@ -196,7 +196,12 @@ def retain_table(rows):
 def test_unrelated_prompts_neither_show_nor_name_a_target():
     """A prompt that shows another thing by a name that holds a target's is not unrelated: filters and adapters answer to names."""
     table = retain_table(
-        [("an owl", "owl", "neon"), ("a big cat", "tiger", ""), ("a feline", "cat", ""), ("an axe guitar", "guitar", "")]
+        [
+            ("an owl", "owl", "neon"),
+            ("a big cat", "tiger", ""),
+            ("a feline", "cat", ""),
+            ("an axe guitar", "guitar", ""),
+        ]
     )
     cat, neon = record("cat"), record("neon", "style")
 
@@ -226,7 +231,13 @@ def test_prompts_that_name_a_target_are_no_negatives():
         columns=["request", "prompt", "names_target"],
     )
     corpus = pd.DataFrame(
-        [("a kettle", "english"), ("my cats", "english"), ("a caat", "english"), ("a dog", "english"), ("ours", "sources")],
+        [
+            ("a kettle", "english"),
+            ("my cats", "english"),
+            ("a caat", "english"),
+            ("a dog", "english"),
+            ("ours", "sources"),
+        ],
         columns=["prompt", "source"],
     )
     texts = [*table["prompt"], *corpus["prompt"]]

@@ -71,7 +71,8 @@ def test_a_batch_of_another_size_is_refused(tiny_pipe):
     """Neither the prompts alone nor with as many empty ones in front: nobody knows which row is whose."""
     pipe = loaded(tiny_pipe, "r")
 
-    with pytest.raises(UserError, match=r"asked for 3 rows, and adapters are gated for 2 prompt"), gate_adapters(
-        pipe, {"r": torch.tensor([True, False])}
+    with (
+        pytest.raises(UserError, match=r"asked for 3 rows, and adapters are gated for 2 prompt"),
+        gate_adapters(pipe, {"r": torch.tensor([True, False])}),
     ):
         run(pipe, ["a cat", "a dog", "a car"])
