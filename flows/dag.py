@@ -22,4 +22,4 @@ def stage_order(root: Path) -> list[str]:
         }  # the rest is the way from where we are
         written = {name: i for i, name in enumerate(named.values())}
         graph = nx.relabel_nodes(index.graph.subgraph(listed).reverse(copy=True), named)
-    return list(nx.lexicographical_topological_sort(graph, key=lambda name: written[name]))
+    return [str(name) for name in nx.lexicographical_topological_sort(graph, key=lambda name: written[name])]

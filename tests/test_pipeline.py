@@ -140,9 +140,11 @@ def test_guidance_stage_writes_an_adapter_that_diffusers_loads(fitted):
 
     pipe = StableDiffusionPipeline.from_pretrained(fitted / "assets/openmoji", local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
-    shot = lambda: (
-        pipe("a cat", num_inference_steps=3, output_type="np", generator=torch.Generator().manual_seed(0)).images
-    )  # noqa: E731
+
+    def shot():
+        rng = torch.Generator().manual_seed(0)
+        return pipe("a cat", num_inference_steps=3, output_type="np", generator=rng).images
+
     before = shot()
     pipe.load_lora_weights(fitted / "models/guidance/r-1")
 
