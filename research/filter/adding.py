@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -18,8 +19,8 @@ from components.collect.tables import read_table, where
 from components.common.files import new_folder
 from components.common.paths import CORPUS, SAE
 from components.common.sections import read_section
-from components.diffusion.load import load_text
 from components.diffusion.params import BaseParams
+from components.diffusion.text import load_text
 from components.features.fit import fit_own, read_own, read_shared
 from components.features.params import FeaturesParams
 from components.features.reading import Reader
@@ -35,8 +36,22 @@ TIMED = 12
 """Requests that are added, one after the other."""
 
 
+class Spent(NamedTuple):
+    """Seconds to add one request."""
+
+    fit: float
+    """To select its features, fit its score and calibrate its threshold."""
+    write: float
+    """To write the filter of all requests anew."""
+
+
 def measure_adding(count: int = 100) -> list[float]:
     """Seconds to add each of `TIMED` requests to `count`, its own prompts read."""
+    return [sum(spent) for spent in time_additions(count)]
+
+
+def time_additions(count: int) -> list[Spent]:
+    """The same, step by step."""
     base, concepts = read_section("base", BaseParams), read_section("concepts", ConceptsParams)
     settings, world = read_section("features", FeaturesParams), project_world()
     reader = Reader(*load_text(base.path), base.hookpoint, read_sae(SAE)[0])
@@ -47,14 +62,15 @@ def measure_adding(count: int = 100) -> list[float]:
     own = {i: read_own(record, where(prompts, prompts["request"] == i), reader) for i, record in records.items()}
     fitted = [fit_own(records[i], own[i], shared, settings)[0] for i in requests]  # also warms up
     existing = {f"existing-{n}": fitted[n % len(fitted)] for n in range(count)}
-    seconds = []
+    out = []
     with tempfile.TemporaryDirectory() as folder:
         for i, record in tqdm(records.items(), desc=f"add to {count}", unit="request"):
             begun = time.perf_counter()
             item, _ = fit_own(record, own[i], shared, settings)
+            between = time.perf_counter()
             write_all(Path(folder) / "filter", existing | {i: item}, base.hookpoint)
-            seconds.append(time.perf_counter() - begun)
-    return seconds
+            out.append(Spent(between - begun, time.perf_counter() - between))
+    return out
 
 
 def write_all(folder: Path, filters: dict[str, RequestFilter], hookpoint: str) -> None:
@@ -65,7 +81,11 @@ def write_all(folder: Path, filters: dict[str, RequestFilter], hookpoint: str) -
 
 def run(counts: list[int]) -> None:
     """Measures and publishes."""
-    found = {str(count): quartiles(measure_adding(count)) for count in counts}
-    rows = [[count, spread(seconds), str(seconds["n"])] for count, seconds in found.items()]
-    text = table(("requests that exist", "seconds to add one, median [quartiles]", "n"), rows)
+    found = {}
+    for count in counts:
+        spent = time_additions(count)
+        steps = {step: quartiles([getattr(each, step) for each in spent]) for step in Spent._fields}
+        found[str(count)] = steps | {"total": quartiles([sum(each) for each in spent])}
+    rows = [[count, *(spread(steps[step]) for step in (*Spent._fields, "total"))] for count, steps in found.items()]
+    text = "seconds, median [quartiles]\n\n" + table(("requests that exist", *Spent._fields, "total"), rows)
     publish(NAME, {"environment": environment(PACKAGES), "seconds_to_add": found}, text)

@@ -21,8 +21,9 @@ from components.common.files import SIDECAR, canonical, digest, new_folder
 from components.common.paths import CORPUS, FILTER, SAE
 from components.common.sections import read_section
 from components.common.words import mentions
-from components.diffusion.load import accelerator_device, load_pipeline, load_text
+from components.diffusion.load import accelerator_device, load_pipeline
 from components.diffusion.params import BaseParams
+from components.diffusion.text import load_text
 from components.evaluate.metrics import Metric, proportion
 from components.evaluate.page import png
 from components.evaluate.params import EvaluateParams

@@ -6,7 +6,7 @@ import torch
 
 from components.common.files import new_folder
 from components.common.paths import CORPUS, SAE
-from components.diffusion.load import load_text
+from components.diffusion.text import load_text
 from components.features.reading import Reader
 from components.filter.artifact import read_filters
 from components.sae.model import SparseAutoencoder, write_sae
