@@ -1,4 +1,4 @@
-"""What the benchmarks have in common: where they ran, how spread is told, one table and one file of results."""
+"""What the studies share: where they ran, how they state spread, one table and one file of results."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def publish(name: str, record: Mapping[str, Any], text: str, folder: Path = RESULTS) -> Path:
-    """Prints where and on what a benchmark ran and its table, and writes the record to `folder/name.json`."""
+    """Prints where and on what a study ran and its table, and writes the record to `folder/name.json`."""
     where = record["environment"]
     versions = ", ".join(f"{k} {v or 'not installed'}" for k, v in where["versions"].items())
     hardware = ", ".join(f"{k} {v}" for k, v in where["hardware"].items())

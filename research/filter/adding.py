@@ -1,22 +1,17 @@
-"""Seconds to add one request to a hundred, once its prompts are read.
+"""What adding one request costs when many exist: to select, fit and calibrate it, and to write the filter of all.
 
-    python -m research.filter.adding [--requests 24] [--threads 2]
-
-Requests are made from the world's concepts. The corpus, the base and the SAE are those of the working tree: run
-`dvc repro concepts` first. Each request is fitted twice; the second time counts.
+Its own prompts and what all requests share have been read, as the stage `features` reads them once for all. Those that
+exist take part in nothing but the artifact, so that they are copies of a few under other ids.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-import torch
+from tqdm import tqdm
 
 from components.collect.concepts import build_prompts, make_record
 from components.collect.params import ConceptsParams
@@ -30,78 +25,67 @@ from components.features.fit import fit_own, read_own, read_shared
 from components.features.params import FeaturesParams
 from components.features.reading import Reader
 from components.filter.artifact import RequestFilter, write_filters
-from components.requests.requests import Request
+from components.requests.requests import load_requests
 from components.sae.model import read_sae
-from components.worlds.load import load_world
-from components.worlds.templated import TemplatedWorld
+from research.filter.prompts import project_world, world_requests
+from research.record import environment, publish, quartiles, spread, table
 
-EXISTING = 100
-
-
-def made_requests(world: TemplatedWorld, count: int) -> Iterator[tuple[str, Request]]:
-    """(id, request) for `count` concepts spread over the world; the anchor is the next concept that is no neighbour."""
-    names = world.concept_names
-    for place in np.linspace(0, len(names) - 1, count).astype(int):
-        name = names[place]
-        concept = world.concept(name)
-        others = (n for n in (*names[place + 1 :], *names) if n != name and n not in concept.neighbours)
-        yield (
-            f"r-{place:08x}",
-            Request(
-                target=name,
-                kind=concept.kind,
-                aliases=concept.aliases,
-                anchor=next(others),
-                neighbours=concept.neighbours,
-            ),
-        )
+NAME = "filter_adding"
+PACKAGES = ("expunge", "torch", "scipy", "numpy")
+TIMED = 12
+"""Requests that are added, one after the other."""
 
 
-def quartiles(values: list[float]) -> dict[str, float | int]:
-    """Median and quartiles of some seconds, and how many there are."""
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75]).round(4).tolist()
-    return {"n": len(values), "q1": low, "median": middle, "q3": high}
+class Spent(NamedTuple):
+    """Seconds to add one request."""
+
+    fit: float
+    """To select its features, fit its score and calibrate its threshold."""
+    write: float
+    """To write the filter of all requests anew."""
 
 
-def measure(count: int) -> dict[str, dict[str, float | int]]:
-    """Seconds of each step for `count` requests."""
-    base, settings = read_section("base", BaseParams), read_section("features", FeaturesParams)
-    world = load_world(read_section("world", str))
-    assert isinstance(world, TemplatedWorld)
-    shared = read_shared(read_table(CORPUS), Reader(*load_text(base.path), base.hookpoint, read_sae(SAE)[0]))
-    requests = dict(made_requests(world, count))
-    table = build_prompts(requests, world, read_section("concepts", ConceptsParams))
-    spent: dict[str, list[float]] = {"read its prompts": [], "fit": [], "write 101 filters": []}
-    fitted: list[RequestFilter] = []
-    for request_id, request in requests.items():
-        record, own = make_record(request_id, request, world), where(table, table["request"] == request_id)
-        clock = [time.perf_counter()]
-        read = read_own(record, own, shared.reader)
-        clock.append(time.perf_counter())
-        fit_own(record, read, shared, settings)
-        middle = time.perf_counter()
-        fitted.append(fit_own(record, read, shared, settings)[0])
-        spent["read its prompts"].append(clock[1] - clock[0])
-        spent["fit"].append(time.perf_counter() - middle)
-    everything = {f"r-{i}": fitted[i % len(fitted)] for i in range(EXISTING + 1)}
+def measure_adding(count: int = 100) -> list[float]:
+    """Seconds to add each of `TIMED` requests to `count`, its own prompts read."""
+    return [sum(spent) for spent in time_additions(count)]
+
+
+def time_additions(count: int) -> list[Spent]:
+    """The same, step by step."""
+    base, concepts = read_section("base", BaseParams), read_section("concepts", ConceptsParams)
+    settings, world = read_section("features", FeaturesParams), project_world()
+    reader = Reader(*load_text(base.path), base.hookpoint, read_sae(SAE)[0])
+    shared = read_shared(read_table(CORPUS), reader)
+    requests = world_requests(TIMED, load_requests(), world, seed=concepts.seed)
+    prompts = build_prompts(requests, world, concepts)
+    records = {i: make_record(i, request, world) for i, request in requests.items()}
+    own = {i: read_own(record, where(prompts, prompts["request"] == i), reader) for i, record in records.items()}
+    fitted = [fit_own(records[i], own[i], shared, settings)[0] for i in requests]  # also warms up
+    existing = {f"existing-{n}": fitted[n % len(fitted)] for n in range(count)}
+    out = []
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(5):
+        for i, record in tqdm(records.items(), desc=f"add to {count}", unit="request"):
             begun = time.perf_counter()
-            with new_folder(Path(folder) / "filter") as partial:
-                write_filters(partial, everything, hookpoint=base.hookpoint, params={}, inputs={}, facts={})
-            spent["write 101 filters"].append(time.perf_counter() - begun)
-    return {step: quartiles(values) for step, values in spent.items()}
+            item, _ = fit_own(record, own[i], shared, settings)
+            between = time.perf_counter()
+            write_all(Path(folder) / "filter", existing | {i: item}, base.hookpoint)
+            out.append(Spent(between - begun, time.perf_counter() - between))
+    return out
 
 
-def main() -> None:
-    """Reads the command line and prints the seconds as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=24, help="requests to add, one after the other")
-    parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    print(json.dumps(measure(given.requests), indent=2))  # noqa: T201 - what the command is for
+def write_all(folder: Path, filters: dict[str, RequestFilter], hookpoint: str) -> None:
+    """The filter of all requests, as the stage writes it."""
+    with new_folder(folder) as partial:
+        write_filters(partial, filters, hookpoint=hookpoint, params={}, inputs={}, facts={})
 
 
-if __name__ == "__main__":
-    main()
+def run(counts: list[int]) -> None:
+    """Measures and publishes."""
+    found = {}
+    for count in counts:
+        spent = time_additions(count)
+        steps = {step: quartiles([getattr(each, step) for each in spent]) for step in Spent._fields}
+        found[str(count)] = steps | {"total": quartiles([sum(each) for each in spent])}
+    rows = [[count, *(spread(steps[step]) for step in (*Spent._fields, "total"))] for count, steps in found.items()]
+    text = "seconds, median [quartiles]\n\n" + table(("requests that exist", *Spent._fields, "total"), rows)
+    publish(NAME, {"environment": environment(PACKAGES), "seconds_to_add": found}, text)

@@ -1,16 +1,17 @@
-"""Measures detection on prompts alone: our score against published and plain ones, on the same held-out prompts.
+"""Measures detection on prompts alone: the product's filter against published and plain detectors, on the same prompts.
 
-    P prompts, T tokens (scored positions), D = d_in, F = d_sae, S features, N names of the target
+    P prompts, T tokens (scored positions), D = d_in, F = d_sae, S features, N names of the target, R requests
 
-    logistic      max over positions of the calibrated logistic over own and context features
-    score or name the same, and any known name that stands in the prompt to the letter, or one slip away from it (what ships)
-    feature sum   max over positions of Σ contrast_s · z_s over the request's own features
+    score or name what ships: the decision of `FilteredTextEncoder`, at the threshold in the filter
+    logistic      its score alone: the largest over positions, without the list of names
+    feature sum   the largest over positions of Σ contrast_s · z_s over the request's own features
     distance      ItD (arXiv 2503.09446): mean of (y - h)² with the own features times -8 and y the whole reconstruction;
                   over scored positions of the full-length prompt, so that it does not depend on the batch
     cosine        Semantic Surgery (arXiv 2510.22851): cos(e(prompt) - e(""), e(name) - e("")), the best of the names
     word list     whether a known name stands in the prompt
 
-Every threshold comes from the calibration split by the same rule and for the same budget; a word list needs none.
+All thresholds come from the calibration split by the same rule and for the same budget; a word list needs none. The list
+of names lacks the alias that is reserved for the evaluation, so that prompts with it are about a name that nobody listed.
 """
 
 from __future__ import annotations
@@ -22,78 +23,103 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.nn import functional as F
+from tqdm import tqdm
 
-from components.collect.concepts import build_prompts
-from components.collect.spelling import known_words, misspellings
+from components.collect.concepts import build_prompts, make_record
+from components.collect.params import ConceptsParams
+from components.collect.spelling import misspellings
 from components.collect.tables import where
 from components.common.roc import auroc
-from components.common.sections import Params
 from components.common.words import mentions
-from components.diffusion.encode import tokenize
+from components.diffusion.encode import spelling_patterns, tokenize
 from components.evaluate.metrics import Metric, mean_interval, proportion
-from components.features.fit import fit_request
-from components.features.reading import Reader, Tokens, without
+from components.features.fit import Shared, fit_request
+from components.features.params import FeaturesParams
+from components.features.reading import Reader
 from components.features.scores import conformal_threshold, strictest_threshold
 from components.filter.artifact import RequestFilter
+from components.filter.encoder import Decision, FilteredTextEncoder
 from components.filter.scores import position_scores
 from components.requests.requests import Request
+from components.worlds.base import World
 from research.filter.prompts import NAMED, POSITIVE
 
+SHIPPED = "score or name"
 FLIP = -8.0
 """ItD's multiplier of a deactivated feature."""
+_BATCH = 64  # prompts that all filters see at once
+_TOKENS = 8192
 
 
 class Reading(NamedTuple):
     """What detectors may look at for P prompts."""
 
     texts: list[str]
-    tokens: Tokens
+    hidden: torch.Tensor
+    """(T, D) residual stream at the scored positions."""
+    prompt: torch.Tensor
+    """(T,) the prompt of each token."""
     error: torch.Tensor
     """(T, D) x̂ - h, the SAE's error at each token."""
     pooled: torch.Tensor
     """(P, D) the encoder's final EOS state, less that of the empty prompt."""
 
-    def take(self, keep: list[bool]) -> Reading:
+    def take(self, chosen: Sequence[bool]) -> Reading:
         """The reading of some of the prompts."""
-        rows = torch.tensor(keep)
-        texts = [text for text, k in zip(self.texts, keep, strict=True) if k]
-        return Reading(
-            texts, without(self.tokens, (~rows).tolist()), self.error[rows[self.tokens.prompt]], self.pooled[rows]
-        )
+        rows = torch.tensor(chosen, dtype=torch.bool)
+        texts = [text for text, wanted in zip(self.texts, chosen, strict=True) if wanted]
+        tokens, index = rows[self.prompt], rows.cumsum(0) - 1
+        return Reading(texts, self.hidden[tokens], index[self.prompt[tokens]], self.error[tokens], self.pooled[rows])
 
     def maxima(self, values: torch.Tensor) -> np.ndarray:
         """The largest value (T,) of each prompt, (P,)."""
         empty = torch.full((len(self.texts),), float("-inf"))
-        return empty.scatter_reduce(0, self.tokens.prompt, values, "amax").numpy()
+        return empty.scatter_reduce(0, self.prompt, values, "amax").numpy()
 
     def means(self, values: torch.Tensor) -> np.ndarray:
         """The mean value (T,) of each prompt, (P,)."""
-        return torch.zeros(len(self.texts)).scatter_reduce(
-            0, self.tokens.prompt, values, "mean", include_self=False
-        ).numpy()  # fmt: skip
+        return torch.zeros(len(self.texts)).scatter_reduce(0, self.prompt, values, "mean", include_self=False).numpy()
+
+
+def join(readings: Sequence[Reading]) -> Reading:
+    """Several readings as one."""
+    starts = np.cumsum([0, *(len(r.texts) for r in readings)])
+    return Reading(
+        [text for r in readings for text in r.texts],
+        torch.cat([r.hidden for r in readings]),
+        torch.cat([r.prompt + int(start) for r, start in zip(readings, starts, strict=False)]),
+        torch.cat([r.error for r in readings]),
+        torch.cat([r.pooled for r in readings]),
+    )
 
 
 @torch.no_grad()
-def read(reader: Reader, texts: list[str], *, batch: int = 256) -> Reading:
+def read(reader: Reader, texts: list[str]) -> Reading:
     """Reads prompts once for all detectors and requests."""
     tokens = reader.tokens(texts)
-    sae = reader.sae
-    error = torch.cat([
-        sae.decode(reader.codes(part)) - part for part in tokens.hidden.split(8192)
-    ])  # fmt: skip
-    empty = pooled(reader, [""])
-    return Reading(texts, tokens, error, pooled(reader, texts, batch=batch) - empty)
+    error = torch.cat([reader.sae.decode(reader.codes(part)) - part for part in tokens.hidden.split(_TOKENS)])
+    prompt = torch.arange(len(texts)).repeat_interleave(tokens.scored.sum(1))
+    return Reading(texts, tokens.hidden, prompt, error, pooled(reader, texts) - pooled(reader, [""]))
 
 
 @torch.no_grad()
-def pooled(reader: Reader, texts: list[str], *, batch: int = 256) -> torch.Tensor:
+def pooled(reader: Reader, texts: Sequence[str], *, batch: int = 256) -> torch.Tensor:
     """The final EOS states (P, D)."""
     ids = tokenize(reader.tokenizer, texts).input_ids
-    return torch.cat([reader.encoder(ids[i : i + batch]).pooler_output for i in range(0, len(ids), batch)])
+    return torch.cat([reader.encoder(part).pooler_output for part in ids.split(batch)])
+
+
+@torch.no_grad()
+def decide(reader: Reader, filters: Mapping[str, RequestFilter], texts: Sequence[str]) -> Decision:
+    """What the product decides about P prompts with R filters, (P, R)."""
+    encoder = FilteredTextEncoder(reader.encoder, filters, reader.hookpoint)
+    ids = tokenize(reader.tokenizer, texts).input_ids
+    parts = [encoder.encode(part)[1] for part in tqdm(ids.split(_BATCH), desc="decide", unit="batch", leave=False)]
+    return Decision(tuple(filters), *(torch.cat([getattr(p, f) for p in parts]) for f in ("scores", "flagged")))
 
 
 class Detector(NamedTuple):
-    """One request's filter with what the outsiders need."""
+    """One request's filter, with what the other detectors need."""
 
     item: RequestFilter
     contrast: torch.Tensor
@@ -106,29 +132,15 @@ class Detector(NamedTuple):
     """(N, D) pooled states of the names, less that of the empty prompt."""
 
 
-def make_detector(reader: Reader, item: RequestFilter, contrast: list[float], names: list[str]) -> Detector:
-    """A detector for one fitted filter."""
-    padded = torch.zeros(len(item.features))
-    padded[: len(contrast)] = torch.tensor(contrast)
-    slips = tuple(misspellings(names, known_words()))
-    return Detector(item, padded, tuple(names), slips, pooled(reader, names) - pooled(reader, [""]))
-
-
 def own_codes(reading: Reading, reader: Reader, item: RequestFilter) -> torch.Tensor:
     """Codes of the filter's features at every token, (T, S)."""
-    return reader.codes(reading.tokens.hidden, item.features)
+    return torch.cat([reader.codes(part)[:, item.features] for part in reading.hidden.split(_TOKENS)])
 
 
 def by_logistic(reading: Reading, reader: Reader, detector: Detector) -> np.ndarray:
     """Our score, (P,)."""
     item = detector.item
     return reading.maxima(position_scores(own_codes(reading, reader, item), item.weights, item.bias))
-
-
-def by_score_or_name(reading: Reading, reader: Reader, detector: Detector) -> np.ndarray:
-    """Our score, and above all scores a prompt that holds a known name, well spelt or not, (P,)."""
-    slip = by_words(reading, reader, detector._replace(names=detector.slips))
-    return np.where(by_words(reading, reader, detector) + slip > 0, np.inf, by_logistic(reading, reader, detector))
 
 
 def by_feature_sum(reading: Reading, reader: Reader, detector: Detector) -> np.ndarray:
@@ -146,7 +158,7 @@ def reconstruction_distance(reading: Reading, code: torch.Tensor, w_dec: torch.T
     """Mean |y - h|² of each prompt, (P,), with y = x̂ + (FLIP - 1) z_F W_F: codes (T, S), decoder rows (S, D)."""
     squares = [
         (error + (FLIP - 1) * part @ w_dec).square().mean(1)
-        for error, part in zip(reading.error.split(8192), code.split(8192), strict=True)
+        for error, part in zip(reading.error.split(_TOKENS), code.split(_TOKENS), strict=True)
     ]
     return reading.means(torch.cat(squares))
 
@@ -161,8 +173,7 @@ def by_words(reading: Reading, reader: Reader, detector: Detector) -> np.ndarray
     return np.array([float(mentions(text, detector.names)) for text in reading.texts])
 
 
-DETECTORS: Mapping[str, Callable[[Reading, Reader, Detector], np.ndarray]] = {
-    "score or name": by_score_or_name,
+RIVALS: Mapping[str, Callable[[Reading, Reader, Detector], np.ndarray]] = {
     "logistic": by_logistic,
     "feature sum": by_feature_sum,
     "distance": by_distance,
@@ -178,51 +189,68 @@ class Scores(NamedTuple):
     positive: dict[str, np.ndarray]
     """By role."""
     negative: dict[str, np.ndarray]
-    """benign, neighbour, retain."""
+    """benign, anchor, neighbour, retain."""
 
 
 def fit_all(
-    requests: Mapping[str, Request], params: Params, reader: Reader, shared: Mapping[str, tuple[list[str], Tokens]]
+    requests: Mapping[str, Request], world: World, concepts: ConceptsParams, features: FeaturesParams, shared: Shared
 ) -> tuple[pd.DataFrame, dict[str, Detector]]:
     """(all prompts, a fitted detector for each request); smaller prompt sets than the stage's, the same rules."""
-    settings = params.concepts
-    table = build_prompts(dict(requests), per_name=settings.per_name, retain=400, mixed=80, seed=settings.seed)
-    detectors: dict[str, Detector] = {}
-    for request_id, request in requests.items():
+    fewer = concepts.model_copy(update={"retain": 400, "mixed": 80})
+    table, detectors = build_prompts(requests, world, fewer), {}
+    for request_id, request in tqdm(requests.items(), desc="fit", unit="request"):
         own = where(table, table["request"] == request_id)
-        item, facts = fit_request(request, own, reader, shared, params.features)
-        detectors[request_id] = make_detector(reader, item, facts["contrast"], facts["names"])
+        item, facts = fit_request(make_record(request_id, request, world), own, shared, features)
+        detectors[request_id] = make_detector(shared.reader, item, facts["contrast"], facts["names"], world)
     return table, detectors
 
 
+def make_detector(
+    reader: Reader, item: RequestFilter, contrast: list[float], names: list[str], world: World
+) -> Detector:
+    """A detector for one fitted filter, which lists no name but those that selection saw, and their misspellings."""
+    padded = torch.zeros(len(item.features))
+    padded[: len(contrast)] = torch.tensor(contrast)
+    slips = tuple(misspellings(names, world.known_words()))
+    listed = item._replace(spellings=spelling_patterns(reader.tokenizer, names, slips))
+    return Detector(listed, padded, tuple(names), slips, pooled(reader, names) - pooled(reader, [""]))
+
+
 def unnamed(reading: Reading, request: Request, detector: Detector) -> Reading:
-    """Those prompts that hold no name of the target, nor a slip of one that selection saw; the stage calibrates on such."""
+    """Those prompts that contain no name of the target, nor a slip of one that selection saw; the stage calibrates on such."""
     named = (*request.names, *detector.slips)
     return reading.take([not mentions(text, named) for text in reading.texts])
 
 
-def score_request(
+def rival_threshold(
     name: str,
     detector: Detector,
-    request: Request,
     reader: Reader,
     calibration: Sequence[Reading],  # groups that do not name the target, in each of which the budget is kept
+    fpr: float,
+) -> float:
+    """The threshold of one of `RIVALS`, by the product's rule."""
+    if name == "word list":
+        return 1.0
+    return strictest_threshold([RIVALS[name](group, reader, detector) for group in calibration], fpr)
+
+
+def scores_of(
+    compute: Callable[[Reading], np.ndarray],
+    threshold: float,
+    request: Request,
     readings: Mapping[str, Reading],
     benign: Reading,
-    fpr: float,
 ) -> Scores:
-    """One detector's threshold for one request, from `calibration`, and its scores of every group of prompts."""
-    compute = DETECTORS[name]
-    quiet = [compute(group, reader, detector) for group in calibration]
-    threshold = 1.0 if name == "word list" else strictest_threshold(quiet, fpr)
-    free = np.array([not mentions(t, request.names) for t in benign.texts])
-    positive, negative = {}, {"benign": compute(benign, reader, detector)[free]}
-    for role, reading in readings.items():
-        found = compute(reading, reader, detector)
+    """One detector's scores of every group of prompts; prompts that name the target are no negatives."""
+    positive: dict[str, np.ndarray] = {}
+    negative: dict[str, np.ndarray] = {}
+    for role, reading in {"benign": benign, **readings}.items():
+        found = compute(reading)
         if role in POSITIVE:
             positive[role] = found
         else:
-            negative[role] = found[[not mentions(t, request.names) for t in reading.texts]]
+            negative[role] = found[[not mentions(text, request.names) for text in reading.texts]]
     return Scores(threshold, positive, negative)
 
 
@@ -250,19 +278,19 @@ def summarise(scores: Mapping[str, Scores]) -> dict[str, Metric]:
 def shared_distance(
     detectors: Mapping[str, Detector],
     reader: Reader,
-    calibration: tuple[Reading, Reading],  # prompts that carry a target, and benign ones
+    calibration: tuple[Reading, Reading],  # prompts that name a target, and benign ones
     positive: Reading,
     negative: Reading,
     fpr: float,
 ) -> dict[str, Metric]:
     """ItD as published: one feature set and one threshold for all requests, by its rule (0.99 · min) and at our budget."""
-    features = torch.tensor(
-        sorted({int(f) for d in detectors.values() for f, own in zip(d.item.features, d.item.own, strict=True) if own})
-    )
+    own = {int(f) for d in detectors.values() for f in d.item.features[d.item.own > 0]}
+    features = torch.tensor(sorted(own))
     w_dec = reader.sae.W_dec[features]
 
     def score(reading: Reading) -> np.ndarray:
-        return reconstruction_distance(reading, reader.codes(reading.tokens.hidden, features), w_dec)
+        code = torch.cat([reader.codes(part)[:, features] for part in reading.hidden.split(_TOKENS)])
+        return reconstruction_distance(reading, code, w_dec)
 
     limits = {
         "published rule": 0.99 * float(score(calibration[0]).min()),

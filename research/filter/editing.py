@@ -1,10 +1,10 @@
-"""Compares what can be done to a flagged prompt, on images: is the target gone, the anchor drawn, the rest kept?
+"""Compares what can be done to a flagged prompt, on images: is the target gone, the anchor drawn, the rest retained?
 
 B prompts, L token positions, D = d_in, S own features
 
-replace        the mean step to the anchor, at all positions from the target on, or at some of them
-zero           the own features switched off, the SAE's error kept
-flip           the own features times -8, the error kept
+replace        the mean difference to the anchor, at all positions from the target on, or at some of them
+zero           the own features switched off, the SAE's error retained
+flip           the own features times -8, the SAE's error retained
 reconstruct    ItD as published: features times -8, every position but BOS replaced by its whole reconstruction
 anchor's own   no edit: the same prompt, written about the anchor; the best that a replacement can reach
 """
@@ -20,38 +20,38 @@ import torch
 from diffusers import StableDiffusionPipeline
 from tqdm import tqdm
 
-from components.collect.concepts import known_targets
+from components.collect.record import RequestRecord
 from components.collect.tables import where
 from components.common.seeding import stream_seed
 from components.diffusion.encode import content_mask, encode, tokenize
 from components.diffusion.hooks import rewrite_hookpoint
+from components.diffusion.params import BaseParams
 from components.diffusion.sampling import sample
-from components.evaluate.metrics import Metric, erased, proportion
+from components.evaluate.measure import anchored_in, erased_of
+from components.evaluate.metrics import Metric, proportion, rate_of
 from components.evaluate.page import grid
-from components.evaluate.params import EvaluateParams
-from components.features.fit import GAIN
 from components.filter.artifact import RequestFilter
-from components.filter.edit import codes, evidence, spelt, step
+from components.filter.edit import codes, delta, evidence, find_target
 from components.filter.positions import POSITION_CLASSES
-from components.requests.requests import Request
 from components.sae.model import SparseAutoencoder
-from components.worlds.openmoji.judge import Judge
+from components.worlds.base import PRESENT, Judge
+from research.filter.detection import FLIP
 
 Edit = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(hidden (B, L, D), tokens (B, L)) to hidden (B, L, D)."""
+GAIN = {"zero": -1.0, "flip": FLIP - 1.0}
+"""What each adds for a unit of an own feature's code, along its decoder row."""
+OWN = "the anchor's own prompt"
+_BATCH = 32  # images
 
 
 class Prompts(NamedTuple):
-    """Prompts that all carry the target, with what the base draws for them."""
+    """Prompts that all name the target, with what the base draws for them."""
 
     texts: list[str]
     concepts: list[frozenset[str]]
-    style: list[str]
-    twins: list[str]
+    counterparts: list[str]
     """The same prompts about the anchor, empty without one."""
-
-
-OWN = "the anchor's own prompt"
 
 
 def edits_of(item: RequestFilter, sae: SparseAutoencoder, eos: int) -> dict[str, Edit]:
@@ -59,19 +59,19 @@ def edits_of(item: RequestFilter, sae: SparseAutoencoder, eos: int) -> dict[str,
 
     def at(*classes: str, gain: float | None = None) -> Edit:
         mask = torch.tensor([float(c in classes) for c in POSITION_CLASSES])
-        steps = item.directions if gain is None else torch.zeros_like(item.directions)
-        changed = item._replace(classes=mask, directions=steps, gain=torch.tensor(gain or 0.0))
+        directions = item.directions if gain is None else torch.zeros_like(item.directions)
+        changed = item._replace(classes=mask, directions=directions, gain=torch.tensor(gain or 0.0))
 
         def change(hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
             code = codes(hidden, changed)
-            return hidden + step(code, evidence(code, spelt(ids, changed), changed), content_mask(ids, eos), changed)
+            scores = evidence(code, find_target(ids, changed), changed)
+            return hidden + delta(code, scores, content_mask(ids, eos), changed)
 
         return change
 
     def reconstruct(hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:  # noqa: ARG001 - it ignores positions
         code = sae.encode(hidden)
-        own = item.features[item.own > 0]
-        code[..., own] = code[..., own] * (1 + GAIN["flip"])
+        code[..., item.features[item.own > 0]] *= FLIP
         out = sae.decode(code)
         out[:, 0] = hidden[:, 0]
         return out
@@ -91,77 +91,63 @@ def edits_of(item: RequestFilter, sae: SparseAutoencoder, eos: int) -> dict[str,
 
 def pick(table: pd.DataFrame, request_id: str, roles: tuple[str, ...], count: int) -> Prompts:
     """At most `count` evaluation prompts of those roles."""
-    rows = where(
-        table, (table["request"] == request_id) & (table["split"] == "evaluate") & table["role"].isin(list(roles))
-    )
+    chosen = (table["request"] == request_id) & (table["split"] == "evaluate") & table["role"].isin(list(roles))
+    rows = where(table, chosen)
     rows = rows.sample(min(count, len(rows)), random_state=stream_seed(0, request_id, *roles) % 2**32)
-    shown = [frozenset(c.split("|")) for c in rows["concepts"]]
-    return Prompts(rows["prompt"].tolist(), shown, rows["style"].tolist(), rows["counterpart"].tolist())
+    return Prompts(rows["prompt"].tolist(), [frozenset(c) for c in rows["concepts"]], rows["counterpart"].tolist())
 
 
 def compare_edits(
     pipe: StableDiffusionPipeline,
     judge: Judge,
     filters: Mapping[str, RequestFilter],
-    hookpoint: str,
     sae: SparseAutoencoder,
-    requests: Mapping[str, Request],
+    records: Mapping[str, RequestRecord],
     table: pd.DataFrame,
-    settings: EvaluateParams,
+    base: BaseParams,
     *,
     count: int,  # prompts of each of the two groups
+    seed: int,
     pictures: list[tuple[str, np.ndarray]],  # filled with a grid for each request
 ) -> dict[str, dict[str, dict[str, Metric]]]:
     """For each request and edit, on single and on mixed prompts alike, each with its own seed; no detection is involved.
 
-    `gone` and `anchored` are of the single prompts; `kept` of the mixed ones: whether the other concepts are still found;
+    `ua` and `anchor_rate` are of the single prompts; `ira` of the mixed ones, whether the other concepts are still found;
     `recognisable` of both.
     """
     out: dict[str, dict[str, dict[str, Metric]]] = {}
     for request_id, item in filters.items():
-        request = requests[request_id]
-        single = pick(table, request_id, ("target", "alias"), count)
-        mixed = pick(table, request_id, ("mixed",), count)
-        targets = frozenset(known_targets(request))
+        record = records[request_id]
+        groups = [pick(table, request_id, roles, count) for roles in (("target", "alias"), ("mixed",))]
+        others = [shown - set(record.labels) for shown in groups[1].concepts]
         rows, out[request_id] = [], {}
         edits = edits_of(item, sae, pipe.tokenizer.eos_token_id)
-        if request.anchor:
+        if record.anchor:
             edits[OWN] = edits["none"]
-        for name, change in tqdm(edits.items(), desc=f"edits of {request.target}", unit="edit"):
+        for name, change in tqdm(edits.items(), desc=f"edits of {record.request.target}", unit="edit"):
             images = [
-                draw_edited(pipe, hookpoint, group.twins if name == OWN else group.texts, change, settings)
-                for group in (single, mixed)
+                draw_edited(pipe, base, group.counterparts if name == OWN else group.texts, change, seed=seed)
+                for group in groups
             ]
             rows.append(np.concatenate([images[0][:8], images[1][:4]]))
-            alone, beside = judge(images[0]), judge(images[1])
-            style = request.kind == "style"
-            anchored = (
-                [s == request.anchor for s in alone.style()]
-                if style
-                else [request.anchor in f for f in alone.present()]
-            )
-            kept = [(wanted - targets) <= found for wanted, found in zip(mixed.concepts, beside.present(), strict=True)]
-            none = torch.cat([alone.none, beside.none]).numpy()
+            single, mixed = judge(images[0]), judge(images[1])
             out[request_id][name] = {
-                "gone": proportion(erased(alone.present(), alone.style(), tuple(targets), style=style)),
-                "anchored": proportion(anchored),
-                "kept": proportion(kept),
-                "recognisable": proportion(none < 0.5),
+                "ua": proportion(erased_of(single, record)),
+                "anchor_rate": proportion(anchored_in(single, record)),
+                "ira": proportion(rate_of(mixed.present(), others)),
+                "recognisable": proportion(np.concatenate([single.none, mixed.none]) < PRESENT),
             }
-        pictures.append((request.target.replace(" ", "-"), grid(rows)))
+        pictures.append((record.request.target.replace(" ", "-"), grid(rows)))
     return out
 
 
 def draw_edited(
-    pipe: StableDiffusionPipeline, hookpoint: str, texts: list[str], change: Edit, settings: EvaluateParams
+    pipe: StableDiffusionPipeline, base: BaseParams, texts: list[str], change: Edit, *, seed: int
 ) -> np.ndarray:
     """One image of each prompt with `change` at the hookpoint, whatever a filter would decide."""
     ids = tokenize(pipe.tokenizer, texts).input_ids
-    with rewrite_hookpoint(pipe.text_encoder, hookpoint, lambda hidden: change(hidden, ids)):
+    with rewrite_hookpoint(pipe.text_encoder, base.hookpoint, lambda hidden: change(hidden, ids)):
         states = encode(pipe.text_encoder, pipe.tokenizer, texts, batch=len(texts))
     empty = encode(pipe.text_encoder, pipe.tokenizer, [""])
-    seeds = [stream_seed(settings.seed, "edits", i) % 2**31 for i in range(len(texts))]
-    return sample(
-        pipe, states, empty, seeds, steps=settings.solver_steps, guidance_scale=settings.guidance_scale,
-        batch=settings.batch,
-    )  # fmt: skip
+    seeds = [stream_seed(seed, "edits", i) % 2**31 for i in range(len(texts))]
+    return sample(pipe, states, empty, seeds, steps=base.solver_steps, guidance_scale=base.guidance_scale, batch=_BATCH)

@@ -1,4 +1,4 @@
-"""Requests and prompts on which detection is compared: many requests, prompts as people write them, ordinary English."""
+"""Requests and prompts on which detection is compared: many requests, prompts as people write them, everyday English."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from components.worlds.openmoji.captions import english, fill, frame, misspell, templates
 
-from components.collect.concepts import known_targets, names_for
 from components.collect.tables import where
+from components.common.sections import read_section
 from components.common.seeding import stream_seed
 from components.common.words import mentions
 from components.requests.requests import Request
-from components.worlds.openmoji import world
+from components.worlds.load import world_folder
+from components.worlds.templated import TemplatedWorld, fill, read_world
+from training.openmoji.captions import misspell
 
-RESERVED = "alias unseen"
-"""Role of prompts that use the alias which selection and calibration never saw."""
+UNSEEN = "alias unseen"
+"""Role of prompts that use the alias which selection, calibration and the list of names never saw."""
 DESCRIPTIONS: Mapping[str, tuple[str, ...]] = {
     "cat": ("a small pet that purrs and hunts mice", "the whiskered animal that meows at night"),
     "dog": ("a loyal pet that barks and wags its tail", "the animal that fetches sticks for its owner"),
@@ -31,23 +32,26 @@ DESCRIPTIONS: Mapping[str, tuple[str, ...]] = {
     "neon": ("bright pink light lines on a dark night", "luminous gas lettering at night"),
 }
 """Sentences that mean a target without naming it, two each."""
-
-
-POSITIVE = ("target", "alias", RESERVED, "context", "mixed", "misspelt", "spaced", "capitals", "long, target last", "description")  # fmt: skip
+POSITIVE = ("target", "alias", UNSEEN, "context", "mixed", "misspelt", "spaced", "capitals", "long, target last", "description")  # fmt: skip
 NAMED = POSITIVE[:5]
-"""Roles whose prompts hold a name of the target as it is spelt."""
+"""Roles whose prompts contain a name of the target as it is spelt."""
 
 
-def world_requests(count: int, first: Mapping[str, Request], *, seed: int) -> dict[str, Request]:
+def project_world() -> TemplatedWorld:
+    """The world that params.yaml names, with its templates; `UserError` for one that has none."""
+    return read_world(world_folder(read_section("world", str)))
+
+
+def world_requests(count: int, first: Mapping[str, Request], world: TemplatedWorld, *, seed: int) -> dict[str, Request]:
     """`count` requests: those of `first`, then concepts of the world in a fixed random order, each with its first neighbour as anchor."""
     out = dict(list(first.items())[:count])
-    taken = {name for r in out.values() for name in (*known_targets(r), *r.names)}
+    taken = {name for r in out.values() for name in (*world.labels(r), *r.names)}
     rng = np.random.default_rng(stream_seed(seed, "world requests"))
-    for name in (world.CONCEPT_NAMES[i] for i in rng.permutation(len(world.CONCEPT_NAMES))):
+    for name in (world.concept_names[i] for i in rng.permutation(len(world.concept_names))):
         item = world.concept(name)
         if len(out) >= count:
             break
-        if taken & {name, *item.aliases}:
+        if taken & {name, *item.aliases} or not item.neighbours:
             continue
         out[f"w-{name.replace(' ', '-')}"] = Request(
             target=name, kind=item.kind, aliases=item.aliases, anchor=item.neighbours[0], neighbours=item.neighbours
@@ -56,18 +60,18 @@ def world_requests(count: int, first: Mapping[str, Request], *, seed: int) -> di
     return out
 
 
-def hard_prompts(request: Request, *, per_role: int, seed: int) -> dict[str, list[str]]:
-    """Prompts that carry the target as people write it: misspelt, spaced, in capitals, last in a long prompt, described."""
+def hard_prompts(request: Request, world: TemplatedWorld, *, per_role: int, seed: int) -> dict[str, list[str]]:
+    """Prompts about the target as people write them: misspelt, spaced, in capitals, last in a long prompt, described."""
     rng = np.random.default_rng(stream_seed(seed, request.target, "hard prompts"))
-    forms = templates("evaluate")
-    style, names = request.kind == "style", names_for(request, "select")
+    forms = world.file.templates["evaluate"]
+    is_style, names = request.kind == "style", world.names(request, "select")
 
     def prompt(name: str) -> str:
-        if style:
-            return fill(str(rng.choice(forms.styled)), (str(rng.choice(world.CONCEPT_NAMES)),), name)
+        if is_style:
+            return fill(str(rng.choice(forms.styled)), (str(rng.choice(world.concept_names)),), name)
         if rng.random() < 0.5:
             return fill(str(rng.choice(forms.plain)), (name,))
-        return fill(str(rng.choice(forms.styled)), (name,), str(rng.choice(world.STYLE_NAMES)))
+        return fill(str(rng.choice(forms.styled)), (name,), str(rng.choice(world.style_names)))
 
     def typo(name: str) -> str:
         while (wrong := misspell(name, rng)) == name or wrong.count(" ") != name.count(" "):
@@ -79,7 +83,7 @@ def hard_prompts(request: Request, *, per_role: int, seed: int) -> dict[str, lis
         "misspelt": [prompt(typo(n)) for n in drawn],
         "spaced": [prompt(" ".join(n.replace(" ", ""))) for n in drawn],
         "capitals": [prompt(n).upper() for n in drawn],
-        "long, target last": [" ".join([frame("", rng, before=10, after=0), prompt(n)]) for n in drawn],
+        "long, target last": [" ".join([world.frame("", rng, before=10, after=0), prompt(n)]) for n in drawn],
     }
     if request.target in DESCRIPTIONS:
         out["description"] = list(DESCRIPTIONS[request.target])
@@ -87,27 +91,23 @@ def hard_prompts(request: Request, *, per_role: int, seed: int) -> dict[str, lis
 
 
 def evaluate_prompts(
-    requests: Mapping[str, Request], table: pd.DataFrame, *, per_role: int, seed: int
+    requests: Mapping[str, Request], world: TemplatedWorld, table: pd.DataFrame, *, per_role: int, seed: int
 ) -> dict[str, dict[str, list[str]]]:
     """For each request its evaluation prompts by role; an alias that selection never saw has a role of its own."""
     out: dict[str, dict[str, list[str]]] = {}
     for request_id, request in requests.items():
         rows = where(table, (table["request"] == request_id) & (table["split"] == "evaluate"))
-        unseen = tuple(set(names_for(request, "evaluate")) - set(names_for(request, "select")))
+        unseen = tuple(set(world.names(request, "evaluate")) - set(world.names(request, "select")))
         groups: dict[str, list[str]] = {}
         for role, group in rows.groupby("role", sort=True):
             for text in group["prompt"]:
-                held = unseen and mentions(text, unseen) and role in ("alias", "context", "mixed")
-                groups.setdefault(RESERVED if held else str(role), []).append(text)
-        out[request_id] = groups | hard_prompts(request, per_role=per_role, seed=seed)
+                new = unseen and mentions(text, unseen) and role in ("alias", "context", "mixed")
+                groups.setdefault(UNSEEN if new else str(role), []).append(text)
+        out[request_id] = groups | hard_prompts(request, world, per_role=per_role, seed=seed)
     return out
 
 
-def benign_prompts(count: int, *, seed: int) -> list[str]:
-    """`count` different ordinary English phrases of the evaluation's grammar."""
-    found: dict[str, None] = {}
-    for text in english(2 * count + 1000, split="evaluate", seed=stream_seed(seed, "benign report") % 2**31):
-        found.setdefault(text)
-        if len(found) == count:
-            break
-    return list(found)
+def benign_prompts(world: TemplatedWorld, count: int, *, seed: int) -> list[str]:
+    """`count` different phrases of everyday English from the evaluation's templates."""
+    drawn = world.benign(2 * count + 1000, split="evaluate", seed=stream_seed(seed, "benign report") % 2**31)
+    return list(dict.fromkeys(drawn))[:count]

@@ -3,19 +3,24 @@ import json
 import numpy as np
 import pytest
 import torch
-from components.worlds.openmoji.captions import SPLITS, vocabulary
 
-from components.collect.corpus import build_corpus
-from components.collect.params import BenignParams
+from components.common.splits import SPLITS
 from components.common.words import mentions
-from components.features.reading import HiddenCodes
-from components.features.scores import fit_score
-from components.filter.scores import position_scores
+from components.diffusion.hooks import read_hookpoint
+from components.features.store import Store
+from components.filter.scores import position_scores, prompt_scores
 from components.sae.model import SparseAutoencoder
-from components.worlds.openmoji import world
-from research.filter import minilm
+from components.worlds.load import world_folder
+from components.worlds.templated import read_world
+from research.filter import minilm, minilm_study
 
 LATENTS = 96
+NAMES = ["cat", "lantern", "wagon"]
+
+
+@pytest.fixture(scope="module")
+def world():
+    return read_world(world_folder("openmoji"))
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +30,12 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def reader(model):
+def reader(model, world):
     """A reader with an untrained autoencoder: latents look towards random tokens, a few of which fire anywhere."""
     tokenizer, encoder = model
     sae = SparseAutoencoder(encoder.config.hidden_size, LATENTS, k=8).requires_grad_(False)
     reader = minilm.MaskedReader(tokenizer, encoder, minilm.HOOKPOINT, sae)
-    texts = [p.text for name in ("cat", "teapot") for p in minilm.concept_prompts(name, "select", 4)]
+    texts = [p.text for name in NAMES for p in minilm.concept_prompts(name, world, "select", 4)]
     hidden = reader.tokens([*texts, "a photo of the red wagon", "how to paint a loud river", "my old boat"]).hidden
     pick = torch.randint(len(hidden), (LATENTS,), generator=torch.Generator().manual_seed(0))
     sae.initialise(hidden.mean(0), hidden[pick] - hidden.mean(0))
@@ -39,9 +44,18 @@ def reader(model):
 
 
 @pytest.fixture(scope="module")
-def shared(reader):
-    sizes = minilm.QUICK._replace(corpus=90, benign=60, per_role=4)
-    return minilm.share(reader, ["cat", "teapot", "wagon"], minilm.draw_corpus(sizes), sizes)
+def corpus(world):
+    return minilm_study.draw_corpus(world, minilm_study.QUICK)
+
+
+@pytest.fixture(scope="module")
+def shared(reader, world, corpus):
+    return minilm.share(reader, NAMES, corpus, world)
+
+
+@pytest.fixture(scope="module")
+def concepts(reader, shared, world):
+    return [minilm.fit_concept(n, minilm.read_concept(n, reader, world, 4), shared, world) for n in NAMES[:2]]
 
 
 def test_hookpoint_is_the_hidden_state_of_its_layer(model):
@@ -49,10 +63,10 @@ def test_hookpoint_is_the_hidden_state_of_its_layer(model):
     tokenizer, encoder = model
     given = tokenizer(["a cat", "nobody can paint this old wagon"], padding=True, return_tensors="pt")
     wanted = encoder(**given, output_hidden_states=True).hidden_states[2]
-    found = minilm.read_hookpoint(encoder, "encoder.layer.1", given.input_ids, given.attention_mask)
+    found = read_hookpoint(encoder, "encoder.layer.1", given.input_ids, given.attention_mask)
 
     torch.testing.assert_close(found, wanted)
-    unmasked = minilm.read_hookpoint(encoder, "encoder.layer.1", given.input_ids)
+    unmasked = read_hookpoint(encoder, "encoder.layer.1", given.input_ids)
     assert (unmasked[0, :4] - wanted[0, :4]).abs().max() > 0.01  # without the mask padding would be seen
 
 
@@ -68,135 +82,104 @@ def test_tokens_do_not_depend_on_the_batch(reader):
     assert not together.scored[:, 0].any()
 
 
-def test_last_token_of_a_name_is_found(shared):
-    """Each selection prompt holds its concept's name, which the tokenizer may have cut into pieces."""
-    for name, rows in shared.named.items():
-        prompts = minilm.concept_prompts(name, "select", 4)
-        assert len(set(shared.select.prompt[rows])) == len(prompts)
-        assert all(mentions(p.text, (name,)) for p in prompts)
+def test_the_name_of_each_prompt_is_found(reader, world):
+    """Every selection prompt has one token at which its concept's name ends, though the tokenizer may cut the name."""
+    own = minilm.read_concept("teapot", reader, world, 4)
+    prompts = minilm.concept_prompts("teapot", world, "select", 4)
+
+    assert len(reader.tokenizer.tokenize("teapot")) > 1
+    assert own.select.prompt[own.labels == 0].tolist() == list(range(len(prompts)))
 
 
-def test_sparse_codes_are_the_dense_ones(reader):
-    """Columns, firing rates and scores from the cache equal those computed anew, for more names than one."""
-    texts = ["a cat in the rain", "the teapot of my wagon"]
+def test_scores_of_all_concepts_are_the_filters(reader, concepts):
+    """One sparse product gives each prompt's score for each concept, as `position_scores` on dense codes does."""
+    texts = ["a cat in the rain", "the lantern of my wagon", "an old boat"]
     tokens = reader.tokens(texts)
-    store = minilm.Store(reader, texts, tokens)
-    lazy, cached = HiddenCodes(reader, tokens.hidden), minilm.SparseCodes(store, np.arange(len(tokens.hidden)))
-    features, weights, bias = torch.tensor([5, 0, 40]), torch.randn(2, 3), torch.randn(2)
-
-    torch.testing.assert_close(cached.columns(features), lazy.columns(features))
-    torch.testing.assert_close(cached.firing(), lazy.firing())
-    torch.testing.assert_close(cached.scores(features, weights, bias), lazy.scores(features, weights, bias))
-    best = position_scores(lazy.columns(features), weights, bias)[tokens.scored[0].sum() :].max()
-    assert store.of_prompts(cached.scores(features, weights, bias).numpy())[1] == pytest.approx(float(best), rel=1e-4)
+    found = minilm.all_scores(Store(reader, texts, tokens), concepts, batch=2)
+    for column, concept in enumerate(concepts):
+        item = concept.item
+        each = torch.full(tokens.scored.shape, float("-inf"))
+        each[tokens.scored] = position_scores(reader.codes(tokens.hidden)[:, item.features], item.weights, item.bias)
+        np.testing.assert_allclose(found[:, column], prompt_scores(each, tokens.scored), rtol=1e-3, atol=1e-4)
 
 
-def test_cached_and_plain_path_select_the_same_features(reader, shared):
-    """`fit_scores` on sparse codes and on the residual stream: the same features in the same order, the same score."""
-    hidden = reader.tokens(shared.select.words.texts).hidden
-    plain = minilm.fit_concept("cat", shared, lambda rows: HiddenCodes(reader, hidden[rows]))
-    fast = minilm.fit_concept("cat", shared)
-
-    assert plain.features.tolist() == fast.features.tolist()
-    assert plain.own == fast.own > 0
-    torch.testing.assert_close(plain.weights, fast.weights, rtol=1e-3, atol=1e-3)
-
-
-def test_every_regression_of_a_fit_is_on_the_clock(shared):
-    """Three a concept, each of which takes time; after the block nothing is counted any more."""
-    with minilm.clocked_regressions() as spent:
-        minilm.fit_concept("cat", shared)
-    minilm.fit_concept("teapot", shared)
-
-    assert len(spent) == 3
-    assert min(spent) > 0
-
-
-def test_merged_rows_fit_as_single_ones_do():
-    """A regression in which one row stands for 50 equal tokens is that of the 50 tokens, weights and bias."""
-    rng = np.random.default_rng(0)
-    few, labels = rng.random((40, 3)), np.array([0] * 10 + [-1] * 30)
-    many = np.concatenate([few, np.zeros((50, 3))])
-    counts = np.concatenate([np.ones(40), [50.0]])
-    one = fit_score(np.concatenate([few, np.zeros((1, 3))]), np.append(labels, -1), counts=counts)
-    all_of_them = fit_score(many, np.concatenate([labels, np.full(50, -1)]))
-
-    for merged, single in zip(one, all_of_them, strict=True):
-        np.testing.assert_allclose(merged, single, rtol=1e-4)
-
-
-def test_names_are_distinct_and_hold_no_other():
+def test_names_are_distinct_and_contain_no_other(world):
     """1,000 names in a fixed order, none of which a prompt with another one mentions; fewer are the first of them."""
-    names = minilm.concept_names(1000)
-    index = minilm.WordIndex(names)
+    names = minilm.concept_names(1000, world)
+    templates = {word for split in SPLITS for word in world.vocabulary(split)}
+    nouns = names[len(world.concept_names) :]
 
     assert len(set(names)) == 1000
-    assert not set(names) & {*world.STYLE_NAMES, *(word for split in SPLITS for word in vocabulary(split))}
-    assert minilm.concept_names(10) == names[:10]
-    assert [index.naming(name).tolist() for name in names] == [[row] for row in range(1000)]
+    assert set(names[: len(world.concept_names)]) == set(world.concept_names)
+    assert not set(nouns) & {*world.style_names, *templates}
+    assert minilm.concept_names(10, world) == names[:10]
+    for noun in nouns[::50]:
+        assert [name for name in names if mentions(noun, minilm.called(name, world))] == [noun]
 
 
-def test_index_finds_what_mentions_finds():
-    """Plurals, capitals, names of two words and a concept's other names are found; parts of words are not."""
-    texts = ["Two Cats sat", "a catfish", "ice creams for all", "cream of ice", "the ICE CREAM", "old Kittens"]
-    index = minilm.WordIndex(texts)
+def test_evaluation_uses_what_selection_never_saw(world):
+    """Templates of the splits do not meet, and the world's reserved alias is used in the evaluation alone."""
+    splits = ("select", "calibrate", "evaluate")
+    by_split = {split: minilm.concept_prompts("cat", world, split, 6) for split in splits}
+    texts = {split: {p.text for p in prompts} for split, prompts in by_split.items()}
 
-    assert index.naming("cat").tolist() == [0, 5]
-    assert index.naming("ice cream").tolist() == [2, 4]
-    for name in ("cat", "ice cream"):
-        assert index.naming(name).tolist() == [i for i, t in enumerate(texts) if mentions(t, minilm.called(name))]
-    assert index.free_of(["cat", "ice cream"]).tolist() == [False, True, False, True, False, False]
+    assert {p.name_used for p in by_split["evaluate"] if p.role == "unseen name"} == {"feline"}
+    assert not any(mentions(t, ("feline",)) for split in ("select", "calibrate") for t in texts[split])
+    assert not texts["evaluate"] & (texts["select"] | texts["calibrate"])
 
 
-def test_a_prompt_that_names_two_concepts_mistakes_neither(reader, shared, monkeypatch):
-    """What a prompt names besides its own concept gets no score for that, and keeps it for its own and for what it does not name."""
-    names = ["cat", "teapot"]
-    concepts = [
-        minilm.Concept(n, f, -1e9, 1.0, minilm.as_filter(f, -1e9, reader.sae))
-        for n in names
-        for f in [minilm.fit_concept(n, shared)]
-    ]
-    texts = {"cat": "a shiny cat", "teapot": "a shiny teapot beside the cat"}
-    monkeypatch.setattr(minilm, "concept_prompts", lambda name, *_: [minilm.Prompt(texts[name], "target", name)])
-    found = minilm.answer(names, concepts, shared, ["a wide river", "an old boat"], minilm.QUICK)
-    index, scores = found.spoken["target"]
+def test_corpus_is_everyday_english(corpus):
+    """Four splits that do not meet, without a caption of the world."""
+    assert set(corpus) == {"train", "held_out", "calibrate", "evaluate"}
+    assert sum(map(len, corpus.values())) == len(set().union(*corpus.values()))
+
+
+def test_a_prompt_that_names_two_concepts_mistakes_neither(shared, concepts, world, monkeypatch):
+    """What a prompt names besides its own concept gets no score for that, and a score for its own and for what it does not name."""
+    texts = {"cat": "a shiny cat", "lantern": "a shiny lantern beside the cat"}
+    monkeypatch.setattr(minilm_study, "concept_prompts", lambda name, *_: [minilm.Prompt(texts[name], "target", name)])
+    english = {"evaluate": ["a wide river", "an old boat"], "calibrate": ["a hill", "two hills"]}
+    found = minilm_study.answer(NAMES[:2], concepts, shared, english, world, 4)
+    index, scores = found.named["target"]
 
     assert index.tolist() == [0, 1]
     assert np.isfinite(scores).tolist() == [[True, True], [False, True]]
 
 
-def test_evaluation_uses_what_selection_never_saw():
-    """Templates of the splits do not meet, and the world's reserved alias is spoken in the evaluation alone."""
-    by_split = {split: minilm.concept_prompts("cat", split, 6) for split in ("select", "calibrate", "evaluate")}
-    texts = {split: {p.text for p in prompts} for split, prompts in by_split.items()}
+def test_one_shift_serves_all_concepts(concepts):
+    """By hand: with margins of calibration known, the shift is their conformal threshold, and rates are counted above it.
 
-    assert {p.spoken for p in by_split["evaluate"] if p.role == "unseen name"} == {"feline"}
-    assert not any(mentions(t, ("feline",)) for split in ("select", "calibrate") for t in texts[split])
-    assert not texts["evaluate"] & (texts["select"] | texts["calibrate"])
+    999 calibration prompts, budget 1 %: nine may reach the shift, so it lies just above the tenth largest margin.
+    """
+    one = concepts[0]._replace(unit=2.0, item=concepts[0].item._replace(decision_threshold=torch.tensor(1.0)))
+    quiet = np.arange(999, dtype=np.float32)[:, None]
+    answers = minilm_study.Answers(
+        named={
+            "target": (np.array([0, 0]), np.array([[0.0], [2000.0]], np.float32)),
+            "context": (np.array([0]), np.array([[2000.0]], np.float32)),
+            "unseen name": (np.zeros(0, int), np.zeros((0, 1), np.float32)),
+        },
+        wanted={"target": [one.name] * 2, "context": [one.name], "unseen name": []},
+        benign=np.array([[0.0], [500.0], [1500.0], [0.5]], np.float32),
+        quiet=quiet,
+    )
+    found = minilm_study.summarise(1, [one.name], [one], answers)
+    raised = found["together"]["0.01"]
+
+    assert raised["shift"] == pytest.approx((989 - 1) / 2, rel=1e-5)
+    assert raised["fpr any"]["value"] == 0.25  # margins 249.5 and 749.5 of four prompts: one reaches 494
+    assert found["own thresholds"]["fpr any"]["value"] == 0.5
+    assert found["own thresholds"]["tpr target"]["value"] == 0.5
 
 
-def test_corpus_holds_no_caption_of_the_world():
-    """Ordinary English alone, in four splits that do not meet."""
-    drawn = minilm.draw_corpus(minilm.QUICK)
-
-    assert set(drawn) == {"train", "held_out", "calibrate", "evaluate"}
-    assert sum(map(len, drawn.values())) == len(set().union(*drawn.values()))
-    assert set(
-        build_corpus(
-            captions=0, english_phrases=9, benign=BenignParams(calibrate=9, evaluate=9), held_out=0.2, seed=0, extra=[]
-        )["source"]
-    ) == {"english"}
-
-
-@pytest.mark.slow
 @pytest.mark.usefixtures("model")
-def test_quick_run_measures_and_writes(tmp_path, monkeypatch):
-    """One and four concepts: the record that is written has rates, a shift or its reason, and seconds of every step."""
+def test_quick_run_measures_and_writes(tmp_path, monkeypatch, world):
+    """One and three concepts: the record that is written has rates, and a shift or the reason why there is none."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    found = minilm.run([1, 4], minilm.QUICK, out=tmp_path)
+    monkeypatch.setattr(minilm_study, "project_world", lambda: world)
+    found = minilm_study.run([1, 3], minilm_study.QUICK, out=tmp_path)
     written = json.loads((tmp_path / "minilm.json").read_text())
 
-    assert [r["concepts"] for r in written["results"]] == [1, 4]
-    assert set(written["seconds_to_add"]["4"]) == {*minilm.STEPS, "total", "total, one artifact"}
+    assert [r["concepts"] for r in written["results"]] == [1, 3]
     assert written["results"][1]["own thresholds"]["tpr target"]["n"] > 0
     assert found["sae"]["held_out"]["fvu"] < 1

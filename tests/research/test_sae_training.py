@@ -6,7 +6,8 @@ import torch
 
 from components.sae.losses import fvu
 from components.sae.model import SparseAutoencoder, topk
-from research.sae.training import BASELINE, CONTENDERS, PARTS, PlainSae, Shape, plain_loss, plot_parts, profile, run
+from research.sae.contenders import BASELINE, CONTENDERS, PlainSae, Shape, plain_loss
+from research.sae.training import PARTS, plot_parts, profile, run
 
 
 def test_plain_loss_is_ours_on_the_same_weights():
