@@ -66,8 +66,8 @@ def spelt_filter(tokenizer: CLIPTokenizer) -> Callable[[str, int], RequestFilter
     def make(name: str, width: int) -> RequestFilter:
         return RequestFilter(
             features=torch.tensor([0]), own=torch.ones(1), w_enc=torch.zeros(width, 1), b_enc=torch.zeros(1),
-            jump=torch.ones(1), w_dec=torch.zeros(1, width), b_dec=torch.zeros(width), weights=torch.zeros(1, 1),
-            bias=torch.zeros(1), threshold=torch.tensor(1.0), directions=torch.zeros(4, width),
+            latent_threshold=torch.ones(1), w_dec=torch.zeros(1, width), b_dec=torch.zeros(width), weights=torch.zeros(1, 1),
+            bias=torch.zeros(1), decision_threshold=torch.tensor(1.0), directions=torch.zeros(4, width),
             spellings=spelling_patterns(tokenizer, [name]), word_ends=word_ends(tokenizer),
         )  # fmt: skip
 
