@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
-from components.common.seeding import stream_seed
 from components.common.variants import Variant
 from components.requests.requests import Request
 from components.worlds.templated import TemplatedWorld
+from research.filter.prompts import world_requests
 
 MORE = {
     "x-ghost": Request(
@@ -35,19 +33,11 @@ class Group(NamedTuple):
 def requests_together(
     count: int, first: Mapping[str, Request], world: TemplatedWorld, *, seed: int
 ) -> dict[str, Request]:
-    """`count` requests: those of `first`, then concepts of the world in a fixed random order.
+    """The requests of `world_requests`; none of those that it adds draws what another one erases.
 
-    The anchor of each added request is a neighbour that no request erases, or none if there is no such neighbour.
+    An added request's anchor is a neighbour that survives, or nothing if there is none.
     """
-    out = dict(list(first.items())[:count])
-    taken = {name for request in out.values() for name in (*world.labels(request), *request.names)}
-    rng = np.random.default_rng(stream_seed(seed, "world requests"))
-    for name in (world.concept_names[i] for i in rng.permutation(len(world.concepts))):
-        item = world.concept(name)
-        if len(out) < count and not taken & {name, *item.aliases}:
-            request = Request(target=name, kind=item.kind, aliases=item.aliases, neighbours=item.neighbours)
-            out[f"w-{name.replace(' ', '-')}"] = request
-            taken |= set(request.names)
+    out = world_requests(count, first, world, seed=seed)
     erased = {label for request in out.values() for label in world.labels(request)}
     for name in out.keys() - first.keys():
         free = [neighbour for neighbour in out[name].neighbours if neighbour not in erased]

@@ -41,9 +41,8 @@ from components.guidance.params import GuidanceParams
 from components.requests.requests import load_requests
 from components.sae.model import read_sae
 from components.worlds.judges import load_judge
-from components.worlds.load import world_folder
 from components.worlds.params import JudgeParams
-from components.worlds.templated import read_world
+from research.filter.prompts import project_world
 from research.guidance.groups import MORE, Group, groups_of, requests_together
 from research.guidance.measure import Prompts, measure_adapters, ordinary_phrases
 from research.guidance.purification import measure_purification
@@ -62,15 +61,16 @@ def report_guidance(
 ) -> dict[str, Any]:
     """Trains the adapters, measures them, and writes metrics, plots and grids; returns the metrics."""
     base, params = read_section("base", BaseParams), read_section("guidance", GuidanceParams)
-    settings, name = read_section("evaluate", EvaluateParams), read_section("world", str)
-    world = read_world(world_folder(name))
+    settings, world = read_section("evaluate", EvaluateParams), project_world()
     single = load_requests() | MORE
     requests = requests_together(max([len(single), *together]), single, world, seed=params.seed)
     records = {i: make_record(i, request, world) for i, request in requests.items()}
     table = build_prompts(requests, world, read_section("concepts", ConceptsParams))
     tables = {i: where(table, table["request"] == i) for i in records}
     judging = read_section("judge", JudgeParams)
-    judge = load_judge(name, judging, {label for record in records.values() for label in record.avoid})
+    judge = load_judge(
+        read_section("world", str), judging, {label for record in records.values() for label in record.avoid}
+    )
     filters = fit_filters(base, records, tables)
     workspace = CACHE / "guidance-report"  # adapters stay until all is measured, so that a report that stopped goes on
     trained = {i: train_one(record, tables[i], base, params, workspace) for i, record in records.items()}
