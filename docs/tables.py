@@ -1,210 +1,313 @@
-"""Tables of the README, made from the reports in git; `make readme` writes them and a test compares."""
+"""Tables of README.md and docs/results.md, made from the results in git: `make tables` writes them."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from cells import Column, Metric, hits, largest_drift, numbers, read, shares, table
+
+VARIANTS = ("base", "filter", "guidance", "summed", "gated")
 
 
-def base_table() -> str:
-    """Base model and judge: value, interval, n and target of every metric of reports/base."""
-    from training.openmoji.report import AT_MOST, TARGETS
+# What ships
 
-    found = json.loads((ROOT / "reports/base/metrics.json").read_text())
-    rows = ["| what | measured | 95 % interval | n | wanted |", "|---|---|---|---|---|"]
-    for key, (text, least) in TARGETS.items():
-        m = found[key]
-        if key == "seconds_per_image":
-            rows.append(f"| {text} | {m['value']:.2f} | {m['low']:.2f} – {m['high']:.2f} | {m['n']} | ≤ {least} |")
-        else:
-            value, low, high = (f"{100 * m[k]:.1f} %" for k in ("value", "low", "high"))
-            sign = "≤" if key in AT_MOST else "≥"
-            rows.append(f"| {text} | {value} | {low} – {high} | {m['n']} | {sign} {100 * least:.3g} % |")
-    note = f"{found['solver_steps']} solver steps, {found['seeds']} seed(s) of every concept in every style."
-    return "\n".join([*rows, "", note])
+
+def readme_row() -> str:
+    """One row for each request: what is gone, what is drawn instead, what it costs others."""
+    record = read("reports/evaluate/metrics.json")
+    rows = [(target, record["requests"][i]) for i, target in record["targets"].items()]
+    return table(
+        Column("erased", [f"{target['target']} → {target['anchor'] or 'nothing'}" for target, _ in rows]),
+        Column("target gone (UA)", [f"{hits(found['gated']['ua'])} images" for _, found in rows]),
+        Column("anchor drawn", [_anchors(found["gated"]) for _, found in rows]),
+        Column("unrelated images, SSIM to the base's", [_similar(found["gated"]) for _, found in rows]),
+        Column("everyday prompts edited by mistake", [hits(found["filter"]["fpr"]) for _, found in rows]),
+    )
+
+
+def _anchors(found: Mapping[str, Metric]) -> str:
+    return "—" if found["anchor_rate"]["value"] is None else f"{hits(found['anchor_rate'])} images"
+
+
+def _similar(found: Mapping[str, Metric]) -> str:
+    return f"{found['ssim_unrelated']['value']:.3f} (n = {found['ssim_unrelated']['n']})"
+
+
+def scopes() -> list[tuple[str, dict[str, Any]]]:
+    """(target's name or 'both at once', metrics by variant) of the last evaluation."""
+    record = read("reports/evaluate/metrics.json")
+    names = {i: target["target"] for i, target in record["targets"].items()} | {"joint": "all at once"}
+    return [(name, record["requests"][i]) for i, name in names.items()]
 
 
 def evaluation_table() -> str:
-    """Every variant: UA, IRA, CRA, anchor rate, CLIP score and SSIM for every request and all together."""
-    record = json.loads((ROOT / "reports/evaluate/metrics.json").read_text())
-    names = ("ua", "ira", "cra", "anchor_rate", "clip_unrelated", "ssim_unrelated")
-    rows = [f"| request | variant | {' | '.join(names)} |", f"|{'---|' * (len(names) + 2)}"]
-    for scope, variants in record["requests"].items():
-        for variant, found in variants.items():
-            cells = [_cell(found[n]) for n in names]
-            rows.append(f"| {scope} | {variant} | {' | '.join(cells)} |")
-    return "\n".join([*rows, "", f"Size `{record['size']}`; each cell is value [95 % interval], n."])
+    """Every variant of every request."""
+    rows = [(name, variant, found[variant]) for name, found in scopes() for variant in VARIANTS]
+    several = [
+        (title, key) for title, key in (("UA", "ua"), ("anchor rate", "anchor_rate"), ("IRA", "ira"), ("CRA", "cra"))
+    ]
+    return table(
+        Column("target", [name for name, _, _ in rows]),
+        Column("variant", [variant for _, variant, _ in rows]),
+        *(Column(title, [hits(found[key]) for *_, found in rows]) for title, key in several),
+        numbers("CLIP score", [found["clip_unrelated"] for *_, found in rows]),
+        numbers("SSIM", [found["ssim_unrelated"] for *_, found in rows]),
+        Column("drift (%)", [largest_drift(found) for *_, found in rows]),
+    )
 
 
 def filter_table() -> str:
-    """The filter on prompts it has not seen: AUROC, TPR, FPR and pass-through."""
-    record = json.loads((ROOT / "reports/evaluate/metrics.json").read_text())
-    names = ("auroc", "tpr", "fpr", "fpr_neighbours", "passthrough_max_abs")
-    rows = [f"| request | {' | '.join(names)} |", f"|{'---|' * (len(names) + 1)}"]
-    for scope, variants in record["requests"].items():
-        found = variants["filter"]
-        rows.append(f"| {scope} | {' | '.join(_cell(found[n]) if n in found else '' for n in names)} |")
-    return "\n".join(rows)
-
-
-def detection_table() -> str:
-    """Every detector over all requests of reports/filter: AUROC, TPR by role, FPR."""
-    record = json.loads((ROOT / "reports/filter/metrics.json").read_text())
-    keys = ("auroc", "tpr", "tpr alias unseen", "tpr misspelt", "tpr long, target last", "fpr benign")
-    rows = [f"| detector | {' | '.join(keys)} |", f"|{'---|' * (len(keys) + 1)}"]
-    for name, found in record["detection"].items():
-        rows.append(f"| {name} | {' | '.join(_cell(found[k], 4) for k in keys)} |")
-    note = (
-        f"{len(record['requests'])} requests, {record['benign']} benign prompts; each cell is value [95 % interval], n."
+    """The filters on prompts that they have not seen."""
+    rows = [(name, found["filter"]) for name, found in scopes()]
+    return table(
+        Column("target", [name for name, _ in rows]),
+        numbers("AUROC", [found["auroc"] for _, found in rows], 4),
+        *(
+            Column(title, [hits(found[key]) for _, found in rows])
+            for title, key in (
+                ("prompts that name the target: flagged", "tpr"),
+                ("everyday prompts: flagged", "fpr"),
+                ("prompts about neighbours: flagged", "fpr_neighbours"),
+            )
+        ),
+        numbers("largest change of an unflagged prompt", [found["passthrough_max_abs"] for _, found in rows], 0),
     )
-    return "\n".join([*rows, "", note])
 
 
-def together_table() -> str:
-    """Many requests at once, beside ItD's one feature set and threshold."""
-    record = json.loads((ROOT / "reports/filter/metrics.json").read_text())["together"]
-    counts = sorted(record, key=int)
-    keys = list(record[counts[0]])
-    rows = [f"| requests | {' | '.join(keys)} |", f"|{'---|' * (len(keys) + 1)}"]
-    return "\n".join(rows + [f"| {c} | {' | '.join(_cell(record[c][k], 4) for k in keys)} |" for c in counts])
-
-
-def edits_table() -> str:
-    """What each edit does to images, by request."""
-    record = json.loads((ROOT / "reports/filter/metrics.json").read_text())["edits"]
-    keys = ("gone", "anchored", "kept", "recognisable")
-    rows = [f"| request | edit | {' | '.join(keys)} |", f"|{'---|' * (len(keys) + 2)}"]
-    for request, edits in record.items():
-        rows += [f"| {request} | {name} | {' | '.join(_cell(m[k]) for k in keys)} |" for name, m in edits.items()]
-    return "\n".join(rows)
+# Adapters
 
 
 def adapters_table() -> str:
-    """The adapters alone, one by one and together."""
-    record = json.loads((ROOT / "reports/guidance/metrics.json").read_text())
-    keys = ("ua_base", "ua", "anchor_rate", "neighbours_base", "neighbours", "concepts_kept_base", "concepts_kept",
-            "concepts_change", "concepts_change_one", "styles_kept", "ssim_unrelated", "ssim_ordinary")  # fmt: skip
-    rows = [f"| adapters | {' | '.join(keys)} | largest drift | seconds |", f"|{'---|' * (len(keys) + 3)}"]
-    names = {k: f"{r['target']} → {r['anchor'] or 'nothing'}" for k, r in record["requests"].items()}
-    listed = {names.get(k, k): v for k, v in record["alone"].items()}
-    listed |= {re.sub(r"^(\d+)", r"\1 together", k): v for k, v in _by_count(record["together"])}
-    for name, found in listed.items():
-        drift = f"{100 * _largest(found):.2f} %" if found["uncond_drift"] else "—"
-        seconds = f"{found['seconds']['value']:.0f}" if "seconds" in found else ""
-        cells = (_cell(found[k]) if k in found else "—" for k in keys)
-        rows.append(f"| {name} | {' | '.join(cells)} | {drift} | {seconds} |")
-    return "\n".join(rows)
-
-
-def adapters_summary() -> str:
-    """What the table of the adapters comes to, in a few lines."""
-    record = json.loads((ROOT / "reports/guidance/metrics.json").read_text())
-    single = {r["target"]: record["alone"][name] for name, r in record["requests"].items() if name in record["alone"]}
-    (free,) = (found for name, found in record["alone"].items() if name not in record["requests"])
-    (images,) = {found["concepts_kept_base"]["n"] for found in single.values()}
-    (base,) = {found["concepts_kept_base"]["value"] for found in single.values()}
-    changed, of_one = (
-        "; ".join(f"*{name}* {_points(found[key])}" for name, found in single.items())
-        for key in ("concepts_change", "concepts_change_one")
+    """Each adapter alone."""
+    record = read("research/results/guidance/metrics.json")
+    rows = [(record["requests"][i], found) for i, found in record["alone"].items()]
+    return table(
+        Column("target → anchor", [f"{r['target']} → {r['anchor']}" for r, _ in rows]),
+        Column("target gone", [hits(found["ua"]) for _, found in rows]),
+        Column("anchor drawn", [hits(found["anchor_rate"]) for _, found in rows]),
+        Column("neighbours found", [hits(found["neighbours"]) for _, found in rows]),
+        _change([found for _, found in rows]),
+        numbers("SSIM", [found["ssim_unrelated"] for _, found in rows]),
+        numbers("SSIM, everyday English", [found["ssim_ordinary"] for _, found in rows], 2),
+        Column("drift (%)", [largest_drift(found) for _, found in rows]),
+        Column("training (s)", [f"{found['seconds']['value']:.0f}" for _, found in rows]),
     )
-    (alone,) = {found["concepts_change_one"]["n"] for found in single.values()}
-    drift = 100 * max(_largest(found) for found in single.values())
-    loose = 100 * _largest(free)
-    several = []
-    for key, found in _by_count(record["together"]):
-        count, _, way = key.partition(", ")
-        several.append(
-            f"- {count} requests, {way or 'summed'}: {_points(found['concepts_change'])} points of unrelated concepts;"
-            f" target gone {_images([found], 'ua')}, anchor {_images([found], 'anchor_rate')},"
-            f" neighbours {_images([found], 'neighbours')}."
-        )
-    return "\n".join(
-        [
-            (
-                f"The target is gone from {_images(single.values(), 'ua')} images of the {len(single)} kinds, the anchor stands in"
-                f" {_images(single.values(), 'anchor_rate')}. The unconditional output drifts by {drift:.2f} % at most; with nothing to hold"
-                f" it (neither λ nor ν nor the null space, and all of cross-attention trained) by {loose:.2f} %, {'within' if loose <= 1 else 'beyond'}"
-                " the gate of 1 %."
-            ),
-            (
-                f"Of unrelated concepts the base draws {100 * base:.1f} % (n = {images}). Prompt by prompt one adapter changes that, in points"
-                f" with the interval of the pairs, by: {changed}, where −1 is the aim. Where one concept is shown, and not two (n = {alone}): {of_one}. Several at once:"
-            ),
-            "",
-            *several,
-        ]
+
+
+def together_table() -> str:
+    """Several adapters at once: summed, fused, gated."""
+    record = read("research/results/guidance/metrics.json")["together"]
+    order = {"guidance": "summed", "fused": "fused", "gated": "gated"}
+    rows = sorted(record.items(), key=lambda item: (int(item[0].split()[0]), list(order).index(item[0].split()[1])))
+    found = [metrics for _, metrics in rows]
+    return table(
+        Column("adapters", [name.split()[0] for name, _ in rows]),
+        Column("acting", [order[name.split()[1]] for name, _ in rows]),
+        Column("target gone", [hits(each["ua"]) for each in found]),
+        Column("anchor drawn", [hits(each["anchor_rate"]) for each in found]),
+        Column("neighbours found", [hits(each["neighbours"]) for each in found]),
+        _change(found),
+        numbers("SSIM", [each["ssim_unrelated"] for each in found]),
+        numbers("SSIM, everyday English", [each["ssim_ordinary"] for each in found], 2),
+    )
+
+
+def _change(found: Iterable[Mapping[str, Metric]]) -> Column:
+    """How many more unrelated concepts are found than in the base's images, in points."""
+    listed = [each["concepts_change"] for each in found]
+    title = f"unrelated concepts (points, n = {listed[0]['n']})"
+    return Column(
+        title, ["{:+.2f} [{:.1f}, {:.1f}]".format(*(100 * m[k] for k in ("value", "low", "high"))) for m in listed]
+    )
+
+
+def purification_table() -> str:
+    """Purified renders of each target."""
+    record = read("research/results/guidance/metrics.json")
+    found = list(record["purification"].values())
+    pairs = (("anchor drawn", "anchor_rate"), ("rest of the image found", "cra"))
+    return table(
+        Column("target", [record["requests"][i]["target"] for i in record["purification"]]),
+        Column("target gone", [hits(each["ua"]) for each in found]),
+        Column("by the base alone", [hits(each["ua_base"]) for each in found]),
+        *(
+            Column(title, [hits(each[key]) for each in found])
+            for name, key_ in pairs
+            for title, key in ((name, key_), ("by the ideal", f"{key_}_base"))
+        ),
+        numbers("PSNR of the loop", [each["loop_psnr"] for each in found], 1),
     )
 
 
 def erasers_table(target: str) -> str:
-    """Published erasers and ours after the same seconds of preparation and training, on one request."""
-    record = json.loads((ROOT / f"benchmarks/results/guidance_baselines-{target}.json").read_text())
-    names = ("ua", "anchor_rate", "ira", "ssim_unrelated")
-    rows = [f"| method | seconds | {' | '.join(names)} | drift | steps/s |", f"|{'---|' * (len(names) + 4)}"]
+    """Published erasers and ours after the same seconds of preparation and training."""
+    record = read(f"research/results/guidance_baselines-{target}.json")
     speed = {each["contender"]: each["steps_per_second"] for each in record["speed"]}
-    shown = set()
-    for found in record["quality"]:
-        name, seconds = found["contender"], found["seconds"]
-        if found["budget"] in (0.0, *sorted(record["budgets"])[-2:]) and (name, seconds) not in shown:
-            shown.add((name, seconds))  # a method that has ended is the same at every later budget
-            cells = " | ".join(_cell(found[key]) for key in names)
-            rate = f"{speed[name]['median']:.2f}" if speed.get(name) else ""
-            rows.append(f"| {name} | {seconds:.0f} | {cells} | {100 * found['drift']['value']:.2f} % | {rate} |")
-    where = record["environment"]
-    slow = next(each for each in record["speed"] if each["contender"] == "esd")["ratio"]
-    note = (
-        f"*{record['request']['target']}* → *{record['request']['anchor']}*, {where['date']}, {where['hardware']['threads']} cores"
-        f" ({where['hardware']['processor']}). Of ESD's scheme, with sampling inside the step, {slow['median']:.3f} steps"
-        f" [{slow['q1']:.3f}, {slow['q3']:.3f}] go into the time of one of ours (median and quartiles of {slow['n']} turns)."
-    )
-    return "\n".join([*rows, "", note])
-
-
-def purification_table() -> str:
-    """What purification does to held-out renders of each target."""
-    record = json.loads((ROOT / "reports/guidance/metrics.json").read_text())
-    keys = ("gone_base", "gone", "anchored_base", "anchored", "kept_base", "kept", "loop")
-    rows = [f"| target | {' | '.join(keys)} |", f"|{'---|' * (len(keys) + 1)}"]
-    for name, found in record["purification"].items():
-        rows.append(f"| {record['requests'][name]['target']} | {' | '.join(_cell(found[k]) for k in keys)} |")
-    rows += [
-        "",
-        (
-            "`gone_base`: by resampling with the base alone. `kept`: the style of the image, or for a style its concept. `anchored_base` and `kept_base`:"
-            " by the base prompted with the anchor, as a perfect adapter would. `loop`: PSNR of up and down with the base to what the"
-            " autoencoder alone returns, decibels."
+    rows = [found for found in record["quality"] if found["budget"] in (0.0, max(record["budgets"]))]
+    return table(
+        Column("method", [r["contender"] for r in rows]),
+        Column("seconds", [f"{r['seconds']:.0f}" for r in rows]),
+        *(
+            Column(title, [hits(r[key]) for r in rows])
+            for title, key in (("UA", "ua"), ("anchor rate", "anchor_rate"), ("IRA", "ira"))
         ),
-    ]
-    return "\n".join(rows)
+        numbers("SSIM", [r["ssim_unrelated"] for r in rows]),
+        Column("drift (%)", [f"{100 * r['drift']['value']:.2f}" for r in rows]),
+        Column(
+            "steps/s", [f"{speed[r['contender']]['median']:.1f}" if speed.get(r["contender"]) else "—" for r in rows]
+        ),
+    )
 
 
-def _by_count(together: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """Groups of adapters, the smallest first; in JSON "10" comes before "5"."""
-    return sorted(together.items(), key=lambda item: int(item[0].partition(",")[0]))
+def esd_line(target: str) -> str:
+    """How long a step of ESD takes against one of ours."""
+    record = read(f"research/results/guidance_baselines-{target}.json")
+    ratio = next(each for each in record["speed"] if each["contender"] == "esd")["ratio"]
+    return (
+        f"One ESD step takes as long as about {1 / ratio['median']:.0f} of ours (ratio {ratio['median']:.3f}, quartiles"
+        f" {ratio['q1']:.3f}–{ratio['q3']:.3f}, n = {ratio['n']}), because ESD samples inside the step."
+    )
 
 
-def _points(m: dict[str, float]) -> str:
-    return f"{100 * m['value']:+.2f} [{100 * m['low']:.1f}, {100 * m['high']:.1f}]"
+# The filter
 
 
-def _images(found: Iterable[dict[str, dict[str, float]]], key: str) -> str:
-    """So many of so many images, over all of `found`."""
-    counted = [(round(each[key]["value"] * each[key]["n"]), each[key]["n"]) for each in found]
-    return f"{sum(hits for hits, _ in counted)} of {sum(n for _, n in counted)}"
+def detection_table() -> str:
+    """Every detector over all requests of the report."""
+    record = read("research/results/filter/metrics.json")["detection"]
+    keys = {
+        "all names": "tpr",
+        "unseen alias": "tpr alias unseen",
+        "misspelt": "tpr misspelt",
+        "last in a long prompt": "tpr long, target last",
+    }
+    found = list(record.values())
+    return table(
+        Column("detector", list(record)),
+        numbers("AUROC", [each["auroc"] for each in found], 4),
+        *(shares(title, [each[key] for each in found]) for title, key in keys.items()),
+        shares("everyday prompts", [each["fpr benign"] for each in found], 2),
+    )
 
 
-def _largest(found: dict[str, dict[str, dict[str, float]]]) -> float:
-    return max(bucket["value"] for bucket in found["uncond_drift"].values())
+def many_table() -> str:
+    """Many requests at once, beside ItD's one feature set and threshold."""
+    record = read("research/results/filter/metrics.json")["together"]
+    counts = sorted(record, key=int)
+    keys = {
+        "ours: found": "tpr", "ours: false alarms": "fpr any", "ItD, our budget: found": "itd tpr, our budget",
+        "ItD, our budget: false alarms": "itd fpr, our budget", "ItD, published rule: found": "itd tpr, published rule",
+        "ItD, published rule: false alarms": "itd fpr, published rule",
+    }  # fmt: skip
+    return table(
+        Column("requests", counts),
+        *(
+            Column(f"{title} (%)", [f"{100 * record[n][key]['value']:.2f}" for n in counts])
+            for title, key in keys.items()
+        ),
+    )
 
 
-def _cell(m: dict[str, float | None], digits: int = 3) -> str:
-    if m["value"] is None:
-        return "—"
-    bounded = m["low"] is not None and m["low"] != m["high"]
-    interval = f" [{m['low']:.{digits}f}, {m['high']:.{digits}f}]" if bounded else ""
-    return f"{m['value']:.{digits}f}{interval}, {m['n']}"
+def edits_table() -> str:
+    """What each edit does to images of each target."""
+    targets = read("reports/evaluate/metrics.json")["targets"]
+    edits = read("research/results/filter/metrics.json")["edits"]
+    titles = {"ua": "gone", "anchor_rate": "anchor drawn", "ira": "rest found"}
+    names = sorted(next(iter(edits.values())), key=lambda name: (name != "none", not name.startswith("replace")))
+    columns = (
+        Column(f"{targets[i]['target']}: {title}", [hits(edits[i][name][key]) for name in names])
+        for i in edits
+        for key, title in titles.items()
+    )
+    return table(Column("edit", names), *columns)
+
+
+def latency_table() -> str:
+    """What a filter costs in time, file and memory."""
+    found = {(r["contender"], r["batch"]): r for r in read("research/results/filter_latency.json")["results"]}
+    names = list(dict.fromkeys(name for name, _ in found))
+    batches = sorted({batch for _, batch in found})
+    return table(
+        Column("encoder with", [name.removeprefix("encoder, ").replace("encoder", "nothing") for name in names]),
+        *(
+            Column(
+                f"latency at batch {batch}", [_quartiles(found[name, batch]["ratio_within_turns"]) for name in names]
+            )
+            for batch in batches
+        ),
+        Column("file (MiB)", [f"{found[name, batches[0]]['file_mib']:.0f}" for name in names]),
+        Column("memory (MiB)", [f"{found[name, batches[0]]['resident_mib']:.0f}" for name in names]),
+    )
+
+
+def _quartiles(ratio: Mapping[str, float]) -> str:
+    return f"{ratio['median']:.2f} [{ratio['q1']:.2f}, {ratio['q3']:.2f}]"
+
+
+def minilm_table() -> str:
+    """Up to a thousand concepts on a pretrained text encoder."""
+    rows = [
+        row for row in read("research/results/minilm.json")["results"] if row["concepts"] > 1
+    ]  # one alone proves nothing
+    own = [row["own thresholds"] for row in rows]
+    return table(
+        Column("concepts", [str(row["concepts"]) for row in rows]),
+        *(
+            shares(title, [each[key] for each in own])
+            for title, key in (("captions", "tpr target"), ("English sentences", "tpr context"))
+        ),
+        shares("false alarms of one", [row["fpr_each"] for row in rows], 2),
+        shares("false alarms of any", [each["fpr any"] for each in own]),
+        shares("captions at 1 % of any", [row["together"]["0.01"]["tpr target"] for row in rows]),
+    )
+
+
+# Training
+
+
+def sae_table() -> str:
+    """Tokens a second of whole training steps, and the ratio to the published loop."""
+    shapes = {"256 × 2¹¹": "256_2048_16_1024", "768 × 2¹⁴": "768_16384_64_1024", "768 × 2¹⁷": "768_131072_64_256"}
+    found: dict[tuple[str, str, str], str] = {}
+    names: dict[str, None] = {}
+    for shape, file in shapes.items():
+        for each in read(f"research/results/sae_training_{file}_cpu.json")["results"]:
+            names.setdefault(each["contender"])
+            rate, ratio = each["tokens_per_second"]["median"], each["ratio"]["median"]
+            found[each["contender"], shape, each["auxk"]] = f"{rate:,.0f} ({ratio:.1f}×)"
+    return table(
+        Column("trainer", list(names)),
+        *(
+            Column(f"{shape}, {auxk}", [found.get((name, shape, auxk), "—") for name in names])
+            for shape in shapes
+            for auxk in ("idle", "busy")
+        ),
+    )
+
+
+def base_table() -> str:
+    """Base model and judge: every metric of reports/base beside its target."""
+    from training.openmoji.report import AT_MOST, TARGETS
+
+    record = read("reports/base/metrics.json")
+    found = {key: record[key] for key in TARGETS}
+    seconds = "seconds_per_image"
+    return table(
+        Column("what", [text for text, _ in TARGETS.values()]),
+        Column("measured", [_plain(m, percent=key != seconds) for key, m in found.items()]),
+        Column("n", [str(m["n"]) for m in found.values()]),
+        Column(
+            "target",
+            [
+                f"{'≤' if key in AT_MOST else '≥'} {least:g}" if key == seconds else f"{'≤' if key in AT_MOST else '≥'} {100 * least:.3g} %"
+                for key, (_, least) in TARGETS.items()
+            ],
+        ),
+    )  # fmt: skip
+
+
+def _plain(m: Metric, *, percent: bool) -> str:
+    if percent:
+        return "{:.1f} % [{:.1f}, {:.1f}]".format(*(100 * m[key] for key in ("value", "low", "high")))
+    return f"{m['value']:.2f} [{m['low']:.2f}, {m['high']:.2f}]"

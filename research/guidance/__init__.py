@@ -1,1 +1,1 @@
-"""Studies of the adapters."""
+"""Studies of the adapters: each alone, several at once, and beside published erasers."""

@@ -1,87 +1,64 @@
-"""Trains an adapter as the stage does, into any folder: what reports and benchmarks compare."""
+"""Trains an adapter as the stage `guidance` does, into any folder."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
-from components.guidance.prepare import NAME, join, prepare, start_adapter
 from tqdm import tqdm
 
-from components.collect.concepts import carried
-from components.collect.tables import where
-from components.common.files import code_of, digest, key_of, read_sidecar
-from components.common.sections import Params
+from components.collect.record import RequestRecord
+from components.common.closure import code_of
+from components.common.files import digest, key_of, read_sidecar
 from components.diffusion.load import accelerator_device, load_pipeline
+from components.diffusion.params import BaseParams
 from components.guidance.adapters import FORMAT, write_adapter
 from components.guidance.params import GuidanceParams
-from components.guidance.train import train_guidance
-from components.requests.requests import Request
+from components.guidance.start import NAME
+from components.guidance.train import train_adapter
 
 
 class Trained(NamedTuple):
-    """One adapter and what it cost."""
+    """One adapter, and what it cost."""
 
     folder: Path
     seconds: float
+    """From loading the base to the last step."""
 
 
 def train_one(
-    params: Params, requests: Mapping[str, Request], table: pd.DataFrame, room: Path, settings: GuidanceParams
+    record: RequestRecord,
+    table: pd.DataFrame,  # the request's prompts
+    base: BaseParams,
+    params: GuidanceParams,
+    workspace: Path,
 ) -> Trained:
-    """Trains one adapter as the stage does; for several requests one on all of them.
+    """Trains the adapter of one request, or finds it in `workspace`.
 
-    Its folder in `room` is named by all that it is made from, the code too; one that is there already is taken as it is.
+    The adapter's folder is named by all that the adapter is made from, so that a report that stopped goes on.
     """
+    device = accelerator_device()
     made_from = {
-        "base": digest(params.base.path),
-        "code": code_of("collect", "common", "diffusion", "evaluate", "guidance", "openmoji", "requests"),
-        "device": accelerator_device().type,  # its seconds are kept
+        "base": digest(base.path),
+        "code": code_of("components.guidance.train"),
+        "device": device.type,  # its seconds are part of the result
+        "guidance_scale": str(base.guidance_scale),
+        "params": params.model_dump_json(),
+        "prompts": str(table.to_json(orient="split")),
+        "request": record.model_dump_json(),
     }
-    made_from |= {"params": settings.model_dump_json(), "concepts": params.concepts.model_dump_json()}
-    folder = room / key_of(made_from | {i: r.model_dump_json() for i, r in requests.items()})
+    folder = workspace / key_of(made_from)
     if folder.is_dir():
         return Trained(folder, read_sidecar(folder, FORMAT)["facts"]["seconds"])
     begun = time.perf_counter()
-    pipe = load_pipeline(params.base.path, accelerator_device())
-    tables = tables_of(table, requests)
-    lesson = join([prepare(pipe, i, r, tables[i], settings) for i, r in requests.items()])
-    settings = of_several(settings, len(requests), most=lesson.uncond.shape[-1])
-    fresh = start_adapter(pipe, "+".join(requests), lesson.uncond, list(tables.values()), settings)
-    steps = train_guidance(pipe.unet, fresh.parameters, *lesson, settings, held=fresh.held, prior=fresh.prior)
-    title = ", ".join(r.target for r in requests.values())
-    for _ in tqdm(steps, total=settings.steps, desc=f"guidance {title}", unit="step", mininterval=5):
+    pipe = load_pipeline(base.path, device)
+    steps = train_adapter(pipe, record, table, params, guidance_scale=base.guidance_scale)
+    title = f"guidance {record.request.target}"
+    for _ in tqdm(steps, total=params.steps, desc=title, unit="step", mininterval=5):
         pass
     seconds = time.perf_counter() - begun
-    inputs = {"base": digest(params.base.path / "unet")}
-    write_adapter(folder, pipe.unet, NAME, params=settings.model_dump(), inputs=inputs, facts={"seconds": seconds})
+    inputs = {"base": digest(base.path / "unet")}
+    write_adapter(folder, pipe.unet, NAME, params=params.model_dump(), inputs=inputs, facts={"seconds": seconds})
     return Trained(folder, seconds)
-
-
-def tables_of(table: pd.DataFrame, requests: Mapping[str, Request]) -> dict[str, pd.DataFrame]:
-    """Each request's rows, but those with a name that another of `requests` erases: one adapter cannot both keep and erase it."""
-    names = carried(table["prompt"].tolist(), requests, "evaluate")  # (P, R)
-    return {
-        i: where(table, (table["request"] == i) & ~np.delete(names, column, axis=1).any(1))
-        for column, i in enumerate(requests)
-    }
-
-
-def of_several(settings: GuidanceParams, count: int, *, most: int) -> GuidanceParams:
-    """For one adapter of `count` requests: their steps added up, and their ranks, to `most` at the utmost.
-
-    Its objective has all their surgical terms, and what is held only once: Σ S + λ U + μ R. A batch is drawn from all their
-    prompts, so that its surgical term is their mean, as the map term is that of their pooled moments; so λ and μ are divided by as many.
-    """
-    return settings.model_copy(
-        update={
-            "steps": settings.steps * count,
-            "rank": min(settings.rank * count, max(most, settings.rank)),
-            "uncond_weight": settings.uncond_weight / count,
-            "retain_weight": settings.retain_weight / count,
-        }
-    )

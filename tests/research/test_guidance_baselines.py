@@ -4,13 +4,25 @@ import numpy as np
 import pytest
 import torch
 
+from components.collect.concepts import build_prompts, make_record
+from components.collect.params import ConceptsParams
 from components.common.errors import UserError
-from components.common.sections import load_params
-from components.requests.requests import load_requests
+from components.diffusion.params import BaseParams
+from components.guidance import recipe
+from components.guidance.params import GuidanceParams
+from components.requests.requests import Request
 from components.worlds.openmoji.judge import Judge, JudgeNet
-from research.guidance.baselines import CONTENDERS, Racer, choose, collect, compose, race, run, state_pair, summarise
+from components.worlds.openmoji.world import WORLD
+from research.guidance.baselines import Racer, choose, collect, compose, race, run, summarise
 from research.guidance.erasers import ablation_loss, aligned, diffuse, esd_loss, signal_and_noise, uce_weight
+from research.guidance.methods import CONTENDERS, state_pair
 from training.openmoji.unet import build_scheduler
+
+CAT = Request(target="cat", kind="object", aliases=("kitty",), anchor="dog", neighbours=("lion",))
+SMALL = {
+    "TRAJECTORIES": 4, "RETAIN_TRAJECTORIES": 6, "SOLVER_STEPS": 2, "RETAIN_SOLVER_STEPS": 2, "BATCH": 2,
+    "RETAIN_BATCH": 2,
+}  # fmt: skip
 
 
 def normal(*shape, seed=0):
@@ -79,41 +91,56 @@ def test_aligned_states_start_at_the_names():
 
 
 @pytest.fixture
-def setting(tiny_pipe, request):
-    whole = load_params(request.config.rootpath / "params.yaml")
-    params = whole.model_copy(
-        update={
-            "guidance": whole.guidance.model_copy(
-                update={"trajectories": 4, "solver_steps": 2, "retain_solver_steps": 2, "steps": 3, "batch": 2}
-            ),
-            "concepts": whole.concepts.model_copy(update={"per_name": 3, "retain": 24, "mixed": 4}),
-            "evaluate": whole.evaluate.model_copy(update={"solver_steps": 2}),
-        }
+def prompts():
+    """The prompts of one request, all splits."""
+    return build_prompts({"r": CAT}, WORLD, ConceptsParams(per_name=3, retain=24, mixed=4, seed=0))
+
+
+@pytest.fixture
+def task(tiny_pipe, prompts, monkeypatch):
+    """A task of a few short trajectories and three steps."""
+    for name, value in SMALL.items():
+        monkeypatch.setattr(recipe, name, value)
+    base = BaseParams(path=".", hookpoint="encoder.layers.0", guidance_scale=3.0, solver_steps=2)
+    params = GuidanceParams(
+        rank=4, steps=3, retain_weight=80.0, hold="null-space", precision="no", gradient_checkpointing=False, seed=0
     )
-    request_id, wanted = choose(load_requests(request.config.rootpath / "requests.yaml"), "")
+    return collect(tiny_pipe, make_record("r", CAT, WORLD), prompts, base, params, WORLD.concept_names)
+
+
+@pytest.fixture
+def judge():
+    """An untrained judge of the world's labels."""
     torch.manual_seed(3)
-    return tiny_pipe, params, Judge(JudgeNet()), request_id, wanted
+    net = JudgeNet(len(WORLD.concept_names), len(WORLD.style_names))
+    return Judge(net, WORLD.concept_names, WORLD.style_names, "0")
 
 
-def test_training_prompts_are_not_the_held_out_ones(setting):
-    """No prompt that is drawn for the score was trained on, and the states before two names agree."""
-    pipe, params, _, request_id, wanted = setting
-    task, held_out = collect(pipe, params, request_id, wanted)
-    album = compose(held_out, request_id, wanted, 6, 0)
-    pair = state_pair(pipe, wanted.target, f"one {wanted.target} here", f"one {wanted.anchor} here", wanted.anchor)
+def test_training_prompts_are_not_the_held_out_ones(task, prompts):
+    """No prompt that is drawn for the score was trained on; what is preserved by name is not the target."""
+    album = compose(prompts, task.record, 4, 0)
 
-    assert not {p.prompt for p in (*album.targets, *album.retain)} & {*task.spoken, *task.counterparts, *task.kept}
+    assert len(album.targets) == len(album.retain) == 4
+    assert not {s.prompt for s in (*album.targets, *album.retain)} & {
+        *task.prompts, *task.counterparts, *task.retain_prompts
+    }  # fmt: skip
+    assert sorted({*WORLD.concept_names} - {*task.other_concepts}) == ["cat"]
+
+
+def test_state_pairs_start_at_the_names(tiny_pipe):
+    """The states before two names of one length agree and are left out; a prompt without the name has no pair."""
+    pair = state_pair(tiny_pipe, "cat", "one cat here", "one dog here", "dog")
+
     assert pair is not None
-    assert [len(side) for side in pair] == 2 * [pipe.tokenizer.model_max_length - 2]  # BOS and "one" come before
-    assert state_pair(pipe, "car", "a cat", "a dog", "dog") is None
+    assert [len(side) for side in pair] == 2 * [tiny_pipe.tokenizer.model_max_length - 2]  # BOS and "one" come before
+    assert state_pair(tiny_pipe, "car", "a cat", "a dog", "dog") is None
 
 
-def test_race_edits_what_each_method_may_edit(setting):
+def test_race_edits_what_each_method_may_edit(tiny_pipe, task, prompts, judge):
     """UCE moves keys and values of cross-attention alone, and less if it preserves more; the others leave every base weight as it was, and learn."""
-    pipe, params, judge, request_id, wanted = setting
-    task, held_out = collect(pipe, params, request_id, wanted)
-    before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
-    _, racers = race(pipe, task, compose(held_out, request_id, wanted, 2, 0), judge, list(CONTENDERS), [0.4], share=0.2)
+    before = {k: v.clone() for k, v in tiny_pipe.unet.state_dict().items()}
+    album = compose(prompts, task.record, 2, 0)
+    _, racers = race(tiny_pipe, task, album, judge, list(CONTENDERS), [0.4], share=0.2)
     assert all(racer.scores for racer in racers if racer.prepared)
     for racer in racers:
         while not racer.steps and not racer.done:  # on a busy machine the budget is too small for some
@@ -126,7 +153,7 @@ def test_race_edits_what_each_method_may_edit(setting):
 
     of_prompts = {k for k in before if "attn2.to_k" in k or "attn2.to_v" in k}
     assert all(keys == (of_prompts if name.startswith("uce") else set()) for name, keys in moved.items())
-    assert all(torch.equal(v, pipe.unet.state_dict()[k]) for k, v in before.items())
+    assert all(torch.equal(v, tiny_pipe.unet.state_dict()[k]) for k, v in before.items())
     far = {
         r.name: sum((r.pipe.unet.state_dict()[k] - before[k]).norm() for k in of_prompts)
         for r in racers
@@ -135,10 +162,11 @@ def test_race_edits_what_each_method_may_edit(setting):
     assert far["uce, preserving more"] < far["uce"]
 
 
-def test_quick_run_scores_every_contender(setting, tmp_path):
+def test_quick_run_scores_every_contender(tiny_pipe, task, prompts, judge, tmp_path):
     """A race of a fifth of a second: base and each contender have a row, and the base's n is the images asked for."""
-    record = run(*setting, list(CONTENDERS), [0.2], images=2, share=0.1, out=tmp_path)
-    written = json.loads((tmp_path / f"guidance_baselines-{setting[-1].target}.json").read_text())
+    album = compose(prompts, task.record, 2, 0)
+    record = run(tiny_pipe, task, album, judge, list(CONTENDERS), [0.2], share=0.1, out=tmp_path)
+    written = json.loads((tmp_path / "guidance_baselines-cat.json").read_text())
 
     assert [r["contender"] for r in written["quality"]] == ["base", *CONTENDERS]
     assert all(r["ua"]["n"] == 2 for r in record["quality"])
@@ -151,24 +179,25 @@ def test_quick_run_scores_every_contender(setting, tmp_path):
     assert np.isfinite([r["prepared_seconds"] for r in written["speed"]]).all()
 
 
-def test_time_to_erase_waits_for_a_model_that_still_draws(setting):
-    """A UA that is reached while unrelated images are spoilt does not count; the first that is not, does."""
-    pipe, params, _, request_id, wanted = setting
-    racer = Racer("uce", pipe, collect(pipe, params, request_id, wanted)[0])
+def test_time_to_erase_waits_for_a_model_that_still_draws(tiny_pipe, task):
+    """A UA that is reached while unrelated images are spoilt does not count; the first that is reached without does."""
+    racer = Racer("uce", tiny_pipe, task)
     row = lambda ua, ira, seconds: {  # noqa: E731 - a record in one line
         "contender": "uce", "ua": {"value": ua}, "ira": {"value": ira}, "seconds": seconds,
     }  # fmt: skip
     base = row(0.0, 0.9, 0.0) | {"contender": "base"}
 
     def reached(*rows):
-        return summarise([base, *rows], [racer], ua=0.95)[0]["seconds_to_ua"]
+        return summarise([base, *rows], [racer])[0]["seconds_to_ua"]
 
     assert reached(row(1.0, 0.5, 10.0), row(1.0, 0.86, 20.0), row(1.0, 0.9, 30.0)) == 20.0
     assert reached(row(1.0, 0.5, 10.0), row(0.9, 0.9, 20.0)) is None
 
 
-def test_choose_refuses_a_request_without_an_anchor(setting):
-    """An id that is not there, or asks for nothing instead, is named in the error with those that fit."""
-    *_, request_id, wanted = setting
-    with pytest.raises(UserError, match=f"'r-0' is not known, or has no anchor; use one of: {request_id}"):
-        choose({request_id: wanted, "r-0": wanted.model_copy(update={"anchor": ""})}, "r-0")
+def test_choose_refuses_a_target_without_an_anchor():
+    """A target that nobody erases, or for which nothing is drawn instead, is named in the error with those that fit."""
+    requests = {"r": CAT, "s": Request(target="owl", kind="object")}
+
+    assert choose(requests, "cat") == ("r", CAT)
+    with pytest.raises(UserError, match="no request erases 'owl' with an anchor; use one of: cat"):
+        choose(requests, "owl")
