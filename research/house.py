@@ -38,9 +38,12 @@ COMMENT = "\n# a comment\n"
 NONE: frozenset[str] = frozenset()
 
 
+Value = float | str | None
+
+
 def row(
-    what: str, value: Any, *, goal: str, met: bool, command: str, n: int = 1, low: Any = None, high: Any = None
-) -> dict[str, Any]:  # noqa: ANN401 - JSON
+    what: str, value: Value, *, goal: str, met: bool, command: str, n: int = 1, low: Value = None, high: Value = None
+) -> dict[str, Any]:
     """One row of the table."""
     return {
         "what": what,
@@ -54,13 +57,19 @@ def row(
     }
 
 
+def say(text: str) -> None:
+    """Prints a line at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def publish(rows: list[dict[str, Any]]) -> None:
     """Puts rows into the table, each in the place of one of the same name."""
     listed = json.loads(OUT.read_text(encoding="utf-8")) if OUT.is_file() else []
     named = {item["what"]: item for item in listed} | {item["what"]: item for item in rows}
     write_text(OUT, canonical(list(named.values())))
     for item in rows:
-        print(
+        say(
             f"{'met   ' if item['met'] else 'MISSED'} {item['what']}: {item['value']} (goal {item['goal']}, n={item['n']})"
         )
 
@@ -232,7 +241,7 @@ def gut() -> list[dict[str, Any]]:
                 capture_output=True, text=True, check=False,
             )  # fmt: skip
             first = next((line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
-            print(f"{path}:{name}: {first or 'UNNOTICED'}", flush=True)
+            say(f"{path}:{name}: {first or 'UNNOTICED'}")
             if done.returncode == 0:
                 unnoticed.append(f"{path}:{name}")
     value = len(unnoticed) if not unnoticed else ", ".join(unnoticed)
@@ -264,19 +273,32 @@ def seconds() -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8")
         path.write_text(re.sub(r"(guidance:\n(?:  .*\n)*?  steps: )\d+", r"\g<1>0", text), encoding="utf-8")
         ids = re.findall(r"^  (\S+):$", (folder / "requests.yaml").read_text(encoding="utf-8"), re.MULTILINE)
-        spent = [s for i in ids * 2 for s in seconds_of(lambda i=i: instant(folder, i), 1)]
-    rows.append(timed("seconds of an instant adapter (guidance.steps: 0), the process included", spent, 5, command))
+        spent = [instant(folder, request_id) for request_id in ids * 3]
+    what = "seconds of an instant adapter (guidance.steps: 0)"
+    rows.append(timed(f"{what}, from the model's folder to the adapter's", [own for own, _ in spent], 5, command))
+    rows.append(timed(f"{what}, the process and its imports included", [whole for _, whole in spent], 10, command))
     from research.filter.adding import measure_adding  # noqa: PLC0415 - torch, which the rows above do not need
 
     rows.append(timed("seconds to add one request at 100, its prompts read", measure_adding(100), 0.1, command))
     return rows
 
 
-def instant(folder: Path, request_id: str) -> None:
-    """One adapter in closed form, as the stage makes it."""
-    subprocess.run(
-        [BIN / "python", "-m", "components.guidance.stage", request_id], cwd=folder, capture_output=True, check=True
-    )
+INSTANT = """
+import sys, time
+from components.common.stage import run_stage
+from components.guidance.stage import guidance
+begun = time.perf_counter()
+run_stage(guidance, sys.argv[1])
+print(time.perf_counter() - begun)
+"""
+
+
+def instant(folder: Path, request_id: str) -> tuple[float, float]:
+    """(seconds of the stage, of the whole process) for one adapter in closed form."""
+    begun = time.perf_counter()
+    command = [BIN / "python", "-c", INSTANT, request_id]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    return float(done.stdout), time.perf_counter() - begun
 
 
 def make_run() -> list[dict[str, Any]]:
@@ -288,7 +310,7 @@ def make_run() -> list[dict[str, Any]]:
         environment = os.environ | {"PYTHONPATH": str(folder)}
         done = subprocess.run(["make", "run"], cwd=folder, env=environment, capture_output=True, text=True, check=False)
         spent = time.perf_counter() - begun
-        print(done.stdout[-1500:])
+        say(done.stdout[-1500:])
         if done.returncode != 0:
             raise SystemExit(done.stderr[-3000:])
     return [timed("seconds of make run after the install", [spent], 360, "python -m research.house run")]
@@ -301,7 +323,7 @@ def suite() -> list[dict[str, Any]]:
         [BIN / "python", "-m", "pytest", "-q", "--durations=3"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     spent = time.perf_counter() - begun
-    print(done.stdout[-3000:])
+    say(done.stdout[-3000:])
     longest = max(float(s) for s in re.findall(r"^(\d+\.\d+)s (?:call|setup)", done.stdout, re.MULTILINE))
     command = "python -m research.house suite"
     green = row("failures of the default suite", done.returncode, goal="0", met=done.returncode == 0, command=command)
