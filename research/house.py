@@ -199,12 +199,12 @@ def functions() -> list[tuple[Path, str]]:
     """(file, function) of every stage's and every flow's functions."""
     graph = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
     stages = [Path(*m.split(".")).with_suffix(".py") for m in re.findall(r"-m (\S+)", graph)]
-    out = []
-    for path in (*stages, *map(Path, FLOW_FILES)):
-        for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef):
-                out.append((path, node.name))
-    return out
+    return [
+        (path, node.name)
+        for path in (*stages, *map(Path, FLOW_FILES))
+        for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    ]
 
 
 def gutted(source: str, name: str) -> str:
@@ -276,7 +276,7 @@ def seconds() -> list[dict[str, Any]]:
         spent = [instant(folder, request_id) for request_id in ids * 3]
     what = "seconds of an instant adapter (guidance.steps: 0)"
     rows.append(timed(f"{what}, from the model's folder to the adapter's", [own for own, _ in spent], 5, command))
-    rows.append(timed(f"{what}, the process and its imports included", [whole for _, whole in spent], 10, command))
+    rows.append(timed(f"{what}, the process and its imports included", [whole for _, whole in spent], 5, command))
     from research.filter.adding import measure_adding  # noqa: PLC0415 - torch, which the rows above do not need
 
     rows.append(timed("seconds to add one request at 100, its prompts read", measure_adding(100), 0.1, command))
