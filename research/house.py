@@ -6,6 +6,7 @@
     python -m research.house run        # `make run` on a fresh clone, after the install
     python -m research.house suite      # the default suite
     python -m research.house text       # README lines, product files that name a particular world
+    python -m research.house picture    # no row: draws docs/before-and-after.png from the last evaluation
 
 Each writes its rows of `reports/house/show.json` and leaves the others as they are.
 """
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from components.common.files import canonical, write_text
 
@@ -354,7 +356,32 @@ def text() -> list[dict[str, Any]]:
     ]
 
 
-COMMANDS = {"edits": edits, "gut": gut, "seconds": seconds, "run": make_run, "suite": suite, "text": text}
+SHOWN = ((0, 1), (0, 2), (1, 1), (2, 1))
+"""Which pictures of the evaluation's page stand in the README: (grid, column), the last of an unrelated prompt."""
+
+
+def picture() -> list[dict[str, Any]]:
+    """The README's picture: some of those that the evaluation's page opens with, side by side."""
+    grids = [Image.open(ROOT / f"reports/evaluate/grids/{i:02d}.png") for i in range(3)]
+    margin, step = 64, 262  # as components/evaluate/page.py lays them out
+    sheet = Image.new("RGB", (margin + step * len(SHOWN), grids[0].height), "white")
+    sheet.paste(grids[0].crop((0, 0, margin, grids[0].height)), (0, 0))
+    for place, (index, column) in enumerate(SHOWN):
+        left = margin + column * step
+        sheet.paste(grids[index].crop((left, 0, left + step, grids[index].height)), (margin + place * step, 0))
+    sheet.quantize(128, dither=Image.Dither.NONE).save(ROOT / "docs/before-and-after.png", optimize=True)
+    return []
+
+
+COMMANDS = {
+    "edits": edits,
+    "gut": gut,
+    "seconds": seconds,
+    "run": make_run,
+    "suite": suite,
+    "text": text,
+    "picture": picture,
+}
 
 if __name__ == "__main__":
     publish(COMMANDS[sys.argv[1]]())
