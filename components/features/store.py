@@ -116,13 +116,15 @@ def best_name(scores: np.ndarray) -> np.ndarray:
 
 def _codes(reader: Reader, hidden: torch.Tensor, *, batch: int = 512) -> sparse.csr_array:
     """Codes (T, F) of tokens (T, D) in the residual stream."""
+    size = reader.sae.d_sae
 
-    def entries() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def entries() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         for part in hidden.split(batch):
-            codes = reader.codes(part)
-            rows, latents = codes.nonzero(as_tuple=True)
-            yield torch.bincount(rows, minlength=len(part)), latents.to(torch.int32), codes[rows, latents]
+            flat = reader.codes(part).numpy().ravel()
+            places = np.flatnonzero(flat)
+            edges = places.searchsorted(np.arange(len(part) + 1) * size)
+            yield np.diff(edges), (places % size).astype(np.int32), flat[places]
 
-    counts, latents, values = (torch.cat(each).numpy() for each in zip(*entries(), strict=True))
+    counts, latents, values = (np.concatenate(each) for each in zip(*entries(), strict=True))
     edges = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    return sparse.csr_array((values, latents, edges), shape=(len(hidden), reader.sae.d_sae))
+    return sparse.csr_array((values, latents, edges), shape=(len(hidden), size))
