@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import yaml
 
 from components.common.errors import StageError
 from flows.dag import stage_order
+from flows.deps import main
 from flows.process import stream
 from flows.retrain import LOCK, only_one
 
@@ -93,3 +95,25 @@ def test_two_retrains_never_overlap(tmp_path):
 
     with only_one(tmp_path):
         assert (tmp_path / LOCK).exists()
+
+
+def test_deps_are_written_where_they_lack(tmp_path, monkeypatch):
+    """`make deps` puts a missing file and the world's back, drops one that no code reaches, keeps comments and data; --check only tells."""
+    for name in ("components", "dvc.yaml", "params.yaml"):
+        source = ROOT / name
+        _ = shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy(source, tmp_path / name)
+    path = tmp_path / "dvc.yaml"
+    whole = path.read_text()
+    lacking = whole.replace("      - components/sae/losses.py\n", "", 1)
+    lacking = lacking.replace("      - components/worlds/${world}/world.yaml\n", "      - components/cli/main.py\n", 1)
+    assert lacking != whole
+    path.write_text(lacking)
+    monkeypatch.setattr(sys, "argv", ["deps", "--check"])
+    assert main(tmp_path) == 1
+    assert path.read_text() == lacking
+
+    monkeypatch.setattr(sys, "argv", ["deps"])
+    assert main(tmp_path) == 0
+    assert path.read_text() == whole
+    monkeypatch.setattr(sys, "argv", ["deps", "--check"])
+    assert main(tmp_path) == 0
