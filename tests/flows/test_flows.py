@@ -13,7 +13,7 @@ from components.common.errors import StageError
 from flows.dag import stage_order
 from flows.deps import main
 from flows.process import stream
-from flows.retrain import LOCK, only_one
+from flows.retrain import LOCK, only_one, retrain
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,9 +89,17 @@ def test_stream_parent_killed_outright_ends_the_child():
 
 
 def test_two_retrains_never_overlap(tmp_path):
-    """While one holds the working tree a second is refused at once; afterwards it may go on (invariant 10)."""
-    with only_one(tmp_path), pytest.raises(StageError, match="is being retrained already; wait"), only_one(tmp_path):
-        pass
+    """While another process holds the working tree the flow itself refuses at once; when that process is killed it may go on (invariant 10)."""
+    program = (
+        "import sys, time; from pathlib import Path; from flows.retrain import only_one\n"
+        "with only_one(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", program, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(StageError, match="is being retrained already; wait until that run ends"):
+        retrain.fn(str(tmp_path))
+    other.kill()
+    other.wait()
 
     with only_one(tmp_path):
         assert (tmp_path / LOCK).exists()
