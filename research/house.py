@@ -272,9 +272,17 @@ def seconds() -> list[dict[str, Any]]:
     what = "seconds of an instant adapter (guidance.steps: 0)"
     rows.append(timed(f"{what}, from the model's folder to the adapter's", [own for own, _ in spent], 5, command))
     rows.append(timed(f"{what}, the process and its imports included", [whole for _, whole in spent], 5, command))
-    from research.filter.adding import measure_adding  # noqa: PLC0415 - torch, which the rows above do not need
+    from research.filter.adding import time_additions  # noqa: PLC0415 - torch, which the rows above do not need
 
-    rows.append(timed("seconds to add one request at 100, its prompts read", measure_adding(100), 0.1, command))
+    for fit in ("sample", "exact"):
+        spent, what = (
+            time_additions(100, fit),
+            f"seconds to add one request at 100, its prompts read, features.fit: {fit}",
+        )
+        rows.append(timed(f"{what}: to fit it", [each.fit for each in spent], 0.1, command))
+        rows.append(
+            timed(f"{what}: to fit it and to write the filter of all", [sum(each) for each in spent], 0.1, command)
+        )
     return rows
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from tqdm import tqdm
 
@@ -45,15 +46,10 @@ class Spent(NamedTuple):
     """To write the filter of all requests anew."""
 
 
-def measure_adding(count: int = 100) -> list[float]:
-    """Seconds to add each of `TIMED` requests to `count`, its own prompts read."""
-    return [sum(spent) for spent in time_additions(count)]
-
-
-def time_additions(count: int) -> list[Spent]:
-    """The same, step by step."""
+def time_additions(count: int, fit: Literal["exact", "sample"]) -> list[Spent]:
+    """Seconds to add each of `TIMED` requests to `count`, its own prompts read, with this `features.fit`."""
     base, concepts = read_section("base", BaseParams), read_section("concepts", ConceptsParams)
-    settings, world = read_section("features", FeaturesParams), project_world()
+    settings, world = read_section("features", FeaturesParams).model_copy(update={"fit": fit}), project_world()
     reader = Reader(*load_text(base.path), base.hookpoint, read_sae(SAE)[0])
     shared = read_shared(read_table(CORPUS), reader)
     requests = world_requests(TIMED, load_requests(), world, seed=concepts.seed)
@@ -82,10 +78,12 @@ def write_all(folder: Path, filters: dict[str, RequestFilter], hookpoint: str) -
 def run(counts: list[int]) -> None:
     """Measures and publishes."""
     found = {}
-    for count in counts:
-        spent = time_additions(count)
+    for count, fit in product(counts, get_args(FeaturesParams.model_fields["fit"].annotation)):
+        spent = time_additions(count, fit)
         steps = {step: quartiles([getattr(each, step) for each in spent]) for step in Spent._fields}
-        found[str(count)] = steps | {"total": quartiles([sum(each) for each in spent])}
+        found[f"{count}, {fit}"] = steps | {"total": quartiles([sum(each) for each in spent])}
     rows = [[count, *(spread(steps[step]) for step in (*Spent._fields, "total"))] for count, steps in found.items()]
-    text = "seconds, median [quartiles]\n\n" + table(("requests that exist", *Spent._fields, "total"), rows)
+    text = "seconds, median [quartiles]\n\n" + table(
+        ("requests that exist, features.fit", *Spent._fields, "total"), rows
+    )
     publish(NAME, {"environment": environment(PACKAGES), "seconds_to_add": found}, text)

@@ -39,7 +39,9 @@ from components.worlds.templated import TemplatedWorld, fill
 HOOKPOINT = "encoder.layer.1"
 LEAST_UNIT = 0.1
 """In log-odds: a concept whose threshold lies at or above its own names is not scaled beyond this."""
-FEATURES = FeaturesParams(max_features=32, context_features=32, min_contrast=0.1, fpr=0.001, positions=POSITION_CLASSES)
+FEATURES = FeaturesParams(
+    max_features=32, context_features=32, min_contrast=0.1, fpr=0.001, fit="sample", positions=POSITION_CLASSES
+)
 
 
 def load_minilm() -> tuple[Any, nn.Module]:

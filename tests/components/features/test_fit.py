@@ -11,7 +11,7 @@ from components.features.store import Store, TokenSet
 from components.requests.requests import Request
 
 SETTINGS = FeaturesParams(
-    max_features=16, context_features=8, min_contrast=0.02, fpr=0.02, positions=("target", "later")
+    max_features=16, context_features=8, min_contrast=0.02, fpr=0.02, fit="sample", positions=("target", "later")
 )
 NAMES, SCENES = ("cat", "kitty"), ("house", "river", "boat", "lamp", "tree", "road", "table", "cloud")
 LOOKS = ("old", "red", "loud", "tiny", "wet", "calm", "odd", "new", "soft", "tall")
@@ -125,7 +125,11 @@ def test_a_sample_that_leaves_nothing_out_is_the_regression_on_all_tokens(shared
     retain = [TokenSet((own.select, rows)) for rows in own.retain]
     nothing = TokenSet((shared.background, np.array([], dtype=int)))
     fitted = fit_scores(
-        TokenSet((own.select, named)), own.labels[named], retain, nothing, SETTINGS, [Sizes(10**6, 10**6, 10**6)] * 3
+        TokenSet((own.select, named)),
+        own.labels[named],
+        retain,
+        nothing,
+        SETTINGS.model_copy(update={"fit": "exact"}),
     )
     against = np.concatenate(own.retain)
     codes = own.select.by_token[np.concatenate([named, against, against])][:, fitted.features.numpy()].toarray()
