@@ -241,6 +241,15 @@ def latency_table() -> str:
     )
 
 
+def adding_line() -> str:
+    """What adding a request to a hundred costs."""
+    found = read("research/results/filter_adding.json")["seconds_to_add"]["100"]["total"]
+    return (
+        f"Adding one request to 100 takes {found['median']:.2f} s after its prompts are read"
+        f" (quartiles {found['q1']:.2f}–{found['q3']:.2f}, n = {found['n']}; `research/results/filter_adding.json`)."
+    )
+
+
 def _quartiles(ratio: Mapping[str, float]) -> str:
     return f"{ratio['median']:.2f} [{ratio['q1']:.2f}, {ratio['q3']:.2f}]"
 

@@ -91,12 +91,11 @@ class Racer:
                 next(self.work)
             except StopIteration:
                 self.done = True
-                break
             self.seconds += time.perf_counter() - begun
-            if self.prepared:
-                self.steps += 1
-            else:
+            if not self.prepared:  # also a method that takes no step: its work is done
                 self.prepared = before = self.seconds
+            elif not self.done:
+                self.steps += 1
         if self.steps > first:
             self.rates[turn] = (self.steps - first) / (self.seconds - before)
 

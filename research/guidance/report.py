@@ -24,8 +24,9 @@ from components.collect.tables import read_table, where
 from components.common.files import SIDECAR, canonical, digest, new_folder
 from components.common.paths import CACHE, CORPUS, SAE
 from components.common.sections import read_section
-from components.diffusion.load import accelerator_device, load_pipeline, load_text
+from components.diffusion.load import accelerator_device, load_pipeline
 from components.diffusion.params import BaseParams
+from components.diffusion.text import load_text
 from components.eraser import Eraser
 from components.evaluate.images import Painter
 from components.evaluate.metrics import Metric, mean_interval

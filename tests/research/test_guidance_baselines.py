@@ -179,6 +179,17 @@ def test_quick_run_scores_every_contender(tiny_pipe, task, prompts, judge, tmp_p
     assert np.isfinite([r["prepared_seconds"] for r in written["speed"]]).all()
 
 
+def test_an_adapter_in_closed_form_is_prepared_without_a_step(tiny_pipe, task):
+    """With `steps: 0` ours yields nothing: it is done and prepared, counts no step, and its U-Net has changed."""
+    racer = Racer("expunge", tiny_pipe, task._replace(params=task.params.model_copy(update={"steps": 0})))
+    racer.advance(60.0, 0)
+
+    assert racer.done
+    assert 0 < racer.prepared == racer.seconds
+    assert (racer.steps, racer.rates, racer.changed) == (0, {}, True)
+    assert any(v.any() for k, v in racer.pipe.unet.state_dict().items() if "lora_B" in k)
+
+
 def test_time_to_erase_waits_for_a_model_that_still_draws(tiny_pipe, task):
     """A UA that is reached while unrelated images are spoilt does not count; the first that is reached without does."""
     racer = Racer("uce", tiny_pipe, task)
