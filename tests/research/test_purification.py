@@ -64,7 +64,3 @@ def test_without_an_adapter_the_erased_row_is_the_bases(monkeypatch):
     assert np.array_equal(rows[2], rows[3])
     assert (metrics["anchor_rate"].value, metrics["anchor_rate_base"].value) == (0, 1)
     assert metrics["loop_psnr"].value >= 25
-    drawn.clear()
-    bare = make_record("r", cat.model_copy(update={"anchor": ""}), WORLD)
-    measure_purification(eraser, judge, bare, count=1)
-    assert len(drawn) == 2  # without an anchor there is nothing to prompt the base with

@@ -6,6 +6,7 @@ from components.collect.record import RequestRecord
 from components.features.fit import fit_own, fit_request, read_own, read_shared, read_store
 from components.features.params import FeaturesParams
 from components.features.regression import Score, fit_score
+from components.features.scores import conformal_threshold, strictest_threshold
 from components.features.selection import Sizes, draw_sample, fit_scores
 from components.features.store import Store, TokenSet
 from components.requests.requests import Request
@@ -82,12 +83,18 @@ def test_fit_request_keeps_the_budget_for_a_users_prompts(reader, shared):
     score = Score(plain.weights.numpy(), plain.bias.numpy())
     found = read_store(prompts, reader).prompt_scores(plain.features, score)
     hard = [prompts[row] for row in np.argsort(-found, kind="stable")[:160]]
-    item, facts = fit_request(record(), table(), read_shared(corpus(hard), reader), SETTINGS)
+    heard = np.sort(found)[::-1][:160]
+    low = float(heard[40]) - 1  # below what the hard prompts score: without them the threshold lies where it lay
+    shared = read_shared(corpus(hard), reader)
+    item, facts = fit_request(record(), table(), shared, SETTINGS)
     calibration = facts["calibration"]
 
     assert (calibration["traffic"]["n"], calibration["traffic"]["alone"]) == (160, True)
     assert calibration["traffic"]["fpr"] <= SETTINGS.fpr
-    assert item.decision_threshold > plain.decision_threshold
+    assert strictest_threshold([np.full(900, low), heard], SETTINGS.fpr) > float(heard[40])
+    assert float(item.decision_threshold) >= max(
+        float(plain.decision_threshold), conformal_threshold(heard, SETTINGS.fpr)
+    )
 
 
 def test_fit_request_never_calibrates_on_the_target(reader):
