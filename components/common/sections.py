@@ -47,6 +47,8 @@ def validated(content: object, kind: type[T], where: str, section: str = "") -> 
 def first_problem(error: ValidationError, where: str, section: str = "") -> UserError:
     """The first thing that pydantic found, as one sentence."""
     problem = error.errors()[0]
+    if problem["type"] == "json_invalid":
+        return UserError(f"{where} holds half a character", "write it in UTF-8")
     parts = [str(part) for part in ((section,) if section else ()) + problem["loc"]]
     key = ".".join(part if part.isprintable() and len(part) <= 64 else shown(part) for part in parts)
     if problem["type"] == "extra_forbidden":

@@ -93,8 +93,15 @@ class TemplatedWorld:
         return self.style(name) if request.kind == "style" else self.concept(name)
 
     def check(self, requests: Mapping[str, Request]) -> None:
-        """Refuses requests that name what the world does not have or leave too little of it, or whose anchor is erased."""
-        owner = {target: request_id for request_id, request in requests.items() for target in self.labels(request)}
+        """Refuses requests that name what the world does not have, that overlap or leave too little of it, or whose anchor is erased."""
+        owner: dict[str, str] = {}
+        for request_id, request in requests.items():
+            for label in self.labels(request):
+                if owner.setdefault(label, request_id) != request_id:
+                    raise UserError(
+                        f"request {request_id}: {label!r} is erased by {owner[label]} already",
+                        "withdraw one of the two",
+                    )
         for request_id, request in requests.items():
             if request.anchor in owner:
                 raise UserError(
