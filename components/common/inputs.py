@@ -16,20 +16,21 @@ SHOWN = 60
 def read_bytes(path: Path, limit: int) -> bytes:
     """The content of a regular file of at most `limit` bytes; `UserError` for anything else, without waiting on it."""
     try:
-        # a FIFO that nobody writes to would block here without O_NONBLOCK
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123 - a descriptor
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a FIFO would wait for its writer
+        try:
+            if not stat.S_ISREG(os.fstat(number).st_mode):
                 raise UserError(f"{path} is no regular file", "name a file")
-            content = file.read(limit + 1) if found.st_size <= limit else b""
+            with open(number, "rb", closefd=False) as file:
+                size = os.fstat(number).st_size
+                content = file.read(limit + 1) if size <= limit else b""
+        finally:
+            os.close(number)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist", "run from the root of the project, or mend the path") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path} is a folder", "name a file") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         said = getattr(error, "strerror", None) or error
         raise UserError(f"{shown(str(path))} cannot be read ({said})", "mend the path or its permissions") from error
-    if found.st_size > limit or len(content) > limit:
+    if size > limit or len(content) > limit:
         raise UserError(f"{path} is larger than {limit // MIB} MiB", "split it or leave out what is not needed")
     return content
 

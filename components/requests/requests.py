@@ -13,6 +13,7 @@ from components.common.errors import UserError
 from components.common.inputs import shown
 from components.common.sections import Section, validated
 from components.common.strict_yaml import read_yaml
+from components.common.words import folded
 
 REQUESTS = Path("requests.yaml")
 Channel = Literal["filter", "guidance"]
@@ -36,12 +37,6 @@ def check_id(request_id: RequestId) -> RequestId:
             f"use at most 63 of a-z, 0-9 and -, the first no -, and not {_JOINT!r}",
         )
     return request_id
-
-
-def folded(name: str) -> str:
-    """What two spellings of one name have in common: compatibility form (NFKC) and case folded, single spaces."""
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    return " ".join(text.split())
 
 
 def _name(text: str) -> str:
