@@ -21,7 +21,10 @@ from components.common.inputs import MIB, decode, read_bytes, shown
 
 COLUMN = "prompt"
 LIMIT = 100 * MIB
+_QUOTED = f'"{COLUMN}"'
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
+Rows = Iterator[tuple[int, object]]
+"""Number of the line or row, and what stands in the column."""
 
 
 def read_source(name: str) -> list[str]:
@@ -29,11 +32,12 @@ def read_source(name: str) -> list[str]:
 
     `UserError` for a file that is missing, larger than 100 MiB or not what its name says, and for one without prompts.
     """
+    suffix = Path(name).suffix.lower()
     if name.startswith("hf:"):
         found = _hugging_face(name)
     else:
         path = Path(name)
-        reader = _READERS.get(path.suffix.lower())
+        reader = _READERS.get(suffix)
         if reader is None:
             raise UserError(
                 f"corpus.sources names {shown(name)}", f"use a file that ends in {', '.join(_READERS)}, or hf:NAME"
@@ -42,21 +46,26 @@ def read_source(name: str) -> list[str]:
         if not content.strip():
             raise UserError(f"{name} is empty", "fill it or take it out of corpus.sources")
         found = reader(content, path)
-    prompts = [prompt for where, value in found if (prompt := _prompt(value, where)).strip()]
+    prompts = []
+    for number, value in found:
+        if fault := _fault(value):
+            unit = "line" if suffix in (".csv", ".jsonl") else "row"
+            raise UserError(f"{name}, {unit} {number}: the prompt {fault}", "write one prompt a row, as text")
+        if value and not value.isspace():  # type: ignore[attr-defined] - a text, since it has no fault
+            prompts.append(value)
     if not prompts:
         raise UserError(f"{name} holds no prompt", "fill it or take it out of corpus.sources")
     return prompts
 
 
-def _prompt(value: object, where: str) -> str:
-    """A prompt as it stands in the file, empty for a missing one."""
+def _fault(value: object) -> str:
+    """What is wrong with a prompt; empty for a text and for a missing one."""
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UserError(f"{where}: the prompt {shown(value)} is no text", "write it in quotes, one prompt a row")
-    if (not value.isascii() and _NO_TEXT.search(value)) or "\0" in value:
-        raise UserError(f"{where}: the prompt holds a NUL or half a character", "take it out")
-    return value
+        return f"{shown(value)} is no text"
+    plain = value.isascii() and "\0" not in value
+    return "" if plain or not _NO_TEXT.search(value) else "holds a NUL or half a character"
 
 
 def _column(names: list[str], where: str) -> int:
@@ -68,40 +77,58 @@ def _column(names: list[str], where: str) -> int:
     return names.index(COLUMN)
 
 
-def _csv(content: bytes, path: Path) -> Iterator[tuple[str, object]]:
+def _csv(content: bytes, path: Path) -> Rows:
     decode(content, path)
     rows = csv.reader(io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline=""), strict=True)
     try:
         header = next((row for row in rows if row), [])
         column = _column(header, str(path))
         for row in rows:
-            where = f"{path}, line {rows.line_num}"
             if row and len(row) != len(header):
                 raise UserError(
-                    f"{where}, has {len(row)} columns, the header {len(header)}", 'put prompts with a comma in "quotes"'
+                    f"{path}, line {rows.line_num}, has {len(row)} columns, the header {len(header)}",
+                    'put prompts with a comma in "quotes"',
                 )
-            yield where, row[column] if row else None
+            yield rows.line_num, row[column] if row else None
     except csv.Error as error:
         raise UserError(f"{path}, line {rows.line_num}, is not CSV ({error})", "mend the line") from error
 
 
-def _jsonl(content: bytes, path: Path) -> Iterator[tuple[str, object]]:
+def _jsonl(content: bytes, path: Path) -> Rows:
     decode(content, path)
     lines = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="\n")
     for number, line in enumerate(lines, 1):
-        where = f"{path}, line {number}"
-        if not line.strip():
+        text = line.strip(" \t\r\n")
+        if not text:
             continue
         try:
-            row = json.loads(line, object_pairs_hook=list)
+            once = "\\" not in text and text.count(_QUOTED) == 1
+            row, end = (_DECODER if once else _CAREFUL_DECODER).raw_decode(text)
+            if end < len(text):
+                raise ValueError("more than one value")
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}, is not JSON", "write one object a line, and all of it") from error
-        if not isinstance(row, list) or not all(isinstance(pair, tuple) for pair in row):
-            raise UserError(f"{where}, is no object", f'write {{"{COLUMN}": "…"}} on each line')
-        yield where, row[_column([key for key, _ in row], f"{where},")][1]
+            raise UserError(
+                f"{path}, line {number}, is not JSON ({shown(str(error))})", "write one object a line, and all of it"
+            ) from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}, is no object", f"write {{{_QUOTED}: …}} on each line")
+        if COLUMN not in row:
+            _column(list(row), f"{path}, line {number},")
+        yield number, row[COLUMN]
 
 
-def _parquet(content: bytes, path: Path) -> Iterator[tuple[str, object]]:
+def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a key stands in it twice")
+    return row
+
+
+_DECODER, _CAREFUL_DECODER = json.JSONDecoder(), json.JSONDecoder(object_pairs_hook=_distinct)
+"""The careful one is slower, for lines that may hold a key twice."""
+
+
+def _parquet(content: bytes, path: Path) -> Rows:
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
         column = file.schema_arrow.field(_column(file.schema_arrow.names, str(path)))
@@ -116,7 +143,7 @@ def _parquet(content: bytes, path: Path) -> Iterator[tuple[str, object]]:
                 size += len(value or "")
                 if size > LIMIT:
                     raise UserError(f"{path} holds more than {LIMIT // MIB} MiB of text", "split it")
-                yield f"{path}, row {row}", value
+                yield row, value
     except (
         pa.ArrowException,
         OSError,
@@ -135,7 +162,7 @@ def _is_text(kind: pa.DataType) -> bool:
 _READERS = {".csv": _csv, ".parquet": _parquet, ".jsonl": _jsonl}
 
 
-def _hugging_face(name: str) -> Iterator[tuple[str, object]]:
+def _hugging_face(name: str) -> Rows:
     try:
         from datasets import load_dataset  # noqa: PLC0415 - an optional extra
     except ImportError as error:
@@ -147,4 +174,4 @@ def _hugging_face(name: str) -> Iterator[tuple[str, object]]:
     except (OSError, ValueError) as error:
         raise UserError(f"{name} cannot be loaded ({shown(str(error))})", "mend the name or go online") from error
     _column(table.column_names, name)
-    return ((f"{name}, row {i}", value) for i, value in enumerate(table[COLUMN], 1))
+    return enumerate(table[COLUMN], 1)
