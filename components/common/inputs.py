@@ -26,7 +26,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
         finally:
             os.close(number)
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist", "run from the root of the project, or mend the path") from error
+        raise UserError(f"{path} does not exist", "run from the root of the project") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         said = getattr(error, "strerror", None) or error
         raise UserError(f"{shown(str(path))} cannot be read ({said})", "mend the path or its permissions") from error
