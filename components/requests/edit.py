@@ -125,7 +125,7 @@ class _Layout(NamedTuple):
 
 
 def _layout(text: str) -> _Layout:
-    """Finds the entries of a requests.yaml; it is strict YAML, so only these four kinds of line end occur."""
+    """Finds the entries of a requests.yaml, which is strict YAML: lines end nowhere but at LF, CRLF or CR."""
     starts = [0]
     for line in text.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))

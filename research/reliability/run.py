@@ -133,9 +133,14 @@ def measure_inputs(n: int, seed: int, command: str) -> list[Row]:
             )
             if wrong:
                 tqdm.write(f"{i} {kind}, {case.what}, must {case.must}: {found} {said[:300]}")
-            if kind == "requests.yaml" and case.must == "accept" and found == "accepted":
-                edited[same := restored(folder / case.name)] += b"requests" in case.content
-                if same is False and b"requests" in case.content:
+            if (
+                kind == "requests.yaml"
+                and found == "accepted"
+                and case.must == "accept"
+                and b"requests" in bytes(case.content)
+            ):  # type: ignore[arg-type]
+                edited[same := restored(folder / case.name)] += 1
+                if same is False:
                     tqdm.write(f"{i} {case.what}: not restored")
             case.remove(folder)
     of = {must: sum(v for (m, _), v in counts.items() if m == must) for must in ("refuse", "accept", "either")}
