@@ -23,7 +23,8 @@ from components.common.errors import ExpungeError, UserError
 from components.common.paths import EVALUATE, GUIDANCE
 from components.common.sections import read_section
 from components.evaluate.summary import read_evaluation, summarise
-from components.requests.requests import Request, add_request, load_requests, remove_request
+from components.requests.edit import add_request, remove_request
+from components.requests.requests import load_requests
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 request = typer.Typer(no_args_is_help=True, help="Add, list, show and withdraw deletion requests.")
@@ -70,10 +71,7 @@ def request_add(
         "neighbours": neighbour or [],
         "channels": channel or ["filter", "guidance"],
     }
-    request_id = add_request(record, dry_run=True)
-    everyone = load_requests() | {request_id: Request.model_validate(record)}
-    load_world(read_section("world", str)).check(everyone)
-    typer.echo(request_id if dry_run else add_request(record))
+    typer.echo(add_request(record, check=load_world(read_section("world", str)).check, dry_run=dry_run))
 
 
 @request.command("list")

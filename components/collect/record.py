@@ -19,7 +19,7 @@ from components.common.files import canonical
 from components.common.paths import CONCEPTS
 from components.common.sections import Section, first_problem
 from components.common.splits import Split
-from components.requests.requests import Request
+from components.requests.requests import Request, check_id
 
 RECORD = "request.json"
 REQUEST_IDS = "requests.json"
@@ -51,7 +51,7 @@ class RequestRecord(Section):
 
 def read_record(request_id: str, folder: Path = CONCEPTS) -> RequestRecord:
     """The record of one request; `ArtifactError` if it is missing, no JSON, or of another version."""
-    path = folder / request_id / RECORD
+    path = folder / check_id(request_id) / RECORD
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

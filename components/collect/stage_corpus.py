@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from components.collect.corpus import build_corpus, read_source
+from components.collect.corpus import build_corpus
 from components.collect.params import CorpusParams
+from components.collect.sources import read_source
 from components.collect.tables import write_table
 from components.common.files import new_folder
 from components.common.paths import CORPUS

@@ -5,13 +5,15 @@ A stage that reads one section does not depend on the schema of another, so that
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from components.common.errors import UserError
+from components.common.inputs import shown
+from components.common.strict_yaml import read_yaml
 
 PARAMS = Path("params.yaml")
 T = TypeVar("T")
@@ -20,7 +22,7 @@ T = TypeVar("T")
 class Section(BaseModel):
     """Base of all sections: immutable, no unknown keys, attribute docstrings become field descriptions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def read_section(name: str, kind: type[T], path: Path = PARAMS) -> T:
@@ -28,28 +30,29 @@ def read_section(name: str, kind: type[T], path: Path = PARAMS) -> T:
     content = read_yaml(path)
     if not isinstance(content, dict) or name not in content:
         raise UserError(f"{path} has no section {name!r}", "add it, as in the params.yaml that ships")
+    return validated(content[name], kind, str(path), name)
+
+
+def validated(content: object, kind: type[T], where: str, section: str = "") -> T:
+    """Plain content of a file as a `kind`; `UserError` for the first thing wrong with it.
+
+    As strict as JSON has types: `true` and "3" are no numbers, 3 is no text; a list is a tuple, a text is a path.
+    """
     try:
-        return TypeAdapter(kind).validate_python(content[name])
+        return TypeAdapter(kind).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
-        raise first_problem(error, str(path), name) from error
-
-
-def read_yaml(path: Path) -> Any:  # noqa: ANN401 - YAML
-    """The content of a YAML file; `UserError` if it is missing or no YAML."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist", "run from the root of the project") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML ({str(error).splitlines()[0]})", "mend the file") from error
+        raise first_problem(error, where, section) from error
 
 
 def first_problem(error: ValidationError, where: str, section: str = "") -> UserError:
     """The first thing that pydantic found, as one sentence."""
     problem = error.errors()[0]
-    key = ".".join(str(part) for part in ((section,) if section else ()) + problem["loc"])
+    if problem["type"] == "json_invalid":
+        return UserError(f"{where} holds half a character", "write it in UTF-8")
+    parts = [str(part) for part in ((section,) if section else ()) + problem["loc"]]
+    key = ".".join(part if part.isprintable() and len(part) <= 64 else shown(part) for part in parts)
     if problem["type"] == "extra_forbidden":
         return UserError(f"{where} has an unknown key {key!r}", "remove it or mend its spelling")
-    value = "" if isinstance(problem["input"], dict) else f" is {problem['input']!r}"
+    value = "" if isinstance(problem["input"], dict) else f" is {shown(problem['input'])}"
     message = problem["msg"].removeprefix("Value error, ")
     return UserError(f"{where}: {key}{value}" if key else where, message[0].lower() + message[1:])

@@ -1,13 +1,20 @@
-"""English on the surface: whether a text contains a name, and which article a noun takes."""
+"""Words on the surface: which texts are one, whether a text contains a name, and which article a noun takes."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 
 _NO_ARTICLE = re.compile(r"(glasses|spectacles|lenses|cattle|swine|percussion)$")
 _AN = r"(?:8 bit|[aeio]|u(?!n)|um|und)"
+
+
+def folded(text: str) -> str:
+    """What two spellings of one text have in common: compatibility form (NFKC) and case folded, single spaces."""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(text.split())
 
 
 def with_article(noun: str) -> str:

@@ -2,59 +2,98 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Mapping
+import re
+import unicodedata
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from components.common.errors import UserError
-from components.common.files import write_text
-from components.common.sections import Section, first_problem, read_yaml
+from components.common.inputs import shown
+from components.common.sections import Section, validated
+from components.common.strict_yaml import read_yaml
+from components.common.words import folded
 
 REQUESTS = Path("requests.yaml")
 Channel = Literal["filter", "guidance"]
 Kind = Literal["object", "style", "character", "category", "person", "explicit"]
 
 
+RequestId = str
+LONGEST_NAME, MOST_ALIASES = 200, 100
+_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_JOINT = "joint"
+"""Scope of what all requests have in common; no request may be called so."""
+_INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]")
+"""Letters and marks without a shape; the other such characters have a category of their own (Cf)."""
+
+
+def check_id(request_id: RequestId) -> RequestId:
+    """`request_id`, safe as part of a path and of a command; `UserError` if it is not."""
+    if not _ID.fullmatch(request_id) or request_id == _JOINT:
+        raise UserError(
+            f"request id {shown(request_id)} is not allowed",
+            f"use at most 63 of a-z, 0-9 and -, the first no -, and not {_JOINT!r}",
+        )
+    return request_id
+
+
+def _name(text: str) -> str:
+    """A name in lower case with single spaces; `ValueError` if nothing can be found by it."""
+    text = text.strip()
+    if any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in text) or _INVISIBLE.search(text):
+        raise ValueError("a name holds an invisible or control character; take it out")
+    if "," in folded(text):
+        raise ValueError("a name holds a comma; list each name on its own")
+    tidy = " ".join(text.lower().split())
+    if tidy and not any(c.isalnum() for c in tidy):
+        raise ValueError("a name holds no letter or digit; write it in words")
+    if len(tidy) > LONGEST_NAME:
+        raise ValueError(f"a name is longer than {LONGEST_NAME} characters; shorten it")
+    return tidy
+
+
+def _some_name(text: str) -> str:
+    if not (tidy := _name(text)):
+        raise ValueError("a name is empty; write it or take it out")
+    return tidy
+
+
+Name = Annotated[str, AfterValidator(_some_name)]
+"""A name of a concept: trimmed, in lower case, with a letter or digit, without commas and invisible characters."""
+
+
 class Request(Section):
     """One deletion request; it holds no personal data."""
 
-    target: str = Field(min_length=1)
+    target: Name
     """The concept that must no longer be drawn."""
     kind: Kind
     """What sort of thing the target is."""
-    aliases: tuple[str, ...] = ()
+    aliases: tuple[Name, ...] = Field(default=(), max_length=MOST_ALIASES)
     """Other names of the target; they are erased too."""
-    anchor: str = ""
+    anchor: Annotated[str, AfterValidator(_name)] = ""
     """What is drawn instead; empty for nothing in particular."""
-    neighbours: tuple[str, ...] = ()
+    neighbours: tuple[Name, ...] = ()
     """Concepts close to the target that must survive."""
     channels: tuple[Channel, ...] = ("filter", "guidance")
     """Which erasers act: the text filter, the U-Net adapter, or both."""
 
-    @field_validator("target", "anchor")
-    @classmethod
-    def _tidy(cls, text: str) -> str:
-        return " ".join(text.lower().split())
-
-    @field_validator("aliases", "neighbours")
-    @classmethod
-    def _tidy_all(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(" ".join(n.lower().split()) for n in names)
-
     @model_validator(mode="after")
     def _makes_sense(self) -> Request:
-        if not self.target:
-            raise ValueError("the target is empty; name what must no longer be drawn")
-        if self.anchor in self.names:
+        names: dict[str, str] = {}
+        for name in self.names:
+            if (first := names.setdefault(folded(name), name)) is not name:
+                raise ValueError(f"{first!r} and {name!r} are one name; take one of them out")
+        if folded(self.anchor) in names:
             raise ValueError(f"the anchor {self.anchor!r} is the target itself; name something else to draw instead")
-        if both := set(self.names) & set(self.neighbours):
-            raise ValueError(f"{min(both)!r} is target and neighbour at once; take it out of neighbours")
+        if both := names.keys() & set(map(folded, self.neighbours)):
+            raise ValueError(f"{names[min(both)]!r} is target and neighbour at once; take it out of neighbours")
         if not self.channels:
             raise ValueError("channels is empty; use filter, guidance or both")
+        if len(set(self.channels)) < len(self.channels):
+            raise ValueError("channels names one twice; use filter, guidance or both")
         return self
 
     @property
@@ -66,68 +105,37 @@ class Request(Section):
 class Requests(Section):
     """The whole file."""
 
-    requests: dict[str, Request]
+    requests: dict[RequestId, Request] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _names_are_unique(self) -> Requests:
-        owner: dict[str, str] = {}
+    def _fit_together(self) -> Requests:
+        owner: dict[str, RequestId] = {}
         for request_id, request in self.requests.items():
             for name in request.names:
-                if owner.setdefault(name, request_id) != request_id:
+                if owner.setdefault(folded(name), request_id) != request_id:
                     raise ValueError(
-                        f"{name!r} is a name of both {owner[name]} and {request_id}; leave it to one of them"
+                        f"{name!r} is a name of both {owner[folded(name)]} and {request_id}; leave it to one of them"
                     )
         for request_id, request in self.requests.items():
-            if request.anchor in owner:
+            if erased_by := owner.get(folded(request.anchor)):
                 raise ValueError(
-                    f"the anchor {request.anchor!r} of {request_id} is erased by {owner[request.anchor]}; "
+                    f"the anchor {request.anchor!r} of {request_id} is erased by {erased_by}; "
                     "draw something that no request erases"
                 )
         return self
 
 
-def load_requests(path: Path = REQUESTS) -> dict[str, Request]:
-    """The requests by id, in the file's order; `UserError` for anything that does not make sense."""
-    return _checked(read_yaml(path) or {"requests": {}}, str(path)).requests
+def load_requests(path: Path = REQUESTS) -> dict[RequestId, Request]:
+    """The requests by id, in the file's order, none if it is empty; `UserError` for anything that does not make sense."""
+    return checked_requests(read_yaml(path), path)
 
 
-def _checked(content: object, where: str) -> Requests:
-    try:
-        return Requests.model_validate(content)
-    except ValidationError as error:
-        raise first_problem(error, where) from error
-
-
-def add_request(request: Mapping[str, object], path: Path = REQUESTS, *, dry_run: bool = False) -> str:
-    """Appends a request under a new random id, which it returns; the file is unchanged unless all of it is valid."""
-    request_id = f"r-{secrets.token_hex(4)}"
-    content = read_yaml(path) or {"requests": {}}
-    content["requests"][request_id] = dict(request)
-    _save(content, path, dry_run=dry_run)
-    return request_id
-
-
-def remove_request(request_id: str, path: Path = REQUESTS, *, dry_run: bool = False) -> Request:
-    """Withdraws a request and returns it; `UserError` if there is none of that id."""
-    requests = load_requests(path)
-    if request_id not in requests:
-        raise UserError(
-            f"request {request_id!r} is not in {path}", f"use one of: {', '.join(requests) or 'there is none'}"
-        )
-    content = read_yaml(path)
-    del content["requests"][request_id]
-    _save(content, path, dry_run=dry_run)
-    return requests[request_id]
-
-
-def _save(content: Mapping[str, object], path: Path, *, dry_run: bool) -> None:
-    checked = _checked(content, str(path))
-    if dry_run:
-        return
-    plain = {
-        "requests": {
-            key: {k: list(v) if isinstance(v, tuple) else v for k, v in request.model_dump().items()}
-            for key, request in checked.requests.items()
-        }
-    }
-    write_text(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120))
+def checked_requests(content: object, path: Path = REQUESTS) -> dict[RequestId, Request]:
+    """The requests in the content of a requests.yaml; `path` is for the message of a `UserError`."""
+    requests = content.get("requests") if isinstance(content, dict) else None
+    for request_id in requests if isinstance(requests, dict) else ():
+        try:
+            check_id(request_id)
+        except UserError as error:
+            raise UserError(f"{path}: {error.fact}", error.remedy) from error
+    return validated({} if content is None else content, Requests, str(path)).requests

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from pydantic import ValidationError
 
 from components.common.errors import UserError
-from components.common.sections import first_problem, read_yaml
+from components.common.sections import read_yaml, validated
 from components.common.splits import SPLITS, Split
 from components.common.words import mend_articles, mentions, with_article
 from components.requests.requests import Request
@@ -44,10 +43,7 @@ def read_world(folder: Path) -> TemplatedWorld:
         if not (folder / TEMPLATES).is_file():
             raise UserError(f"world {folder} has no {TEMPLATES}", f"add it, or a key `templates` in {WORLD}")
         content = content | {"templates": read_yaml(folder / TEMPLATES)}
-    try:
-        return TemplatedWorld(folder.resolve().name, WorldFile.model_validate(content))
-    except ValidationError as error:
-        raise first_problem(error, str(path)) from error
+    return TemplatedWorld(folder.resolve().name, validated(content, WorldFile, str(path)))
 
 
 class TemplatedWorld:
@@ -97,8 +93,15 @@ class TemplatedWorld:
         return self.style(name) if request.kind == "style" else self.concept(name)
 
     def check(self, requests: Mapping[str, Request]) -> None:
-        """Refuses requests that name what the world does not have or leave too little of it, or whose anchor is erased."""
-        owner = {target: request_id for request_id, request in requests.items() for target in self.labels(request)}
+        """Refuses requests that name what the world does not have, that overlap or leave too little of it, or whose anchor is erased."""
+        owner: dict[str, str] = {}
+        for request_id, request in requests.items():
+            for label in self.labels(request):
+                if owner.setdefault(label, request_id) != request_id:
+                    raise UserError(
+                        f"request {request_id}: {label!r} is erased by {owner[label]} already",
+                        "withdraw one of the two",
+                    )
         for request_id, request in requests.items():
             if request.anchor in owner:
                 raise UserError(

@@ -71,7 +71,7 @@ def test_listing_requests_loads_no_torch():
         (
             ("request", "add", "animal", "--kind", "category", "--anchor", "castle"),
             2,
-            "the anchor 'dog' is erased by r-",
+            "'cat' is erased by r-5c1e09a7 already; withdraw one of the two",
         ),
         (("request", "show", "r-0"), 2, "request 'r-0' is not in requests.yaml; use one of: r-5c1e09a7"),
         (("request", "remove", "r-0"), 2, "request 'r-0' is not in requests.yaml"),

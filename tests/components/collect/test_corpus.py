@@ -1,11 +1,9 @@
-import pandas as pd
 import pytest
 
-from components.collect.corpus import build_corpus, read_source
+from components.collect.corpus import build_corpus
 from components.collect.params import BenignParams, CorpusParams
 from components.collect.tables import SOURCES
-from components.common.errors import UserError
-from components.common.words import mentions
+from components.common.words import folded, mentions
 from components.worlds.load import load_world
 
 WORLD = load_world("openmoji")
@@ -56,35 +54,12 @@ def test_corpus_same_seed_same_table(corpus):
     assert again.equals(corpus)
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
-def test_read_source_formats(tmp_path, suffix):
-    """CSV, Parquet and JSONL give the same prompts, blanks left out."""
-    table = pd.DataFrame({"prompt": ["a cat", None, "  ", "a dog"]})
-    path = tmp_path / f"prompts{suffix}"
-    write = {".csv": table.to_csv, ".parquet": table.to_parquet, ".jsonl": table.to_json}[suffix]
-    write(path, **({"orient": "records", "lines": True} if suffix == ".jsonl" else {"index": False}))
+def test_corpus_holds_one_prompt_for_all_its_forms():
+    """Case, spacing and Unicode form make no second prompt, so that no prompt is in two splits; the first form stays."""
+    few = PARAMS.model_copy(update={"captions": 50, "english": 50, "benign": BenignParams(calibrate=50, evaluate=50)})
+    world = next(WORLD.benign(50, split="calibrate", seed=0))
+    table = build_corpus(WORLD, few, ["A  Straße", "a strasse", "Ａ STRASSE ", world.upper()])
 
-    assert read_source(str(path)) == ["a cat", "a dog"]
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("prompts.txt", "corpus.sources names 'prompts.txt'; use a file that ends in .csv, .parquet, .jsonl"),
-        ("none.csv", "corpus.sources names 'none.csv', which does not exist; mend the path"),
-    ],
-)
-def test_read_source_bad_name_is_one_sentence(name, said):
-    """An unknown format and a missing file are refused."""
-    with pytest.raises(UserError) as caught:
-        read_source(name)
-
-    assert str(caught.value).startswith(said)
-
-
-def test_read_source_without_prompts_is_one_sentence(tmp_path):
-    """A table without the column names those that it has."""
-    pd.DataFrame({"text": ["a cat"]}).to_csv(tmp_path / "x.csv", index=False)
-
-    with pytest.raises(UserError, match=r"has no column 'prompt' but text; rename the column"):
-        read_source(str(tmp_path / "x.csv"))
+    assert table[table["source"] == SOURCES]["prompt"].tolist() == ["A  Straße", world.upper()]
+    assert world not in set(table["prompt"])
+    assert table["prompt"].map(folded).is_unique

@@ -89,3 +89,38 @@ def test_missing_file_is_one_sentence(tmp_path):
     """Outside of the project the message says where to run."""
     with pytest.raises(UserError, match="does not exist; run from the root of the project"):
         read_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("k: 16", "k: true", "sae.k is True: input should be a valid integer"),
+        ("k: 16", 'k: "16"', "sae.k is '16': input should be a valid integer"),
+        ("k: 16", "k: 16.0", "sae.k is 16.0"),
+        ("lr: 0.0007", "lr: '0.1'", "sae.lr is '0.1': input should be a valid number"),
+        ("lr: 0.0007", "lr: .nan", "sae.lr is nan; use a finite number"),
+        ("gradient_checkpointing: false", "gradient_checkpointing: 0", "guidance.gradient_checkpointing is 0"),
+        ("hookpoint: encoder.layers.0", "hookpoint: 3", "base.hookpoint is 3: input should be a valid string"),
+        ("sources: []", "sources: prompts.csv", "corpus.sources is 'prompts.csv': input should be a valid array"),
+        ("world: openmoji", "world: [openmoji]", "world is ['openmoji']: input should be a valid string"),
+        ("  k: 16\n", "  k: 16\n  k: 17\n", "has the key 'k' twice"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(tmp_path, old, new, said):
+    """Truth values and quoted digits are no numbers, a text is no list, and of two equal keys none wins."""
+    text = (ROOT / PARAMS).read_text()
+    assert old in text
+    (tmp_path / "params.yaml").write_text(text.replace(old, new, 1))
+
+    with pytest.raises(UserError) as caught:
+        read_params(tmp_path / "params.yaml")
+
+    assert said in str(caught.value).replace("; input", ": input")
+
+
+def test_a_whole_number_is_a_float(tmp_path):
+    """Where a number is wanted, 3 is as good as 3.0, and a list stands for a tuple."""
+    path = params_with(tmp_path, lambda c: c["base"].update(guidance_scale=3))
+
+    assert read_params(path)["base"]["guidance_scale"] == 3.0
+    assert read_params(path)["evaluate"]["gates"][0]["metric"] == "ua"

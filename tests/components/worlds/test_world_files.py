@@ -93,7 +93,7 @@ def test_world_that_does_not_make_sense_is_refused(tmp_path, change, said):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("", "valid dictionary"), ("[1]", "valid dictionary"), ("a: {", "is not YAML")]
+    ("text", "said"), [("", "input should be an object"), ("[1]", "input should be an object"), ("a: {", "is not YAML")]
 )
 def test_world_that_is_no_mapping_is_refused(tmp_path, text, said):
     """An empty file, a list and broken YAML are refused with one sentence."""
