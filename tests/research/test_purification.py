@@ -6,10 +6,12 @@ import pytest
 from components.collect.concepts import make_record
 from components.diffusion.load import load_pipeline
 from components.eraser import Eraser
+from components.purify.purify import Purified
 from components.requests.requests import Request, load_requests
 from components.worlds.openmoji.judge import Judge
 from components.worlds.openmoji.scenes import HELD_OUT_SEEDS, Scene
 from components.worlds.openmoji.world import WORLD
+from research.guidance import purification
 from research.guidance.groups import MORE
 from research.guidance.purification import anchored, held_out, measure_purification, prompt_of
 
@@ -64,3 +66,24 @@ def test_without_an_adapter_the_erased_row_is_the_bases(monkeypatch):
     assert np.array_equal(rows[2], rows[3])
     assert (metrics["anchor_rate"].value, metrics["anchor_rate_base"].value) == (0, 1)
     assert metrics["loop_psnr"].value >= 25
+
+
+def test_without_an_anchor_nothing_is_drawn_twice(monkeypatch):
+    """There is nothing to prompt the base with, so its own image is the ideal: one purification by the base, one by the adapter."""
+    drawn = []
+
+    def purified(_eraser, image, erased):
+        drawn.append(erased)
+        return Purified(image, image, image ^ 1)
+
+    class Reads:
+        def read(self, prompts, *, variant, requests):  # noqa: ARG002 - as the eraser
+            """What would be drawn."""
+            return (*prompts, variant)
+
+    monkeypatch.setattr(purification, "purify", purified)
+    record = make_record("r", Request(target="cat", kind="object"), WORLD)
+    metrics, _ = measure_purification(Reads(), Judge.load(BASE / "judge"), record, count=2)
+
+    assert [variant for _, variant in drawn] == 2 * ["base", "guidance"]
+    assert metrics["anchor_rate"].n == 0
