@@ -94,7 +94,8 @@ def _check_events(text: str, path: Path) -> None:
             raise UserError(f"{where} is nested more than {DEPTH} levels deep", "mend the file")
         if values > VALUES:
             raise UserError(f"{path} has more than {VALUES} values", "leave out what is not needed")
-        _check_node(event, where)
+        if not isinstance(event, AliasEvent):  # whose anchor was refused above
+            _check_node(event, where)
 
 
 def _check_node(event: ScalarEvent | CollectionStartEvent, where: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
-from ruamel.yaml.nodes import MappingNode, Node
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from components.common.errors import ArtifactError, UserError
 from components.common.files import write_text
@@ -137,7 +137,7 @@ def _layout(text: str) -> _Layout:
         """Behind the last character of a node; the reader says where the next token begins."""
         if isinstance(node, MappingNode) and node.value and not node.flow_style:
             return max(end(part) for part in node.value[-1])
-        if not isinstance(node.value, str) and node.value and not node.flow_style:
+        if isinstance(node, SequenceNode) and node.value and not node.flow_style:
             return max(end(part) for part in node.value)
         at = offset(node.end_mark.line, node.end_mark.column)
         return at if node.end_mark.column else len(text[:at].rstrip())
