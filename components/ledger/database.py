@@ -26,6 +26,10 @@ _WRITER = 0x6578_7075_6E67_65  # number of the advisory lock: "expunge"
 _PATIENCE = 30.0  # seconds that a writer waits for the others
 
 
+class NoLedgerError(UserError):
+    """There is no ledger yet where one must be."""
+
+
 def ledger_url(params: LedgerParams) -> str:
     """EXPUNGE_LEDGER_URL if it is set, else the URL of params.yaml."""
     return os.environ.get(VARIABLE) or params.url
@@ -34,8 +38,8 @@ def ledger_url(params: LedgerParams) -> str:
 def connect(text: str, *, must_exist: bool = False) -> sa.Engine:
     """The database at a URL, with the newest schema.
 
-    `UserError` if the URL is none that the ledger can use, the database was written by a newer version or, with `must_exist`, holds
-    no ledger; `StageError` if it cannot be reached.
+    `UserError` if the URL is none that the ledger can use or the database was written by a newer version, `NoLedgerError` if
+    there is none but it `must_exist`; `StageError` if it cannot be reached.
     """
     url = _checked(text)
     if must_exist and url.drivername.startswith("sqlite") and not Path(url.database or "").is_file():
@@ -125,9 +129,9 @@ def _migrate(connection: sa.Connection, found: str | None, url: sa.URL) -> None:
     command.upgrade(config, NEWEST)
 
 
-def _no_ledger(url: sa.URL) -> UserError:
+def _no_ledger(url: sa.URL) -> NoLedgerError:
     where = url.render_as_string(hide_password=True)
-    return UserError(f"{where} holds no ledger", f"submit a request first, or set {VARIABLE} to where it is")
+    return NoLedgerError(f"{where} holds no ledger", f"submit a request first, or set {VARIABLE} to where it is")
 
 
 def _first_line(error: exc.DBAPIError) -> str:

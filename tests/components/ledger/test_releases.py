@@ -201,10 +201,14 @@ STEP = st.tuples(
     st.sampled_from(["pass", "pass", "fail"]),  # verdict
     st.sampled_from([0, 0, 0, 0, 0, 0, 1, 3]),  # how many decisions ago the history was read
 )
-REGISTERED = [("registration", v, None, "ann", "pass", 0) for v in (1, 2)]
-APPROVED = [*REGISTERED, *(("approval", v, None, "bob", "pass", 0) for v in (1, 2))]
+APPROVED, FAILED, ALONE = (
+    [("registration", 1, None, "ann", "pass", 0), ("registration", 2, None, "ann", verdict, 0)]
+    + [("approval", v, None, who, "pass", 0) for v in (1, 2)]
+    for verdict, who in (("pass", "bob"), ("fail", "bob"), ("pass", "ann"))
+)
+SERVED = [*APPROVED, *(("promotion", v, None, "bob", "pass", 0) for v in (1, 2))]
 STEPS = st.tuples(
-    st.sampled_from([[], REGISTERED, APPROVED, APPROVED]), st.lists(STEP, min_size=25, max_size=35)
+    st.sampled_from([[], FAILED, ALONE, APPROVED, SERVED]), st.lists(STEP, min_size=25, max_size=35)
 ).map(lambda parts: parts[0] + parts[1])  # fmt: skip
 
 
@@ -284,7 +288,7 @@ def test_generated_histories(template):
                 "rollback": (digest,),
                 "override": ("ira", "due", now + DAY, now, GATES),
             }[rule]
-            eyes = {"four_eyes": four_eyes} if rule in ("approval", "promotion") else {}
+            eyes = {"four_eyes": four_eyes} if rule == "promotion" else {}  # as if it was asked for after the approvals
             try:
                 event = releases.append(ledger, seen, getattr(releases, rule)(seen, version, *arguments, **eyes), who)
             except ExpungeError as error:
