@@ -188,6 +188,31 @@ def test_ten_processes_lose_nothing(url):
         assert [e.body["i"] for e in ledger.events(subject=f"p{i}")] == list(range(10))
 
 
+@pytest.mark.postgres
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_writer_needs_two_rights(url):
+    """On PostgreSQL a role that may only SELECT and INSERT appends; nobody but the owner can so much as try to drop a trigger."""
+    filled(url).close()
+    raw(
+        url,
+        "DROP ROLE IF EXISTS writer",
+        "CREATE ROLE writer LOGIN",
+        "GRANT SELECT, INSERT ON events TO writer",
+        "GRANT SELECT ON ledger_version TO writer",
+    )
+    own = url.replace("postgres@", "writer@")
+    try:
+        ledger = Ledger(own)
+        assert ledger.append("note.made", "s", "ann", {}).seq == 6
+        assert ledger.verify().seq == 6
+        ledger.close()
+        for statement in ("DROP TRIGGER events_chain ON events", "DELETE FROM events", "TRUNCATE events"):
+            with pytest.raises(sa.exc.DatabaseError, match=r"must be owner|permission denied"):
+                raw(own, statement)
+    finally:
+        raw(url, "DROP OWNED BY writer", "DROP ROLE writer")
+
+
 def test_a_newer_ledger_is_refused(url):
     """A ledger with a schema that this version does not know is refused in a sentence, and left as it is."""
     filled(url).close()
