@@ -24,7 +24,7 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[openmoji]" basedpyright cogapp import-linter pytest pytest-timeout ruff
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[openmoji]" basedpyright cogapp hypothesis import-linter "psycopg[binary]" pytest pytest-timeout ruff
 	touch $@
 
 # What CI runs besides the tests.

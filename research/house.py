@@ -134,7 +134,7 @@ def create(*names: str) -> Callable[[Path], None]:
 def new_section(folder: Path) -> None:
     """An edit that adds a section to params.yaml."""
     path = folder / "params.yaml"
-    path.write_text(path.read_text(encoding="utf-8") + "\nledger:\n  url: sqlite:///ledger.db\n", encoding="utf-8")
+    path.write_text(path.read_text(encoding="utf-8") + "\ngateway:\n  port: 8080\n", encoding="utf-8")
 
 
 EDITS: dict[str, tuple[Callable[[Path], None], frozenset[str]]] = {
@@ -147,7 +147,7 @@ EDITS: dict[str, tuple[Callable[[Path], None], frozenset[str]]] = {
     ),
     "a comment in research and docs": (append("research/house.py", "docs/pipeline.md"), NONE),
     "a new file in ledger/, serve/, common/log.py": (
-        create("components/ledger/events.py", "components/serve/gateway.py", "components/common/log.py"),
+        create("components/ledger/deadlines.py", "components/serve/gateway.py", "components/common/log.py"),
         NONE,
     ),
     "a new config section": (new_section, NONE),

@@ -16,6 +16,7 @@ import typer
 
 from components.cli.export import export
 from components.cli.images import images
+from components.cli.ledger import ledger, request_submit, request_withdraw
 from components.cli.options import DryRun
 from components.cli.params import read_params
 from components.cli.purify import purify
@@ -27,9 +28,15 @@ from components.requests.edit import add_request, remove_request
 from components.requests.requests import load_requests
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-request = typer.Typer(no_args_is_help=True, help="Add, list, show and withdraw deletion requests.")
+request = typer.Typer(
+    no_args_is_help=True,
+    help="Deletion requests: requests.yaml by hand (add, list, show, remove), or the queue (submit, withdraw).",
+)
 app.add_typer(request, name="request")
 app.add_typer(export, name="export")
+app.add_typer(ledger, name="ledger")
+request.command("submit")(request_submit)
+request.command("withdraw")(request_withdraw)
 app.add_typer(images)
 app.command("purify")(purify)
 
@@ -92,13 +99,13 @@ def request_show(request_id: str) -> None:
 
 @request.command("remove")
 def request_remove(request_id: str, dry_run: DryRun = False) -> None:  # noqa: FBT002 - a command-line flag
-    """Withdraws a request; the next `dvc repro` restores the model of before it."""
+    """Takes a request out of requests.yaml; the next `dvc repro` restores the model of before it."""
     item = remove_request(request_id, dry_run=dry_run)
     if not dry_run:
         import shutil  # noqa: PLC0415 - used here alone
 
         shutil.rmtree(GUIDANCE / request_id, ignore_errors=True)
-    typer.echo(f"{'would withdraw' if dry_run else 'withdrew'} {request_id} ({item.target})")
+    typer.echo(f"{'would remove' if dry_run else 'removed'} {request_id} ({item.target})")
 
 
 @app.command("run")

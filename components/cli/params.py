@@ -15,6 +15,7 @@ from components.evaluate.params import EvaluateParams
 from components.export.params import ExportParams
 from components.features.params import FeaturesParams
 from components.guidance.params import GuidanceParams
+from components.ledger.params import LedgerParams
 from components.sae.params import SaeParams
 from components.worlds.params import JudgeParams
 
@@ -29,6 +30,7 @@ SECTIONS: dict[str, type] = {
     "guidance": GuidanceParams,
     "evaluate": EvaluateParams,
     "export": ExportParams,
+    "ledger": LedgerParams,
 }
 
 
