@@ -100,6 +100,7 @@ def clone(*, outputs: bool) -> Iterator[Path]:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(copy)], check=True)
         for name in OUTPUTS if outputs else ():
             shutil.copytree(ROOT / name, copy / name, dirs_exist_ok=True)
+        (copy / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {ROOT / '.dvc' / 'cache'}\n", encoding="utf-8")
         yield copy
 
 
