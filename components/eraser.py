@@ -29,7 +29,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from components.common.errors import UserError
+from components.common.errors import ArtifactError, UserError
 from components.common.paths import FILTER, GUIDANCE
 from components.common.sections import PARAMS, read_section
 from components.common.variants import DEFAULT, VARIANTS, Variant
@@ -41,7 +41,7 @@ from components.filter.artifact import RequestFilter, read_filters
 from components.filter.encoder import Decision, FilteredTextEncoder
 from components.guidance.adapters import check_adapters, load_adapters, use_adapters
 from components.guidance.gating import gate_adapters
-from components.requests.requests import REQUESTS, load_requests
+from components.requests.requests import REQUESTS, Request, load_requests
 
 _FILTERED, _ADAPTED = ("filter", "summed", "gated"), ("guidance", "summed", "gated")
 _BATCH = 256  # prompts encoded at once
@@ -140,6 +140,8 @@ class Eraser:
         check_adapters(adapters, root / base.path / "unet")
         pipe = load_pipeline(root / base.path, device or accelerator_device())
         chosen = {i: item for i, item in filters.items() if i in wanted}
+        if filtered:
+            check_filters(chosen, wanted)
         return cls(
             pipe, chosen, hookpoint, adapters, guidance_scale=base.guidance_scale, solver_steps=base.solver_steps
         )
@@ -221,6 +223,13 @@ class Eraser:
         erased = self.read([prompt], **how)
         ((_, images),) = self.paint(erased, [seed], steps=steps)
         return Drawing(Image.fromarray(images[0]), erased.flagged()[0])
+
+
+def check_filters(filters: Mapping[str, RequestFilter], requests: Mapping[str, Request]) -> None:
+    """`ArtifactError` for a request of the channel `filter` that the filters lack: its prompts would pass unfiltered."""
+    for request_id, request in requests.items():
+        if "filter" in request.channels and request_id not in filters:
+            raise ArtifactError(f"there is no filter of request {request_id}", "fit it: expunge run features")
 
 
 def _names(requests: Sequence[str], flags: torch.Tensor) -> list[tuple[str, ...]]:

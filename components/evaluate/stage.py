@@ -16,7 +16,7 @@ from components.common.stage import log, run_stage
 from components.diffusion.folder import folder_digests
 from components.diffusion.load import accelerator_device, load_pipeline
 from components.diffusion.params import BaseParams
-from components.eraser import Eraser
+from components.eraser import Eraser, check_filters
 from components.evaluate.detection import measure_filters
 from components.evaluate.drift import measure_drift
 from components.evaluate.gates import judge_gates, variants_of
@@ -41,6 +41,7 @@ def evaluate() -> None:
     filters, hookpoint = read_filters(FILTER)
     adapters = {i: GUIDANCE / i for i, record in records.items() if "guidance" in record.request.channels}
     check_adapters(adapters, base.path / "unet")
+    check_filters(filters, {i: record.request for i, record in records.items()})
     eraser = Eraser(
         load_pipeline(base.path, accelerator_device()), filters, hookpoint, adapters,
         guidance_scale=base.guidance_scale, solver_steps=base.solver_steps,
