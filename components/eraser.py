@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import RLock
+from threading import Lock, get_ident
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -114,7 +114,7 @@ class Eraser:
         self.adapters = tuple(adapters)
         self.requests = tuple(dict.fromkeys([*self.filters, *self.adapters]))
         self._encoders: dict[tuple[str, ...], FilteredTextEncoder] = {}
-        self._drawing = RLock()
+        self._drawing, self._drawer = Lock(), 0
 
     @classmethod
     def open(
@@ -132,6 +132,8 @@ class Eraser:
         """
         root = Path(project)
         base, listed = read_section("base", BaseParams, root / PARAMS), load_requests(root / REQUESTS)
+        if unknown := [i for i in requests or () if i not in listed]:
+            raise UserError(f"request {unknown[0]!r} is not in requests.yaml", f"use some of: {', '.join(listed)}")
         wanted = {i: request for i, request in listed.items() if requests is None or i in requests}
         filtered, adapted = (variant is None or variant in variants for variants in (_FILTERED, _ADAPTED))
         filters, hookpoint = read_filters(root / FILTER) if filtered else ({}, base.hookpoint)
@@ -198,11 +200,17 @@ class Eraser:
     def acting(self, erased: Erased, *, images_per_prompt: int = 1) -> Iterator[None]:
         """Within the block the U-Net draws these prompts with the adapters that act on them; other threads wait.
 
-        For a pipeline call inside the block: `pipe(**erased.for_pipeline(), num_images_per_prompt=images_per_prompt)`.
+        `UserError` inside another such block of this thread, which would end with the adapters switched off. For a pipeline call inside the block: `pipe(**erased.for_pipeline(), num_images_per_prompt=images_per_prompt)`.
         """
         masks = {name: mask.repeat_interleave(images_per_prompt) for name, mask in erased.acting.items() if mask.any()}
+        if self._drawer == get_ident():
+            raise UserError("this eraser is drawing already", "leave the block before you draw something else")
         with self._drawing, use_adapters(self.pipe, masks) if erased.everywhere else gate_adapters(self.pipe, masks):
-            yield
+            self._drawer = get_ident()
+            try:
+                yield
+            finally:
+                self._drawer = 0
 
     def paint(
         self, erased: Erased, seeds: Sequence[int], *, steps: int | None = None, batch: int = 32

@@ -163,6 +163,15 @@ def test_bad_input_is_one_sentence(eraser, how, said):
         eraser.read(["a cat"], **how)
 
 
+def test_drawing_inside_a_block_is_refused(eraser):
+    """A drawing inside `acting` would leave the block without its adapters: it is refused, and afterwards drawing goes on."""
+    erased = eraser.read(["a cat"])
+    with eraser.acting(erased), pytest.raises(UserError, match="this eraser is drawing already; leave the block"):
+        eraser.draw("a dog")
+
+    assert eraser.draw("a dog").flagged == ("s",)
+
+
 def test_a_request_without_its_filter_is_refused(spelt_filter):
     """A request of the channel filter that the artifact lacks would pass unfiltered: it is refused by name; one of guidance alone is not."""
     cat = Request(target="cat", kind="object")
