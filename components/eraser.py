@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import RLock
+from threading import Lock, get_ident
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from components.common.errors import UserError
+from components.common.errors import ArtifactError, UserError
 from components.common.paths import FILTER, GUIDANCE
 from components.common.sections import PARAMS, read_section
 from components.common.variants import DEFAULT, VARIANTS, Variant
@@ -41,7 +41,7 @@ from components.filter.artifact import RequestFilter, read_filters
 from components.filter.encoder import Decision, FilteredTextEncoder
 from components.guidance.adapters import check_adapters, load_adapters, use_adapters
 from components.guidance.gating import gate_adapters
-from components.requests.requests import REQUESTS, load_requests
+from components.requests.requests import REQUESTS, Request, load_requests
 
 _FILTERED, _ADAPTED = ("filter", "summed", "gated"), ("guidance", "summed", "gated")
 _BATCH = 256  # prompts encoded at once
@@ -114,7 +114,7 @@ class Eraser:
         self.adapters = tuple(adapters)
         self.requests = tuple(dict.fromkeys([*self.filters, *self.adapters]))
         self._encoders: dict[tuple[str, ...], FilteredTextEncoder] = {}
-        self._drawing = RLock()
+        self._drawing, self._drawer = Lock(), 0
 
     @classmethod
     def open(
@@ -132,6 +132,8 @@ class Eraser:
         """
         root = Path(project)
         base, listed = read_section("base", BaseParams, root / PARAMS), load_requests(root / REQUESTS)
+        if unknown := [i for i in requests or () if i not in listed]:
+            raise UserError(f"request {unknown[0]!r} is not in requests.yaml", f"use some of: {', '.join(listed)}")
         wanted = {i: request for i, request in listed.items() if requests is None or i in requests}
         filtered, adapted = (variant is None or variant in variants for variants in (_FILTERED, _ADAPTED))
         filters, hookpoint = read_filters(root / FILTER) if filtered else ({}, base.hookpoint)
@@ -140,6 +142,8 @@ class Eraser:
         check_adapters(adapters, root / base.path / "unet")
         pipe = load_pipeline(root / base.path, device or accelerator_device())
         chosen = {i: item for i, item in filters.items() if i in wanted}
+        if filtered:
+            check_filters(chosen, wanted)
         return cls(
             pipe, chosen, hookpoint, adapters, guidance_scale=base.guidance_scale, solver_steps=base.solver_steps
         )
@@ -196,11 +200,17 @@ class Eraser:
     def acting(self, erased: Erased, *, images_per_prompt: int = 1) -> Iterator[None]:
         """Within the block the U-Net draws these prompts with the adapters that act on them; other threads wait.
 
-        For a pipeline call inside the block: `pipe(**erased.for_pipeline(), num_images_per_prompt=images_per_prompt)`.
+        `UserError` inside another such block of this thread, which would end with the adapters switched off. For a pipeline call inside the block: `pipe(**erased.for_pipeline(), num_images_per_prompt=images_per_prompt)`.
         """
         masks = {name: mask.repeat_interleave(images_per_prompt) for name, mask in erased.acting.items() if mask.any()}
+        if self._drawer == get_ident():
+            raise UserError("this eraser is drawing already", "leave the block before you draw something else")
         with self._drawing, use_adapters(self.pipe, masks) if erased.everywhere else gate_adapters(self.pipe, masks):
-            yield
+            self._drawer = get_ident()
+            try:
+                yield
+            finally:
+                self._drawer = 0
 
     def paint(
         self, erased: Erased, seeds: Sequence[int], *, steps: int | None = None, batch: int = 32
@@ -221,6 +231,13 @@ class Eraser:
         erased = self.read([prompt], **how)
         ((_, images),) = self.paint(erased, [seed], steps=steps)
         return Drawing(Image.fromarray(images[0]), erased.flagged()[0])
+
+
+def check_filters(filters: Mapping[str, RequestFilter], requests: Mapping[str, Request]) -> None:
+    """`ArtifactError` for a request of the channel `filter` that the filters lack: its prompts would pass unfiltered."""
+    for request_id, request in requests.items():
+        if "filter" in request.channels and request_id not in filters:
+            raise ArtifactError(f"there is no filter of request {request_id}", "fit it: expunge run features")
 
 
 def _names(requests: Sequence[str], flags: torch.Tensor) -> list[tuple[str, ...]]:

@@ -6,6 +6,7 @@ from components.collect.concepts import build_prompts, make_record
 from components.collect.params import ConceptsParams
 from components.collect.record import write_record, write_request_ids
 from components.collect.tables import read_table, where, write_table
+from components.common.errors import UserError
 from components.common.files import new_folder
 from components.common.paths import CONCEPTS, CORPUS
 from components.common.sections import read_section
@@ -22,6 +23,8 @@ def concepts() -> None:
         load_requests(),
         load_world(read_section("world", str)),
     )
+    if not requests:
+        raise UserError("requests.yaml holds no request", "add one: expunge request add")
     world.check(requests)
     table, corpus = build_prompts(requests, world, params), read_table(CORPUS)
     seen = set(corpus.query("split != 'evaluate'")["prompt"])

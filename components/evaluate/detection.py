@@ -91,18 +91,19 @@ def group_prompts(
     records: Sequence[RequestRecord], seen: Seen, table: pd.DataFrame, corpus: pd.DataFrame
 ) -> dict[str, list[str]]:
     """Prompts that name a target (positive), others about the requests (near), everyday ones (benign), the user's own (traffic)."""
-    spoken = tuple(name for record in records for name in record.names["evaluate"])
+    names = tuple(name for record in records for name in record.names["evaluate"])
     rows = where(table, table["request"].isin([record.id for record in records])).drop_duplicates("prompt")
     columns = [seen.requests.index(record.id) for record in records]
     ours = set(table["prompt"])  # a user's own prompt may be one of ours
     groups = {
         "positive": rows.loc[rows["names_target"], "prompt"].tolist(),
-        "near": [p for p in rows.loc[~rows["names_target"], "prompt"] if not mentions(p, spoken)],
+        "near": [p for p in rows.loc[~rows["names_target"], "prompt"] if not mentions(p, names)],
+        "benign": [],
     }
     for source, listed in corpus.groupby("source", sort=True):
         texts = listed["prompt"].tolist()
         named = {p for p in texts if seen.named[seen.rows[p], columns].any()}
-        free = [p for p in texts if not (p in named or p in ours or mentions(p, spoken))]
+        free = [p for p in texts if not (p in named or p in ours or mentions(p, names))]
         groups["traffic" if source == SOURCES else "benign"] = free
     if not groups.get("traffic"):  # of a few prompts of the user's own all may name a target
         groups.pop("traffic", None)

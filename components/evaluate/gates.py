@@ -66,7 +66,10 @@ def judge_gates(
         for gate in gates
         if gate.variant == "base" or gate.variant in present
     ]
-    return Verdict(bool(results) and all(r.passed for r in results), results, dict(judged))
+    evidence = bool(results) and {result.request for result in results} == set(
+        channels
+    )  # a scope without a gate is no pass
+    return Verdict(evidence and all(r.passed for r in results), results, dict(judged))
 
 
 def _judge(scope: str, variants: Mapping[str, Mapping[str, Any]], gate: GateParams) -> Gate:

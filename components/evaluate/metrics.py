@@ -118,8 +118,11 @@ def rate_of(found: Sequence[frozenset[str]], wanted: Sequence[frozenset[str]]) -
 
 
 def auroc_of(positives: np.ndarray, negatives: np.ndarray) -> Metric:
-    """AUROC with its 95 % interval by Hanley and McNeil (1982); n counts both groups."""
-    a, p, n = auroc(positives, negatives), len(positives), len(negatives)
+    """AUROC with its 95 % interval by Hanley and McNeil (1982); n counts both groups; NaN where one is empty."""
+    p, n = len(positives), len(negatives)
+    if not p or not n:
+        return Metric(math.nan, p + n, math.nan, math.nan)
+    a = auroc(positives, negatives)
     q1, q2 = a / (2 - a), 2 * a * a / (1 + a)
     half = _Z * math.sqrt(max(0.0, a * (1 - a) + (p - 1) * (q1 - a * a) + (n - 1) * (q2 - a * a)) / (p * n))
     return Metric(a, p + n, max(0.0, a - half), min(1.0, a + half))

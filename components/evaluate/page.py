@@ -33,7 +33,7 @@ table{border-collapse:collapse;margin:.6rem 0}td,th{border-bottom:1px solid #ddd
 img{max-width:100%}.pass{color:#0a7d33}.fail{color:#b3261e}.close{color:#8a5a00}small,figcaption{color:#555}
 figure{margin:1rem 0}summary{cursor:pointer;font-weight:600;margin:.8rem 0}</style>
 <h1>Evaluation: <span class="{{ 'pass' if verdict.passed else 'fail' }}">{{ 'pass' if verdict.passed else 'fail' }}</span></h1>
-<p>{{ lines[0] }}</p><ul>{% for line in lines[1:-1] %}<li>{{ line }}{% endfor %}</ul>
+<p>{{ lines[0] }}</p><ul>{% for line in lines[1:-2] %}<li>{{ line }}{% endfor %}</ul>
 {% for title, image in pictures %}<figure><img src="data:image/png;base64,{{ image }}"><figcaption>{{ title }}</figcaption></figure>
 {% endfor %}
 <h2>What failed, and what came close</h2>

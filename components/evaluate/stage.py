@@ -16,7 +16,7 @@ from components.common.stage import log, run_stage
 from components.diffusion.folder import folder_digests
 from components.diffusion.load import accelerator_device, load_pipeline
 from components.diffusion.params import BaseParams
-from components.eraser import Eraser
+from components.eraser import Eraser, check_filters
 from components.evaluate.detection import measure_filters
 from components.evaluate.drift import measure_drift
 from components.evaluate.gates import judge_gates, variants_of
@@ -41,10 +41,14 @@ def evaluate() -> None:
     filters, hookpoint = read_filters(FILTER)
     adapters = {i: GUIDANCE / i for i, record in records.items() if "guidance" in record.request.channels}
     check_adapters(adapters, base.path / "unet")
+    check_filters(filters, {i: record.request for i, record in records.items()})
     eraser = Eraser(
         load_pipeline(base.path, accelerator_device()), filters, hookpoint, adapters,
         guidance_scale=base.guidance_scale, solver_steps=base.solver_steps,
     )  # fmt: skip
+    judged = {"judge": judge.digest, "base": key_of(folder_digests(base.path)), "filter": digest(FILTER / SIDECAR)}
+    judged |= {f"adapter/{i}": digest(folder / SIDECAR) for i, folder in adapters.items()}
+    judged |= {f"request/{i}": digest(CONCEPTS / i) for i in records}
     scorer = load_scorer(world, judging, eraser.pipe.tokenizer, eraser.pipe.text_encoder)
     table = read_prompts(records).query("split == 'evaluate'")
     corpus = read_table(CORPUS).query("split == 'evaluate'")
@@ -69,9 +73,6 @@ def evaluate() -> None:
         metrics[scope]["guidance"]["uncond_drift"] = drift
     lap("drift of the unconditional output measured")
     channels = {scope: variants_of([records[m].request for m in members]) for scope, members in plan.scopes.items()}
-    judged = {"judge": judge.digest, "base": key_of(folder_digests(base.path)), "filter": digest(FILTER / SIDECAR)}
-    judged |= {f"adapter/{i}": digest(folder / SIDECAR) for i, folder in adapters.items()}
-    judged |= {f"request/{i}": digest(CONCEPTS / i) for i in records}
     verdict = judge_gates(metrics, settings.gates, channels, judged)
     targets = {
         i: {"target": r.request.target, "anchor": r.request.anchor, "kind": r.request.kind} for i, r in records.items()

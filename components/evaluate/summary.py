@@ -25,6 +25,8 @@ def read_evaluation(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise ArtifactError(f"{folder / name} is missing", "run the evaluation: expunge run evaluate") from error
         except ValueError as error:
             raise ArtifactError(f"{folder / name} is not JSON", "write it again: expunge run evaluate") from error
+    if not {"targets", "requests", "size"} <= set(out[0]) or not {"passed", "gates"} <= set(out[1]):
+        raise ArtifactError(f"{folder} holds an evaluation of another version", "write it again: expunge run evaluate")
     return out[0], out[1]
 
 
@@ -35,8 +37,12 @@ def summarise(metrics: Mapping[str, Any], verdict: Mapping[str, Any], folder: Pa
     said = "pass" if verdict["passed"] else "FAIL"
     lines = [f"Verdict: {said}. {passed} of {len(gates)} gates pass (size {metrics['size']}, variant {DEFAULT})."]
     lines += [erased_line(request, metrics["requests"][i][DEFAULT]) for i, request in metrics["targets"].items()]
-    lines += [retained_line(metrics["requests"][JOINT]), f"Look at it: {folder / PAGE}"]
-    return lines
+    first = next(iter(metrics["targets"].values()), {"target": "", "kind": "object"})
+    prompt = (
+        f"a castle in {first['target']} style" if first["kind"] == "style" else f"a {first['target']} beside a castle"
+    )
+    lines += [retained_line(metrics["requests"][JOINT]), f'Draw one: expunge generate "{prompt}"']
+    return [*lines, f"Look at it: {folder / PAGE}"]
 
 
 def erased_line(request: Mapping[str, str], found: Mapping[str, Any]) -> str:
@@ -51,7 +57,8 @@ def erased_line(request: Mapping[str, str], found: Mapping[str, Any]) -> str:
 def retained_line(scope: Mapping[str, Any]) -> str:
     """What it cost: unrelated prompts that draw the same image, and everyday prompts that are edited by mistake."""
     same = scope[DEFAULT]["ssim_unrelated"]
-    line = f"Unrelated prompts: images {same['value']:.3f} like the base's (SSIM, 1 is equal, n = {same['n']})"
+    alike = "—" if same["value"] is None else f"{same['value']:.3f}"
+    line = f"Unrelated prompts: images {alike} like the base's (SSIM, 1 is equal, n = {same['n']})"
     if "fpr" in scope.get("filter", {}):
         false = scope["filter"]["fpr"]
         line += f"; {count(false)} of {false['n']} everyday prompts are edited by mistake"

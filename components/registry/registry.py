@@ -17,10 +17,11 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from components.common.errors import ArtifactError
-from components.common.files import digest
+from components.common.files import SIDECAR, digest
 
 MODEL = "expunge"
 CANDIDATE = "candidate"
+WEIGHTS = "pytorch_lora_weights.safetensors"
 _BYTES = ("models/filter", "models/guidance", "models/onnx")
 
 
@@ -50,10 +51,24 @@ def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return out
 
 
+def check_judged(root: Path, verdict: Mapping[str, Any]) -> None:
+    """`ArtifactError` unless filter and adapters of the working tree are those that the verdict judged, and no others."""
+    judged = {
+        name: sha for name, sha in verdict.get("judged", {}).items() if name == "filter" or name.startswith("adapter/")
+    }
+    folders = {"filter": root / "models" / "filter"}
+    for folder in sorted((root / "models" / "guidance").glob("*/")):
+        if (folder / WEIGHTS).is_file():
+            folders[f"adapter/{folder.name}"] = folder
+    found = {name: digest(folder / SIDECAR) for name, folder in folders.items() if (folder / SIDECAR).is_file()}
+    if other := sorted(name for name in judged.keys() | found.keys() if judged.get(name) != found.get(name)):
+        raise ArtifactError(f"{other[0]} is not what the evaluation judged", "evaluate again: dvc repro evaluate")
+
+
 def register_candidate(root: Path, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> Candidate:
     """Logs `reports/evaluate` and the artifacts of the working tree under `root`, and registers a new version.
 
-    `ArtifactError` if the evaluation has not been written.
+    `ArtifactError` if there is no evaluation, or if what lies there is not what was evaluated.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -62,8 +77,9 @@ def register_candidate(root: Path, *, params: Mapping[str, Any], tags: Mapping[s
     try:
         metrics = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
         verdict = json.loads((report / "verdict.json").read_text(encoding="utf-8"))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ArtifactError(f"{report} holds no evaluation", "run it: dvc repro evaluate") from error
+    check_judged(root, verdict)
     said = "pass" if verdict["passed"] else "fail"
     mlflow.set_tracking_uri(tracking_uri(root))
     client = MlflowClient()

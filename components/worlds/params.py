@@ -7,7 +7,7 @@ from pathlib import Path
 from components.common.sections import Section
 
 WorldName = str
-"""A folder beside this file, or the path of one that holds a world.yaml."""
+"""A folder beside this file; outside of dvc also the path of one that holds a world.yaml."""
 
 
 class JudgeParams(Section):

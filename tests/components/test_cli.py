@@ -173,9 +173,23 @@ def test_verdict_is_a_few_lines_and_an_exit_code(project, expunge, passed):
         f"Verdict: {'pass' if passed else 'FAIL'}. {int(passed)} of 1 gates pass (size quick, variant gated).",
         "cat: gone from 24 of 24 images; dog is drawn instead in 18.",
         "Unrelated prompts: images 1.000 like the base's (SSIM, 1 is equal, n = 32); 14 of 4000 everyday prompts are edited by mistake.",
+        'Draw one: expunge generate "a cat beside a castle"',
         "Look at it: reports/evaluate/report.html",
     ]
     assert f"{'pass' if passed else 'FAIL'}  cat            gated     ua" in expunge("verdict", "--gates")[1]
+
+
+def test_verdict_of_another_version_is_one_sentence(project, expunge):
+    """Metrics without the targets, as earlier versions wrote them, are refused; so is what is no JSON."""
+    folder = project / "reports/evaluate"
+    write_evaluation(folder, passed=True)
+    (folder / "metrics.json").write_text('{"size": "quick", "requests": {}}')
+    assert "holds an evaluation of another version; write it again" in expunge("verdict").error
+    (folder / "metrics.json").write_text("{")
+    said = expunge("verdict")
+
+    assert said.code == 3
+    assert "metrics.json is not JSON; write it again" in said.error
 
 
 def test_generate_writes_a_png(tmp_path, expunge):

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from components.common.errors import UserError
+from components.common.errors import ArtifactError, UserError
 from components.common.variants import VARIANTS
 from components.diffusion.encode import encode
-from components.eraser import Eraser
+from components.eraser import Eraser, check_filters
 from components.evaluate.images import ImageSpec, Painter, Wanted
 from components.guidance.adapters import attach, write_adapter
+from components.requests.requests import Request
 
 HOOKPOINT = "encoder.layers.0"
 WIDTH = 32
@@ -160,6 +161,27 @@ def test_bad_input_is_one_sentence(eraser, how, said):
     """An unknown variant or request is refused before anything is drawn."""
     with pytest.raises(UserError, match=said):
         eraser.read(["a cat"], **how)
+
+
+def test_drawing_inside_a_block_is_refused(eraser):
+    """A drawing inside `acting` would leave the block without its adapters: it is refused, and afterwards drawing goes on."""
+    erased = eraser.read(["a cat"])
+    with eraser.acting(erased), pytest.raises(UserError, match="this eraser is drawing already; leave the block"):
+        eraser.draw("a dog")
+
+    assert eraser.draw("a dog").flagged == ("s",)
+
+
+def test_a_request_without_its_filter_is_refused(spelt_filter):
+    """A request of the channel filter that the artifact lacks would pass unfiltered: it is refused by name; one of guidance alone is not."""
+    cat = Request(target="cat", kind="object")
+    owl = Request(target="owl", kind="object", channels=("guidance",))
+    check_filters({"r": spelt_filter("cat", WIDTH)}, {"r": cat, "s": owl})
+
+    with pytest.raises(ArtifactError, match="there is no filter of request t; fit it: expunge run features"):
+        check_filters(
+            {"r": spelt_filter("cat", WIDTH)}, {"r": cat, "t": owl.model_copy(update={"channels": ("filter",)})}
+        )
 
 
 def test_painter_draws_no_image_twice(eraser, monkeypatch):

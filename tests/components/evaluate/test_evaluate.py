@@ -106,6 +106,15 @@ def test_gate_without_gates_is_no_pass():
     assert not judge_gates(metrics(), [], CHANNELS, JUDGED).passed
 
 
+def test_a_scope_without_a_gate_is_no_pass():
+    """Gates that bind on one request alone say nothing of the other, so that the verdict is fail."""
+    alone = gate(variant="filter")
+    record = {"r": {"filter": {"ua": metrics()["r"]["summed"]["ua"]}}}
+
+    assert judge_gates(record, [alone], {"r": ["filter"]}, JUDGED).passed
+    assert not judge_gates(record, [alone], {"r": ["filter"], "s": ["guidance"]}, JUDGED).passed
+
+
 def test_gate_relative_to_base():
     """A relative gate compares the difference to base; without a base value it fails."""
     relative = gate(relative_to_base=True, threshold=-0.05)

@@ -104,7 +104,7 @@ def test_bad_requests_are_refused(project, expunge, content, said):
     [
         (("request", "submit", "none.yaml"), "none.yaml does not exist; name a YAML or JSON file"),
         (("request", "submit", "bad.json"), "bad.json is not JSON (Expecting"),
-        (("request", "submit", "bad.yaml"), "bad.yaml is not YAML"),
+        (("request", "submit", "bad.yaml"), "is not YAML ("),
         (("request", "withdraw", "r-0"), "sqlite:///ledger.db holds no ledger; submit a request first"),
         (("ledger", "verify"), "sqlite:///ledger.db holds no ledger; submit a request first"),
         (("ledger", "show", "--json"), "sqlite:///ledger.db holds no ledger; submit a request first"),

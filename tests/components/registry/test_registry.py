@@ -4,6 +4,7 @@ import pytest
 from mlflow import MlflowClient
 
 from components.common.errors import ArtifactError
+from components.common.files import digest
 from components.registry.registry import MODEL, flatten, register_candidate, tracking_uri
 
 
@@ -22,10 +23,13 @@ def test_register_candidate_whatever_the_verdict(tmp_path, monkeypatch):
     report = tmp_path / "reports" / "evaluate"
     report.mkdir(parents=True)
     (tmp_path / "models" / "filter").mkdir(parents=True)
-    (tmp_path / "models" / "filter" / "x").write_text("weights")
+    sidecar = tmp_path / "models" / "filter" / "artifact.json"
+    sidecar.write_text("{}")
     metrics = {"size": "quick", "requests": {"r": {"both": {"ua": {"value": 0.5, "n": 2, "low": 0.1, "high": 0.9}}}}}
     (report / "metrics.json").write_text(json.dumps(metrics))
-    (report / "verdict.json").write_text(json.dumps({"passed": False, "gates": []}))
+    (report / "verdict.json").write_text(
+        json.dumps({"passed": False, "gates": [], "judged": {"filter": digest(sidecar)}})
+    )
 
     found = register_candidate(tmp_path, params={"sae.k": 16}, tags={})
 
@@ -35,6 +39,32 @@ def test_register_candidate_whatever_the_verdict(tmp_path, monkeypatch):
     assert version.tags["verdict"] == "fail"
     assert len(version.tags["sha256.filter"]) == 64
     assert client.get_run(found.run_id).data.metrics["r/both/ua"] == 0.5
+
+
+@pytest.mark.parametrize("change", ["altered", "missing", "more"])
+def test_register_refuses_what_was_not_evaluated(tmp_path, change):
+    """An altered or missing filter, and an adapter that the verdict does not name, are refused before anything is logged."""
+    report, guidance = tmp_path / "reports" / "evaluate", tmp_path / "models" / "guidance" / "r"
+    report.mkdir(parents=True)
+    (tmp_path / "models" / "filter").mkdir(parents=True)
+    sidecar = tmp_path / "models" / "filter" / "artifact.json"
+    sidecar.write_text("{}")
+    (report / "metrics.json").write_text(json.dumps({"size": "quick", "requests": {}}))
+    (report / "verdict.json").write_text(
+        json.dumps({"passed": True, "gates": [], "judged": {"filter": digest(sidecar)}})
+    )
+    if change == "altered":
+        sidecar.write_text("{ }")
+    elif change == "missing":
+        sidecar.unlink()
+    else:
+        guidance.mkdir(parents=True)
+        (guidance / "artifact.json").write_text("{}")
+        (guidance / "pytorch_lora_weights.safetensors").write_text("weights")
+
+    with pytest.raises(ArtifactError, match="is not what the evaluation judged; evaluate again"):
+        register_candidate(tmp_path, params={}, tags={})
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_register_without_an_evaluation_is_one_sentence(tmp_path):
