@@ -211,12 +211,13 @@ def functions() -> list[tuple[Path, str]]:
 
 
 def gutted(source: str, name: str) -> str:
-    """The source with the body of one function replaced by `return None`."""
+    """The source with the body of one function, its docstring aside, replaced by `return None`."""
     lines = source.splitlines(keepends=True)
     node = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == name)
     yields = any(isinstance(n, ast.Yield | ast.YieldFrom) for n in ast.walk(node))
     body = "    yield\n" if yields else "    return None\n"
-    return "".join([*lines[: node.body[0].lineno - 1], body, *lines[node.end_lineno :]])
+    first = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0]
+    return "".join([*lines[: first.lineno - 1], body, *lines[node.end_lineno :]])
 
 
 def tests_of(path: Path) -> list[str]:
