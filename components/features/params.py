@@ -21,7 +21,7 @@ class FeaturesParams(Section):
     fpr: float = Field(gt=0, lt=1)
     """False-positive budget on calibration prompts that do not name the target."""
     fit: Literal["exact", "sample"]
-    """What the regressions see of the tokens to retain: `exact` is all of them, about a second for each request; `sample` a
-    weighted sample, a tenth of that, which finds up to a point fewer names that nobody listed."""
+    """What the regressions see of the tokens to retain: `exact` is all of them; `sample` a weighted sample, about nine
+    times faster, which finds up to 1.5 points fewer of the names that nobody listed (docs/decisions/0022)."""
     positions: tuple[Literal["target", "later", "eos", "padding"], ...] = Field(min_length=1)
     """Which classes of positions are edited; those before the target never are."""

@@ -45,7 +45,7 @@ SIZES: dict[str, tuple[Sizes, Sizes, Sizes]] = {
     "exact": (Sizes(_ALL, _ALL, _ALL), Sizes(_ALL, _ALL, _ALL), Sizes(_ALL, _ALL, _ALL)),
     "sample": (Sizes(0, 0, 8000), Sizes(500, 500, 1000), Sizes(500, 500, 2000)),
 }
-"""Of the three regressions, by `features.fit`: `sample` is some ten times faster and finds up to a point fewer unlisted names
+"""Of the three regressions, by `features.fit`: `sample` is about nine times faster and finds up to 1.5 points fewer unlisted names
 (docs/decisions/0022)."""
 
 
