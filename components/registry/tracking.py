@@ -28,7 +28,7 @@ from mlflow import MlflowClient  # noqa: E402 - after its settings
 from mlflow.exceptions import MlflowException  # noqa: E402
 
 for _noisy in ("mlflow", "alembic"):
-    logging.getLogger(_noisy).setLevel(logging.ERROR)
+    logging.getLogger(_noisy).setLevel(logging.CRITICAL)
 
 SERVER = ("http", "https")
 
