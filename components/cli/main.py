@@ -19,7 +19,7 @@ from components.cli.images import images
 from components.cli.ledger import ledger, request_submit, request_withdraw
 from components.cli.options import DryRun
 from components.cli.params import read_params
-from components.cli.pull import pull
+from components.cli.pull import pull, reproduce
 from components.cli.purify import purify
 from components.common.errors import ExpungeError, UserError
 from components.common.paths import EVALUATE, GUIDANCE
@@ -41,6 +41,7 @@ request.command("withdraw")(request_withdraw)
 app.add_typer(images)
 app.command("purify")(purify)
 app.command("pull")(pull)
+app.command("reproduce")(reproduce)
 
 
 def main() -> None:
