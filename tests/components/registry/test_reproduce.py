@@ -41,6 +41,7 @@ def test_a_difference_is_named_and_ends_with_1(project, release, expunge, monkey
     assert found["packages"] == {}
 
 
+@pytest.mark.slow
 def test_requests_and_params_that_no_commit_has_are_carried(project, tmp_path):
     """A release whose requests.yaml and params.yaml were never committed is rebuilt all the same, since it has both."""
     requests = project / "requests.yaml"
@@ -74,6 +75,7 @@ def test_a_dirty_release_says_that_its_commit_cannot_rebuild_it(project, tmp_pat
     assert not (tmp_path / "clone").exists()
 
 
+@pytest.mark.slow
 def test_pulled_outputs_make_it_quick(project, tmp_path, release):
     """With a DVC remote that has everything nothing is computed: stages that would fail do not run."""
     put(project / ".dvc/config.local", f"[core]\n    remote = r\n['remote \"r\"']\n    url = {tmp_path / 'remote'}\n")
