@@ -224,6 +224,33 @@ def test_fetch_gives_back_the_bytes(tree, tmp_path):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
 
 
+def test_pull_writes_a_release_and_says_what_it_erases(tree, tmp_path, expunge):
+    """The command fetches into a new folder, refuses one that holds something else, and knows no version that is not there."""
+    found = register_tree(tree, "ann")
+
+    said = expunge("pull", "@candidate", tmp_path / "out", cwd=tree)
+    assert said.code == 0, said.error
+    assert f"release {found.digest[:12]}, verdict pass, erases cat" in said.out
+    assert json.loads(expunge("pull", 1, tmp_path / "out", "--json").out)["digest"] == found.digest
+    put(tmp_path / "mine/file", "x")
+    assert expunge("pull", 1, tmp_path / "mine").code == 2
+    said = expunge("pull", 9, tmp_path / "new")
+    assert (said.code, (tmp_path / "new").exists()) == (2, False)
+    assert "expunge: the model expunge has no version 9; use one of: candidate, 1" in said.error
+
+
+def test_a_server_that_keeps_artifacts_in_a_folder_of_its_own_is_refused(tree, monkeypatch):
+    """Its clients would write to a path of the server's on their own disk: nothing is logged."""
+    import components.registry.registry as module
+
+    MlflowClient(Registry(tree).uri).create_experiment(MODEL, artifact_location="/srv/mlruns")
+    monkeypatch.setattr(module, "is_server", lambda uri: True)
+
+    with pytest.raises(StageError, match=r"artifacts written to /srv/mlruns.*start it with --artifacts-destination"):
+        register_tree(tree, "ann")
+    assert runs(tree)[1] == []
+
+
 def test_fetch_refuses_what_was_altered_in_the_store(tree, tmp_path):
     """One byte of an artifact, or another whole release in its place, is refused, and nothing lies in the folder."""
     register_tree(tree, "ann")
