@@ -19,6 +19,7 @@ from components.evaluate.gates import judge_gates
 from components.evaluate.params import EvaluateParams, GateParams
 from components.ledger import releases
 from components.ledger.events import Entry, Event, Ledger
+from components.ledger.params import LedgerParams
 from components.ledger.releases import History, known, read_history
 from components.registry.checks import Assessment, Evidence, assess, scopes
 from components.registry.params import PromoteParams
@@ -192,8 +193,6 @@ def wanted_aliases(history: History, store: Store) -> dict[str, int]:
 
 def read_policy(root: Path = Path()) -> Policy:
     """The policy of the params.yaml in `root`."""
-    from components.ledger.params import LedgerParams  # noqa: PLC0415 - beside its only use
-
     path = root / "params.yaml"
     return Policy(
         read_section("evaluate", EvaluateParams, path).gates,
