@@ -489,4 +489,4 @@ def test_generated_histories(kinds):
         ("release.promoted", 100), ("release.rolled_back", 10), ("release.rejected", 50), ("release.overridden", 20),
         ("RefusedError", 20), ("ArtifactError", 50), ("UserError", 200), ("StageError", 3), ("crash", 20),
     ):  # fmt: skip
-        assert happened[name] >= least, happened
+        assert happened[name] >= least, dict(happened)
