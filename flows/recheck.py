@@ -25,7 +25,7 @@ from components.common.paths import EVALUATE, FILTER, GUIDANCE
 from components.common.process import stream
 from components.evaluate.summary import read_evaluation
 from components.ledger.releases import History, read_history
-from components.registry import release as layout
+from components.registry import binding
 from components.registry.checks import Assessment, Evidence, assess
 from components.registry.promotion import Policy, fetched, read_policy
 from components.registry.release import Release
@@ -47,7 +47,7 @@ class Recheck(NamedTuple):
 
 def prepare(release: Release, scratch: Path, policy: Policy, seed: int, root: Path) -> None:
     """Fills a scratch project with a release's filter, adapters, requests and params, today's gates and a seed."""
-    for source, target in ((layout.FILTER, FILTER), (layout.ADAPTERS, GUIDANCE)):
+    for source, target in ((binding.FILTER, FILTER), (binding.ADAPTERS, GUIDANCE)):
         if (release.folder / source).is_dir():
             shutil.copytree(release.folder / source, scratch / target)
         else:

@@ -14,6 +14,7 @@ from components.evaluate.metrics import proportion
 from components.evaluate.params import GateParams
 from components.registry.checks import Evidence, scopes
 from components.registry.params import PromoteParams
+from components.ledger.releases import ALIASES
 from components.registry.promotion import Policy
 from components.registry.release import FORMAT, RELEASE, VERSION, read_release
 from components.requests.requests import load_requests
@@ -26,7 +27,14 @@ GATES = (
 )
 PROMOTE = PromoteParams(margin={"ua": 0.02, "ira": 0.05})
 POLICY = Policy(GATES, PROMOTE)
-REQUEST = {"target": "cat", "kind": "object", "aliases": [], "anchor": "dog", "neighbours": [], "channels": ["filter", "guidance"]}
+REQUEST = {
+    "target": "cat",
+    "kind": "object",
+    "aliases": [],
+    "anchor": "dog",
+    "neighbours": [],
+    "channels": ["filter", "guidance"],
+}
 
 
 class Shown(NamedTuple):
@@ -100,4 +108,4 @@ class Store:
         return dict(self.named)
 
     def set_aliases(self, wanted):
-        self.named = dict(wanted)
+        self.named = {name: v for name, v in self.named.items() if name not in ALIASES} | dict(wanted)

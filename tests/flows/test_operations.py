@@ -112,8 +112,8 @@ def in_process(flow, *arguments, **more):
 
 
 @pytest.fixture
-def plain(monkeypatch):
-    """Flows run as plain functions: no server, no run."""
+def plain(project, monkeypatch):
+    """The project, and flows that run as plain functions: no server, no run."""
     for module, names in ((drain_module, ("read_waiting", "drain_pending")), (recheck, ("recheck_champion",))):
         for name in names:
             monkeypatch.setattr(module, name, getattr(module, name).fn)
@@ -187,7 +187,9 @@ def test_drain_says_which_request_cannot_be_written(project):
     clash, fine = project.submit("cat", "lantern")
     path = project.folder / "requests.yaml"
     path.write_text("requests:\n  r-9:\n    target: dog\n    kind: object\n    aliases: [cat]\n")
-    with pytest.raises(UserError, match=f"1 of the queue's requests cannot be written, {clash} first .*mend requests.yaml"):
+    with pytest.raises(
+        UserError, match=f"1 of the queue's requests cannot be written, {clash} first .*mend requests.yaml"
+    ):
         in_process(drain_module.drain, str(project.folder))
 
     assert list(load_requests(path)) == ["r-9", fine]
@@ -215,7 +217,10 @@ def test_flows_under_prefect(project, training, monkeypatch, caplog):
     for version, digest in ((1, one), (2, two)):
         assert promote(version, digest, "carl", root=str(project.folder))["champion"] == version
     assert rollback("dora", root=str(project.folder))["champion"] == 1
-    with caplog.at_level(logging.INFO, "expunge.notify"), pytest.raises(UserError, match="version 1 is the champion already"):
+    with (
+        caplog.at_level(logging.INFO, "expunge.notify"),
+        pytest.raises(UserError, match="version 1 is the champion already"),
+    ):
         promote(1, one, "carl", root=str(project.folder))
     assert any(record.getMessage().startswith("flow.failed") for record in caplog.records)
     assert project.store.named == {"candidate": 2, "champion": 1}
@@ -230,7 +235,9 @@ def test_flows_under_prefect(project, training, monkeypatch, caplog):
 
 
 @pytest.mark.usefixtures("plain")
-@pytest.mark.parametrize(("shown", "said"), [(Shown(), "PASSED"), (Shown(ua=150), "FAILED"), (Shown(ira=150), "FAILED")])
+@pytest.mark.parametrize(
+    ("shown", "said"), [(Shown(), "PASSED"), (Shown(ua=150), "FAILED"), (Shown(ira=150), "FAILED")]
+)
 def test_recheck_judges_the_champion_on_fresh_seeds(project, monkeypatch, caplog, shown, said):
     """The champion's own bytes are evaluated with another seed and today's gates; what no longer passes raises the alarm."""
     assert in_process(recheck.recheck, str(project.folder))["version"] is None
@@ -247,7 +254,10 @@ def test_recheck_judges_the_champion_on_fresh_seeds(project, monkeypatch, caplog
     if said == "PASSED":
         assert in_process(recheck.recheck, str(project.folder), seed=7)["result"] == said
     else:
-        with caplog.at_level(logging.INFO, "expunge.notify"), pytest.raises(StageError, match="version 1, fails r-1/.* on seed 7; look"):
+        with (
+            caplog.at_level(logging.INFO, "expunge.notify"),
+            pytest.raises(StageError, match="version 1, fails r-1/.* on seed 7; look"),
+        ):
             in_process(recheck.recheck, str(project.folder), seed=7)
         assert caplog.records[-1].getMessage().startswith("release.regressed")
     assert seen == [(digests[0], GATES, 7)]
@@ -268,7 +278,9 @@ def test_recheck_evaluates_the_release_and_not_the_tree(project, monkeypatch):
         assert params["base"]["path"] == str(project.folder / "assets/base")
         assert params["judge"] == {"path": str(project.folder / "judge"), "clip": ""}
         assert (params["evaluate"]["seed"], len(params["evaluate"]["gates"])) == (11, 1)
-        assert (cwd / "models/filter/artifact.json").read_bytes() == (release.folder / "filter/artifact.json").read_bytes()
+        assert (cwd / "models/filter/artifact.json").read_bytes() == (
+            release.folder / "filter/artifact.json"
+        ).read_bytes()
         assert (cwd / "models/guidance/r-1/artifact.json").is_file()
         assert list(load_requests(cwd / "requests.yaml")) == ["r-1"]
         if not (cwd / "reports/evaluate").exists():
@@ -296,11 +308,16 @@ def test_deployments():
     """Every flow has a deployment of the package's version that never overlaps itself; drain starts by sweep and by event, after the window."""
     found = {deployment.flow_name: deployment for deployment in deployments(ROOT)}
 
-    assert set(found) == {"drain", "recheck", "retrain", "promote", "rollback"} == {
-        one.flow.rpartition(".")[2] for one in DEPLOYMENTS
-    }
+    assert (
+        set(found)
+        == {"drain", "recheck", "retrain", "promote", "rollback"}
+        == {one.flow.rpartition(".")[2] for one in DEPLOYMENTS}
+    )
     for one in found.values():
-        assert (one.concurrency_limit, one.concurrency_options.collision_strategy) == (1, ConcurrencyLimitStrategy.ENQUEUE)
+        assert (one.concurrency_limit, one.concurrency_options.collision_strategy) == (
+            1,
+            ConcurrencyLimitStrategy.ENQUEUE,
+        )
         assert one.parameters == {"root": str(ROOT)}
     drain = found["drain"]
     assert drain.schedules[0].schedule.cron == "*/15 * * * *"
