@@ -33,7 +33,7 @@ class Toy:
 
     def command(self) -> list[str]:
         """The flow with a registration that only counts."""
-        return [sys.executable, "-m", "research.reliability.toy", "flow"]
+        return [sys.executable, "-m", "research.reliability.toy_flow"]
 
     def environment(self) -> dict[str, str]:
         """A stage takes two seconds."""

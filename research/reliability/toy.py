@@ -54,34 +54,14 @@ def stage(name: str, source: str) -> None:
     """Hashes its input over and over, one checkpoint a step; goes on from the checkpoint of the same input."""
     checkpoint, text = Path(".cache") / f"{name}.txt", Path(source).read_text()
     key = hashlib.sha256(text.encode()).hexdigest()
-    done, found = (checkpoint.read_text().split() if checkpoint.is_file() else ("0", key))[:2] if checkpoint.is_file() and checkpoint.read_text().endswith(key) else ("0", key)  # fmt: skip
-    value = found
-    for step in range(int(done), STEPS):
+    begun = checkpoint.read_text().split() if checkpoint.is_file() else []
+    done, value = (int(begun[0]), begun[1]) if begun[2:] == [key] else (0, key)
+    for step in range(done, STEPS):
         time.sleep(float(os.environ.get(SECONDS, "0")))
         value = hashlib.sha256(f"{value}{step}".encode()).hexdigest()
         write_text(checkpoint, f"{step + 1} {value} {key}")
     write_text(Path("out") / f"{name}.txt", f"{value}\n")
 
 
-def flow() -> None:
-    """`flows.retrain` in this folder, with a registration that appends a line to a file instead of calling MLflow."""
-    from prefect import task
-
-    from flows import retrain
-    from flows.lifecycle import run_program
-
-    @task(name="register")
-    def register(root: Path) -> str:
-        with (root / REGISTERED).open("a") as file:
-            file.write("registered\n")
-        return "pass"
-
-    retrain.register = register
-    run_program(retrain.retrain)
-
-
 if __name__ == "__main__":
-    if sys.argv[1] == "flow":
-        flow()
-    else:
-        run_stage(stage, *sys.argv[1:])
+    run_stage(stage, *sys.argv[1:])
