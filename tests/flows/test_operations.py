@@ -23,7 +23,7 @@ from flows import common, recheck
 from flows import drain as drain_module
 from flows.deployments import BURST, DEPLOYMENTS, deployments
 from flows.promote import promote, rollback
-from tests.toyreleases import GATES, POLICY, Shown, Store, metrics_of, write_release
+from tests.toyregistry import GATES, POLICY, Shown, Store, metrics_of, write_release
 
 ROOT = Path(__file__).parents[2]
 HOUR = timedelta(hours=1)
@@ -60,13 +60,16 @@ class Project:
 
     @property
     def ledger(self):
+        """Its ledger, opened anew."""
         return Ledger(f"sqlite:///{self.folder}/ledger.db", clock=lambda: self.at)
 
     def submit(self, *targets):
+        """Submits requests and returns their ids."""
         wanted = [Request.model_validate({"target": t, "kind": "object", "channels": ["filter"]}) for t in targets]
         return submit(self.ledger, wanted, load_requests(self.folder / "requests.yaml"), "ann")
 
     def register(self, *shown):
+        """Registers and approves releases; returns all digests."""
         for one in shown:
             number = len(self.store.folders) + 1
             made = write_release(self.folder / f"v{number}", one, note=str(number))
@@ -91,9 +94,10 @@ class Training:
         monkeypatch.setattr(drain_module, "mark_drained", lambda *a: self.step("mark", []) or real(*a))
 
     def check(self, requests):
-        pass
+        """As a world that knows everything."""
 
     def step(self, name, done):
+        """Does a step once for each content of requests.yaml, or dies."""
         if self.dies == name:
             raise KeyboardInterrupt
         content = (self.project.folder / "requests.yaml").read_bytes()
@@ -112,7 +116,7 @@ def in_process(flow, *arguments, **more):
 
 
 @pytest.fixture
-def plain(project, monkeypatch):
+def plain(project, monkeypatch):  # noqa: ARG001 - what it changes is changed after the project
     """The project, and flows that run as plain functions: no server, no run."""
     for module, names in ((drain_module, ("read_waiting", "drain_pending")), (recheck, ("recheck_champion",))):
         for name in names:
@@ -154,8 +158,7 @@ def test_nothing_pending_ends_before_any_work(project, training):
 @pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("where", ["write", "reproduce", "register", "mark"])
 def test_drain_killed_anywhere_is_taken_up_by_the_next(project, training, monkeypatch, where):
-    """Killed while or after writing, training, registering or before noting: the next run ends with the same requests.yaml, one
-    training, one registration, and each request noted once."""
+    """Killed while writing, training, registering or noting: the next run ends with one training and each request noted once."""
     ids = project.submit("cat", "lantern", "kettle")
     training.dies = where
     if where == "write":
@@ -245,7 +248,7 @@ def test_recheck_judges_the_champion_on_fresh_seeds(project, monkeypatch, caplog
     Registrar(project.ledger, project.store, POLICY, "carl").promote(1)
     seen, alarms = [], []
 
-    def evaluate(release, policy, seed, root, line):
+    def evaluate(release, policy, seed, *_):
         seen.append((release.digest, policy.gates, seed))
         return Evidence("full", metrics_of(shown, release.requests), release.requests)
 
@@ -256,7 +259,7 @@ def test_recheck_judges_the_champion_on_fresh_seeds(project, monkeypatch, caplog
     else:
         with (
             caplog.at_level(logging.INFO, "expunge.notify"),
-            pytest.raises(StageError, match="version 1, fails r-1/.* on seed 7; look"),
+            pytest.raises(StageError, match=r"version 1, fails r-1/.* on seed 7; look"),
         ):
             in_process(recheck.recheck, str(project.folder), seed=7)
         assert caplog.records[-1].getMessage().startswith("release.regressed")
@@ -272,7 +275,8 @@ def test_recheck_evaluates_the_release_and_not_the_tree(project, monkeypatch):
     )
     ran = []
 
-    def stream(command, cwd, line):
+    def stream(command, cwd, _line, *, ended):
+        assert ended() is False
         ran.append(command[-1])
         params = yaml.safe_load((cwd / "params.yaml").read_text())
         assert params["base"]["path"] == str(project.folder / "assets/base")

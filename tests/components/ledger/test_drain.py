@@ -27,12 +27,15 @@ class Queue:
         self.ledger = Ledger(f"sqlite:///{folder}/ledger.db", clock=lambda: self.at)
 
     def submit(self, *targets):
+        """Submits requests and returns their ids."""
         return submit(self.ledger, [request(target) for target in targets], load_requests(self.path), "ann")
 
     def write(self, **more):
+        """Writes what is pending."""
         return write_pending(self.ledger, HOUR, self.path, **more)
 
     def states(self):
+        """What became of each request."""
         return [item.state for item in read_queue(self.ledger).values()]
 
 
@@ -106,7 +109,7 @@ def test_add_request_under_an_id(queue):
     """An id that is given is used; one that is taken or no id is refused and the file stays as it is."""
     add_request(request("cat").model_dump(mode="json"), queue.path, request_id="r-1")
     before = queue.path.read_bytes()
-    with pytest.raises(UserError, match="request 'r-1' is in .*requests.yaml already; remove that one first"):
+    with pytest.raises(UserError, match=r"request 'r-1' is in .*requests.yaml already; remove that one first"):
         add_request(request("dog").model_dump(mode="json"), queue.path, request_id="r-1")
     with pytest.raises(UserError):
         add_request(request("dog").model_dump(mode="json"), queue.path, request_id="../x")

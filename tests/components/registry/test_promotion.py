@@ -17,7 +17,7 @@ from components.registry import promotion
 from components.registry.params import PromoteParams
 from components.registry.promotion import RefusedError, Registrar, compare, read_policy
 from components.registry.release import read_release
-from tests.toyreleases import GATES, POLICY, REQUEST, Shown, Store, write_release
+from tests.toyregistry import GATES, POLICY, REQUEST, Shown, Store, write_release
 
 DAY = timedelta(days=1)
 IRA = ("r-1/summed/ira", "joint/summed/ira")
@@ -31,6 +31,7 @@ class World:
         self.folder, self.policy = folder, policy
 
     def by(self, name, **more):
+        """The acts of one person."""
         return Registrar(self.ledger, self.store, self.policy, name, **more)
 
     def register(self, *shown, by="ann", **more):
@@ -356,7 +357,7 @@ APPROVED, OVERRIDDEN, PROMOTED = (
 )
 STEPS = st.tuples(
     st.sampled_from([[], APPROVED, APPROVED + OVERRIDDEN, APPROVED + OVERRIDDEN + PROMOTED]),
-    st.lists(STEP, min_size=8, max_size=12),
+    st.lists(STEP, min_size=7, max_size=10),
 ).map(lambda parts: parts[0] + parts[1])
 HISTORIES = st.tuples(st.lists(st.sampled_from(KINDS), min_size=3, max_size=3), st.booleans(), STEPS)
 
@@ -391,7 +392,8 @@ class Toys(Store):
         self.listed, self.other, self.dies, self.race = listed, other, False, None
         self.folders = listed
 
-    def fetch(self, which, out):
+    def fetch(self, which, _out):
+        """The version where it lies, after whatever happens meanwhile."""
         kind, made = self.listed[which - 1]
         if self.race is not None:
             race, self.race = self.race, None
@@ -399,6 +401,7 @@ class Toys(Store):
         return read_release(self.other.folder if kind == "swapped" else made.folder)
 
     def set_aliases(self, wanted):
+        """Sets them, unless the process dies here."""
         if self.dies:
             raise KeyboardInterrupt
         super().set_aliases(wanted)

@@ -12,9 +12,9 @@ from components.common.files import canonical, digest
 from components.evaluate.gates import judge_gates
 from components.evaluate.metrics import proportion
 from components.evaluate.params import GateParams
+from components.ledger.releases import ALIASES
 from components.registry.checks import Evidence, scopes
 from components.registry.params import PromoteParams
-from components.ledger.releases import ALIASES
 from components.registry.promotion import Policy
 from components.registry.release import FORMAT, RELEASE, VERSION, read_release
 from components.requests.requests import load_requests
@@ -96,16 +96,20 @@ class Store:
         self.folders, self.named = list(folders), {}
 
     def versions(self):
+        """All versions."""
         return [Version(number) for number in range(1, len(self.folders) + 1)]
 
     def fetch(self, which, out):
+        """A copy of the version's folder, checked."""
         if which not in range(1, len(self.folders) + 1):
             raise UserError(f"version {which} does not exist", "use another")
         shutil.copytree(self.folders[which - 1], out)
         return read_release(out)
 
     def aliases(self):
+        """All aliases."""
         return dict(self.named)
 
     def set_aliases(self, wanted):
+        """As `Registry` does: the aliases of others stay."""
         self.named = {name: v for name, v in self.named.items() if name not in ALIASES} | dict(wanted)
