@@ -199,8 +199,8 @@ def test_drain_says_which_request_cannot_be_written(project):
     assert [item.state for item in read_queue(project.ledger).values()] == ["accepted", "drained"]
 
 
-@pytest.mark.usefixtures("prefect")
-def test_flows_under_prefect(project, training, monkeypatch, caplog):
+@pytest.mark.usefixtures("prefect", "training")
+def test_flows_under_prefect(project, monkeypatch, caplog):
     """Drain, promote and rollback run as flows: each leaves an artifact; a busy lock is tried again, a refusal is not."""
     project.submit("cat")
     calls = []
