@@ -510,7 +510,7 @@ def test_generated_histories(kinds):
 
     run()
     for name, least in (
-        ("release.promoted", 100), ("release.rolled_back", 10), ("release.rejected", 50), ("release.overridden", 20),
-        ("RefusedError", 20), ("ArtifactError", 50), ("UserError", 200), ("StageError", 3), ("crash", 8),
+        ("release.promoted", 60), ("release.rolled_back", 5), ("release.rejected", 50), ("release.overridden", 20),
+        ("RefusedError", 8), ("ArtifactError", 50), ("UserError", 200), ("StageError", 3), ("crash", 8),
     ):  # fmt: skip
         assert happened[name] >= least, str(happened)
