@@ -342,6 +342,7 @@ ACTS = [
     "promote",
     "promote",
     "rollback",
+    "rollback",
     "reject",
     "override",
     "crash",
@@ -355,8 +356,11 @@ APPROVED, OVERRIDDEN, PROMOTED = (
     [(name, version, who, None, None) for version in (1, 2, 3)]
     for name, who in (("approve", "bob"), ("override", "carl"), ("promote", "carl"))
 )
+BACK = [("rollback", 1, "dora", None, None)]
 STEPS = st.tuples(
-    st.sampled_from([[], APPROVED, APPROVED + OVERRIDDEN, APPROVED + OVERRIDDEN + PROMOTED]),
+    st.sampled_from(
+        [[], APPROVED, APPROVED + OVERRIDDEN, APPROVED + OVERRIDDEN + PROMOTED, APPROVED + OVERRIDDEN + PROMOTED + BACK]
+    ),
     st.lists(STEP, min_size=7, max_size=10),
 ).map(lambda parts: parts[0] + parts[1])
 HISTORIES = st.tuples(st.lists(st.sampled_from(KINDS), min_size=3, max_size=3), st.booleans(), STEPS)
