@@ -151,7 +151,7 @@ def test_a_sidecar_altered_in_one_byte_is_refused(tmp_path, at):
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
 def test_files_are_readable_as_the_umask_says(tmp_path, umask):
-    """safetensors writes mode 0600; an artifact's files have the mode that any new file has."""
+    """Safetensors writes mode 0600; an artifact's files have the mode that any new file has."""
     before = os.umask(umask)
     try:
         write(tmp_path / "x")
