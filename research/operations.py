@@ -38,7 +38,7 @@ FLOWS = "tests/flows/test_operations.py"
 CLAIMS = (
     Claim(
         "generated histories: promotions without matching digest, gates and approval", 0, 200, "0",
-        f"{PROMOTION}::test_generated_histories",
+        "tests/components/registry/test_histories.py::test_generated_histories",
     ),
     Claim(
         "altered releases (filter, folder, evaluation, other bytes, all gone) approved, promoted or rolled back to", 0, 15,
