@@ -29,7 +29,7 @@ def test_a_release_is_rebuilt_on_a_fresh_clone_with_equal_digests(project, tmp_p
     assert (tmp_path / "clone/models/filter/model.safetensors").is_file()
 
 
-def test_a_difference_is_named_and_ends_with_1(project, tmp_path, release, expunge, monkeypatch):
+def test_a_difference_is_named_and_ends_with_1(project, release, expunge, monkeypatch):
     """A stage that writes another byte: the file, both digests, why that may be, and exit 1, also as JSON."""
     monkeypatch.setenv("NOISE", "x")
 
@@ -41,7 +41,8 @@ def test_a_difference_is_named_and_ends_with_1(project, tmp_path, release, expun
     assert found["packages"] == {}
 
 
-def test_requests_and_params_that_no_commit_has_are_carried(project, tmp_path, expunge):
+@pytest.mark.slow
+def test_requests_and_params_that_no_commit_has_are_carried(project, tmp_path):
     """A release whose requests.yaml and params.yaml were never committed is rebuilt all the same, since it has both."""
     requests = project / "requests.yaml"
     put(requests, requests.read_text().replace("dog", "horse"))
@@ -74,6 +75,7 @@ def test_a_dirty_release_says_that_its_commit_cannot_rebuild_it(project, tmp_pat
     assert not (tmp_path / "clone").exists()
 
 
+@pytest.mark.slow
 def test_pulled_outputs_make_it_quick(project, tmp_path, release):
     """With a DVC remote that has everything nothing is computed: stages that would fail do not run."""
     put(project / ".dvc/config.local", f"[core]\n    remote = r\n['remote \"r\"']\n    url = {tmp_path / 'remote'}\n")

@@ -1,13 +1,5 @@
 import json
-import os
-import socket
 import sqlite3
-import subprocess
-import sys
-import time
-import urllib.request
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,12 +11,12 @@ from components.features.params import FeaturesParams
 from components.filter.artifact import write_filters
 from components.guidance.adapters import attach, write_adapter
 from components.guidance.params import GuidanceParams
+from components.registry.register import register_tree
 from components.registry.release import build_release
 from components.registry.served import find_release
 from expunge import Eraser
+from research.releases import DRAW, elsewhere, mlflow_server
 from tests.toyrelease import edit, evaluate, lock, put
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -91,7 +83,7 @@ def test_the_eraser_of_a_release_refuses_an_altered_one(drawing, tmp_path):
 @pytest.mark.parametrize("reference", ["models:/other@champion", "no such thing", "models:/expunge"])
 def test_a_reference_that_names_nothing_is_one_sentence(tmp_path, reference):
     """Neither a folder nor a version."""
-    with pytest.raises(UserError, match="names no version|is a version of another model"):
+    with pytest.raises(UserError, match=r"names no version|is a version of another model"):
         find_release(reference, tmp_path)
 
 
@@ -108,67 +100,22 @@ def test_commands_take_a_release(drawing, tmp_path, expunge):
     assert (said.code, "is not part of the release" in said.error) == (3, True)
 
 
-ELSEWHERE = """
-import sys
-from expunge import Eraser
-eraser = Eraser.from_release("models:/expunge@candidate", base=sys.argv[1])
-sys.stdout.buffer.write(eraser.draw("a cat", seed=3, steps=2).image.tobytes())
-"""
-
-
 @pytest.mark.slow
 def test_a_release_reaches_another_place_through_the_server(drawing, tmp_path, monkeypatch):
     """Registered from one folder, fetched from another with another home: the same image, and no path of ours in the server's database."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    uri, store = f"http://127.0.0.1:{port}", tmp_path / "server"
-    store.mkdir()
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{store}/db", "--artifacts-destination", str(store / "artifacts"),
-    ]  # fmt: skip
-    server = subprocess.Popen(
-        command,
-        cwd=store,
-        env=os.environ | quiet,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        for _ in range(240):
-            with suppress(OSError), urllib.request.urlopen(f"{uri}/health") as answer:
-                if answer.status == 200:
-                    break
-            time.sleep(0.5)
+    server, home, out = tmp_path / "server", tmp_path / "elsewhere", tmp_path / "out"
+    for folder in (server, home, out):
+        folder.mkdir()
+    with mlflow_server(server) as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        from components.registry.register import register_tree
-
         found = register_tree(drawing, "ann")
-        home = tmp_path / "elsewhere"
-        home.mkdir()
-        environment = os.environ | {"HOME": str(home), "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": uri}
-        environment.pop("XDG_CACHE_HOME", None)
+        elsewhere(home, uri, "-c", DRAW, "models:/expunge@candidate", drawing / "base", out, "a cat")
+        said = elsewhere(home, uri, "-m", "expunge", "pull", "@candidate", home / "pulled")
 
-        def elsewhere(*arguments):
-            done = subprocess.run(
-                [sys.executable, *map(str, arguments)], cwd=home, env=environment, check=False, capture_output=True
-            )
-            assert done.returncode == 0, done.stderr.decode()[-3000:]
-            return done.stdout
-
-        image = elsewhere("-c", ELSEWHERE, drawing / "base")
-        said = elsewhere("-m", "expunge", "pull", "@candidate", home / "pulled").decode()
-    finally:
-        os.killpg(server.pid, 15)
-        server.wait(30)
-
-    assert image == Eraser.open(drawing).draw("a cat", seed=3, steps=2).image.tobytes()
+    assert (out / "0.raw").read_bytes() == Eraser.open(drawing).draw("a cat", seed=0).image.tobytes()
     assert found.digest[:12] in said
     assert digest(home / "pulled/release.json") == found.digest
-    with sqlite3.connect(store / "db") as database:
+    with sqlite3.connect(server / "db") as database:
         dump = "\n".join(database.iterdump())
     assert "mlflow-artifacts:/" in dump
     assert "file://" not in dump
