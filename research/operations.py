@@ -57,7 +57,7 @@ CLAIMS = (
         f"{FLOWS}::test_drain_takes_all_that_is_pending_in_one_run",
     ),
     Claim(
-        "drain killed while writing, training, registering or noting: trained or registered twice (flow in process)", 0, 4,
+        "drain killed while checking, writing, training, registering or noting: trained or registered twice (flow in process)", 0, 4,
         "0", f"{FLOWS}::test_drain_killed_anywhere_is_taken_up_by_the_next",
     ),
 )  # fmt: skip

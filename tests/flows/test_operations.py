@@ -87,6 +87,7 @@ class Training:
         monkeypatch.setattr(drain_module, "reproduce", lambda stage, root: self.step("reproduce", self.trained))
         monkeypatch.setattr(drain_module, "register", lambda root: self.step("register", self.registered) or "pass")
         monkeypatch.setattr(drain_module, "load_world", lambda name: self)
+        monkeypatch.setattr(drain_module, "check_ready", lambda *checks: self.step("check", []))
         real = drain_module.mark_drained
         monkeypatch.setattr(drain_module, "mark_drained", lambda *a: self.step("mark", []) or real(*a))
 
@@ -153,7 +154,7 @@ def test_nothing_pending_ends_before_any_work(project, training):
 
 
 @pytest.mark.usefixtures("plain")
-@pytest.mark.parametrize("where", ["write", "reproduce", "register", "mark"])
+@pytest.mark.parametrize("where", ["check", "write", "reproduce", "register", "mark"])
 def test_drain_killed_anywhere_is_taken_up_by_the_next(project, training, monkeypatch, where):
     """Killed while writing, training, registering or noting: the next run ends with one training and each request noted once."""
     ids = project.submit("cat", "lantern", "kettle")

@@ -9,7 +9,7 @@ import torch
 
 from components.common.artifacts import WEIGHTS, fill_artifact, read_artifact
 from components.common.errors import ArtifactError
-from components.common.files import SIDECAR, digest, new_folder, write_text
+from components.common.files import SIDECAR, digest, new_folder, write_sidecar, write_text
 
 TENSORS = {"b": torch.arange(4.0), "a": torch.ones(2, 3)}
 
@@ -73,7 +73,8 @@ def test_artifact_wrong_shape_is_refused(tmp_path):
     path = tmp_path / "x" / SIDECAR
     sidecar = json.loads(path.read_text())
     sidecar["tensors"]["a"]["shape"] = [3, 2]
-    path.write_text(json.dumps(sidecar))
+    del sidecar["seal"]
+    write_sidecar(tmp_path / "x", sidecar)
 
     with pytest.raises(ArtifactError, match="disagree on a;"):
         read_artifact(tmp_path / "x", "test/thing")
