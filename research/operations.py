@@ -57,7 +57,7 @@ CLAIMS = (
         f"{FLOWS}::test_drain_takes_all_that_is_pending_in_one_run",
     ),
     Claim(
-        "drain killed while checking, writing, training, registering or noting: trained or registered twice (flow in process)", 0, 4,
+        "drain killed while checking, writing, training, registering or noting: trained or registered twice (flow in process)", 0, 5,
         "0", f"{FLOWS}::test_drain_killed_anywhere_is_taken_up_by_the_next",
     ),
 )  # fmt: skip
@@ -72,7 +72,8 @@ def holds(claim: Claim) -> bool:
 def main(named: str = "") -> int:
     """Runs the test of each claim, or of those whose test is so named, and writes its row; returns how many do not hold."""
     listed = json.loads(OUT.read_text(encoding="utf-8")) if OUT.is_file() else []
-    rows = {row["what"]: row for row in listed}
+    claimed = {claim.what for claim in CLAIMS}
+    rows = {row["what"]: row for row in listed if row["command"] != COMMAND or row["what"] in claimed}
     missed = 0
     for claim in (one for one in CLAIMS if named in one.test):
         met = holds(claim)
