@@ -6,41 +6,31 @@ byte, and each stage has a task run of its own name with its log.
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.states import Cancelled, State
 
 from components.cli.ledger import account
+from components.cli.params import read_params
 from components.common.errors import StageError
+from components.common.lock import writing
+from components.common.process import stream
+from components.common.sections import PARAMS
+from components.registry.preflight import check_ready
 from components.registry.register import register_tree
 from flows.dag import stage_order
-from flows.process import stream
-
-LOCK = Path(".dvc/tmp/expunge.lock")
-
-
-@contextmanager
-def only_one(root: Path) -> Iterator[None]:
-    """Holds the working tree: a second retrain is refused at once (invariant 10)."""
-    path = root / LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StageError(f"{root} is being retrained already", "wait until that run ends") from error
-        yield
+from flows.lifecycle import FlowCancelledError, cancellation, close_killed, flow_run_id, run_program
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
 def reproduce(stage: str, root: Path) -> None:
-    """Runs one stage if anything that it depends on has changed; `StageError` if it fails."""
-    logger = get_run_logger()
-    status = stream(["dvc", "repro", "--single-item", stage], root, logger.info)
+    """Runs one stage if anything that it depends on has changed; `StageError` if it fails or the flow run is cancelled."""
+    cancelled = cancellation()
+    status = stream(["dvc", "repro", "--single-item", "--", stage], root, get_run_logger().info, ended=cancelled)
+    if cancelled():
+        raise FlowCancelledError
     if status != 0:
         raise StageError(f"stage {stage} ended with exit status {status}", "its log above says why")
 
@@ -54,14 +44,22 @@ def register(root: Path) -> str:
 
 
 @flow(name="retrain", flow_run_name="retrain")
-def retrain(root: str = ".") -> str:
-    """Reproduces the project in `root`, registers a candidate and returns its verdict, `pass` or `fail`."""
+def retrain(root: str = ".") -> str | State:
+    """Reproduces the project in `root`, registers a candidate and returns its verdict, `pass` or `fail`.
+
+    A run that is cancelled registers nothing and ends as Cancelled.
+    """
     folder = Path(root).resolve()
-    with only_one(folder):
-        for stage in stage_order(folder):
-            reproduce(stage, folder)
+    with writing(folder, flow_run_id()) as last:
+        close_killed(last)
+        check_ready(folder, lambda: read_params(folder / PARAMS))
+        try:
+            for stage in stage_order(folder):
+                reproduce(stage, folder)
+        except FlowCancelledError as error:
+            return Cancelled(message=error.fact)
         return register(folder)
 
 
 if __name__ == "__main__":
-    retrain()
+    run_program(retrain)
