@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, cast
 
 import typer
 
-from components.cli.options import DryRun, writable_png
+from components.cli.options import DryRun, PromptText, writable_png
 from components.common.errors import UserError
+from components.common.files import write_bytes
 from components.common.paths import FILTER
 from components.common.sections import read_section
 from components.common.variants import DEFAULT, VARIANTS, Variant
@@ -31,7 +33,7 @@ AnyVariant = Annotated[str, typer.Option("--variant", help=f"One of {', '.join(V
 
 @images.command("generate")
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    prompt: PromptText,
     variant: AnyVariant = DEFAULT,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the image.")] = 0,
     output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("image.png"),
@@ -59,14 +61,16 @@ def generate(
     wanted = cast("Variant", variant)
     eraser = Eraser.open(variant=wanted) if found is None else open_release(Eraser, found.folder, variant=wanted)
     drawing = eraser.draw(prompt, seed=seed, variant=wanted)
-    drawing.image.save(output)
+    out = BytesIO()
+    drawing.image.save(out, "png")
+    write_bytes(output, out.getvalue())
     flagged = ", ".join(requests[i].target for i in drawing.flagged) or "no request"
     typer.echo(f"{output}: {variant}" + (f", flagged by {flagged}" if variant not in ("base", "guidance") else ""))
 
 
 @images.command("explain")
 def explain(
-    prompt: Annotated[str, typer.Argument(help="What would be drawn.")],
+    prompt: PromptText,
     release: AnyRelease = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,  # noqa: FBT002
 ) -> None:

@@ -67,6 +67,13 @@ def common(
         os.environ[DEBUG] = "1"
 
 
+def project_root() -> Path:
+    """The working directory, which must be a project's; `UserError` otherwise."""
+    if not Path("dvc.yaml").is_file():
+        raise UserError("dvc.yaml does not exist", "run from the root of the project")
+    return Path()
+
+
 @request.command("add")
 def request_add(
     target: Annotated[str, typer.Argument(help="The concept that must no longer be drawn.")],
@@ -123,7 +130,7 @@ def run(stage: str, dry_run: DryRun = False) -> None:  # noqa: FBT002 - a comman
     """Runs one stage of dvc.yaml and what it depends on, if anything has changed."""
     read_params()
     load_requests()
-    root = Path()
+    root = project_root()
     with nullcontext() if dry_run else writing(root):
         raise SystemExit(4 if stream(["dvc", "repro", *(["--dry"] if dry_run else []), "--", stage], root) else 0)
 
@@ -131,10 +138,10 @@ def run(stage: str, dry_run: DryRun = False) -> None:  # noqa: FBT002 - a comman
 @app.command("check")
 def check() -> None:
     """Checks what a retraining needs: free lock, disk, git, parameters, requests, base, judges, model registry."""
-    check_free(Path())
+    check_free(root := project_root())
     from components.registry.preflight import check_ready  # noqa: PLC0415 - slow to import
 
-    check_ready(Path(), read_params)
+    check_ready(root, read_params)
     typer.echo("ready to retrain")
 
 

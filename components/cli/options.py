@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from components.common.errors import UserError
+from components.common.inputs import check_prompt, shown
 from components.requests.requests import Request, load_requests
 
+PromptText = Annotated[str, typer.Argument(metavar="PROMPT", help="What is drawn.", callback=check_prompt)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, change nothing.")]
 Named = Annotated[list[str] | None, typer.Option("--request", help="A request to erase; default all; repeatable.")]
 
@@ -29,6 +32,22 @@ def guided_requests(named: list[str] | None) -> dict[str, Request]:
 
 
 def writable_png(output: Path) -> None:
-    """`UserError` unless `output` names a .png file in a folder that exists."""
-    if output.suffix.lower() != ".png" or not output.parent.is_dir() or output.is_dir():
-        raise UserError(f"--output {output} cannot be written", "name a .png file in a folder that exists")
+    """`UserError` unless `output` names a .png file, new or regular, that this account can write."""
+    problem = ""
+    try:
+        if output.suffix.lower() != ".png":
+            problem = "its name does not end in .png"
+        elif output.is_dir():
+            problem = "it is a folder"
+        elif not output.parent.is_dir():
+            problem = f"{output.parent} is no folder"
+        elif output.exists() and not output.is_file():
+            problem = "it is no regular file"
+        elif not os.access(output.parent, os.W_OK | os.X_OK):
+            problem = f"{output.parent} cannot be written"
+    except (OSError, ValueError) as error:  # a name that is too long, or with a NUL
+        problem = getattr(error, "strerror", None) or str(error)
+    if problem:
+        raise UserError(
+            f"--output {shown(str(output))} cannot be written: {problem}", "name a .png file in a folder that exists"
+        )

@@ -9,6 +9,8 @@ import typer
 
 from components.cli.options import DryRun, Named, guided_requests, writable_png
 from components.common.errors import UserError
+from components.common.files import write_bytes
+from components.common.inputs import check_prompt
 from components.common.paths import GUIDANCE
 from components.common.sections import read_section
 from components.diffusion.params import BaseParams
@@ -17,7 +19,9 @@ from components.diffusion.params import BaseParams
 def purify(
     image: Annotated[Path, typer.Argument(help="The image to purify, such as a PNG or a JPEG.")],
     named: Named = None,
-    prompt: Annotated[str, typer.Option(help='What the image shows; default the targets, such as "a cat".')] = "",
+    prompt: Annotated[
+        str, typer.Option(help='What the image shows; default the targets, such as "a cat".', callback=check_prompt)
+    ] = "",
     strength: Annotated[
         float, typer.Option(min=0, max=1, help="How far up to noise: 0 not at all, 1 all the way.")
     ] = 0.8,
@@ -57,11 +61,8 @@ def purify(
     eraser = Eraser.open(variant="guidance", requests=list(requests))
     erased = eraser.read([wanted], variant="guidance")
     done = purify_image(eraser, photo.pixels, erased, steps=steps, strength=strength)
-    try:
-        output.write_bytes(png(done.image))
-        beside.write_bytes(png(grid([np.stack([photo.pixels, done.reconstruction, done.image])])))
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be written ({error.strerror})", "name another file") from error
+    write_bytes(output, png(done.image))
+    write_bytes(beside, png(grid([np.stack([photo.pixels, done.reconstruction, done.image])])))
     typer.echo(
         f"{output}: without {', '.join(r.target for r in requests.values())}, as {wanted!r}; the base alone returns the image at "
         f"{psnr(done.reconstruction, photo.pixels):.1f} dB, its autoencoder at {psnr(done.autoencoder, photo.pixels):.1f} dB"

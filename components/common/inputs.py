@@ -9,6 +9,8 @@ from pathlib import Path
 from components.common.errors import UserError
 
 MIB = 2**20
+PROMPT = 10_000
+"""Characters of the longest prompt."""
 SHOWN = 60
 """Characters of a wrong value that a message shows."""
 
@@ -46,6 +48,17 @@ def decode(content: bytes, path: Path) -> str:
         raise UserError(
             f"{path}, line {text.count(chr(10), 0, text.index(chr(0))) + 1}, holds a NUL", "save it as UTF-8"
         )
+    return text
+
+
+def check_prompt(text: str) -> str:
+    """The prompt, if it is text of a length that somebody writes; `UserError` otherwise."""
+    if len(text) > PROMPT:
+        raise UserError(
+            f"the prompt has {len(text):,} characters", f"use at most {PROMPT:,}: the encoder reads 77 tokens"
+        )
+    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+        raise UserError(f"the prompt {shown(text)} holds a NUL or half a character", "write it in UTF-8")
     return text
 
 

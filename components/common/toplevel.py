@@ -6,6 +6,7 @@ foresaw (its traceback is in the log), 130 interrupted, 129 hung up, 143 termina
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
@@ -27,6 +28,9 @@ _LOG_BYTES = 2**20
 @contextmanager
 def one_sentence(program: str) -> Iterator[None]:
     """Runs a program's body; turns every exception but `SystemExit` into one sentence on stderr and an exit code."""
+    for out in (sys.stdout, sys.stderr):
+        if isinstance(out, io.TextIOWrapper):  # names in any script, whatever LANG says
+            out.reconfigure(errors="backslashreplace")
     try:
         with signals_raise():
             yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from research.reliability import kills
+from research.reliability.altered import measure_altered
 from research.reliability.projects import Small, Toy
 from research.reliability.run import measure_inputs, measure_large
 from research.reliability.show import write_rows
@@ -23,7 +24,14 @@ def main() -> None:
     ends.add_argument("--kinds", default=",".join(kills.KINDS))
     ends.add_argument("--stages", default="", help="default all")
     ends.add_argument("--seed", type=int, default=0)
+    bytes_ = parts.add_parser("altered", help="alter one byte of each kind of artifact; every command must refuse")
+    bytes_.add_argument("--times", type=int, default=3, help="of each kind")
+    bytes_.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    if given.part == "altered":
+        command = f"python -m research.reliability altered --times {given.times} --seed {given.seed}"
+        write_rows(measure_altered(given.times, given.seed, command), command)
+        return
     if given.part == "kills":
         command = f"python -m research.reliability kills {given.project} --times {given.times} --seed {given.seed}"
         write_rows(
