@@ -23,13 +23,11 @@ from functools import cached_property
 from pathlib import Path
 
 from components.common.errors import ArtifactError
+from deploy.setup import DATABASES, ROLES
 
 LOOPBACK = "127.0.0.1"
 PORTS = {"postgres": 5433, "s3": 9000, "prefect": 4200, "mlflow": 5000}
-DATABASES = ("ledger", "mlflow", "mlflow_auth", "prefect")
-"""PostgreSQL databases, each owned by a role of its name."""
-BUCKETS = ("mlflow", "dvc")
-SECRETS = ("postgres", *DATABASES, "s3_key", "s3_secret", "prefect_auth", "mlflow_admin", "mlflow_flask")
+SECRETS = ("postgres", *ROLES, "s3_key", "s3_secret", "prefect_auth", "mlflow_admin", "mlflow_flask")
 ACCOUNT = "expunge"
 """The account under which the services' own clients sign in."""
 POOL = "expunge"
@@ -93,7 +91,7 @@ class Place:
 
     def database(self, name: str, driver: str = "") -> str:
         """URL of a database, without a password; `driver` such as `+psycopg`."""
-        return f"postgresql{driver}://{name}@{LOOPBACK}:{self.ports['postgres']}/{name}"
+        return f"postgresql{driver}://{DATABASES[name]}@{LOOPBACK}:{self.ports['postgres']}/{name}"
 
     def storage(self) -> dict[str, str]:
         """Environment of whoever uses the S3 store."""
@@ -121,8 +119,7 @@ class Place:
 
     def write(self) -> None:
         """Writes the files that follow from secrets and ports."""
-        roles = {"postgres": "postgres", **{name: name for name in DATABASES}}
-        lines = [f"{LOOPBACK}:{self.ports['postgres']}:*:{role}:{self.secrets[role]}" for role in roles]
+        lines = [f"{LOOPBACK}:{self.ports['postgres']}:*:{role}:{self.secrets[role]}" for role in ("postgres", *ROLES)]
         private(self.passfile, "\n".join(lines) + "\n")
         private(self.home / "client.env", "".join(f"{k}={shlex.quote(v)}\n" for k, v in self.client().items()))
         config = f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {self.database('mlflow_auth', '+psycopg')}\n"

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from components.common.errors import StageError, UserError
-from deploy.place import ACCOUNT, BUCKETS, DATABASES, LOOPBACK, POOL, Place
+from deploy.place import ACCOUNT, LOOPBACK, POOL, Place
+from deploy.setup import BUCKETS, make_buckets, make_databases
 
 PROGRAMS = Path(sys.executable).parent
 
@@ -47,7 +48,7 @@ def services(place: Place, root: Path, listen: str = LOOPBACK) -> list[Service]:
     """All services, each after those it needs; `root` is the project that the worker works in."""
     ports, secrets = place.ports, place.secrets
     programs, user = postgres_programs(), postgres_user()
-    data = place.data / "postgres"
+    data, ready = place.data / "postgres", place.data / "worker.ready"
     prefect, mlflow = place.url("prefect"), place.url("mlflow")
     return [
         Service(
@@ -55,12 +56,12 @@ def services(place: Place, root: Path, listen: str = LOOPBACK) -> list[Service]:
             [str(programs / "postgres"), "-D", str(data), "-p", str(ports["postgres"]), "-c", f"listen_addresses={LOOPBACK}",
              "-c", "unix_socket_directories=", "-c", "password_encryption=scram-sha-256", "-c", "log_statement=none"],
             {}, lambda: _ready(programs, ports["postgres"]), prepare=lambda: _make_cluster(place, programs, user),
-            settle=lambda: _make_databases(place), user=user, port=ports["postgres"],
+            settle=lambda: make_databases(LOOPBACK, ports["postgres"], secrets["postgres"], secrets), user=user, port=ports["postgres"],
         ),
         Service(
             "s3", (), [sys.executable, "-m", "deploy.s3", str(place.data / "s3"), str(ports["s3"])],
             place.storage(), lambda: _answers(f"{place.url('s3')}/health"),
-            settle=lambda: _make_buckets(place), port=ports["s3"],
+            settle=lambda: make_buckets(place.url("s3"), secrets["s3_key"], secrets["s3_secret"]), port=ports["s3"],
         ),
         Service(
             "prefect", ("postgres",), [str(PROGRAMS / "prefect"), "--no-prompt", "server", "start"],
@@ -95,8 +96,8 @@ def services(place: Place, root: Path, listen: str = LOOPBACK) -> list[Service]:
         ),
         Service(
             "worker", ("prefect", "mlflow"), [sys.executable, "-m", "deploy.worker", POOL],
-            {**place.client(), "EXPUNGE_ROOT": str(root)}, lambda: (place.data / "worker.ready").exists(),
-            prepare=lambda: (place.data / "worker.ready").unlink(missing_ok=True),
+            {**place.client(), "EXPUNGE_ROOT": str(root), "EXPUNGE_READY": str(ready)}, ready.exists,
+            prepare=lambda: ready.unlink(missing_ok=True),
         ),
     ]  # fmt: skip
 
@@ -144,41 +145,6 @@ def _make_cluster(place: Place, programs: Path, user: str | None) -> None:
             f"PostgreSQL could not make {data} as {user or 'this user'} ({reason})",
             "use a folder that this account can reach, or start as an ordinary user",
         )
-
-
-def _make_databases(place: Place) -> None:
-    import psycopg  # noqa: PLC0415 - needed here alone
-    from psycopg import sql  # noqa: PLC0415
-
-    server = {"host": LOOPBACK, "port": place.ports["postgres"], "user": "postgres", "dbname": "postgres"}
-    with psycopg.connect(**server, password=place.secrets["postgres"], autocommit=True) as connection:
-        roles = {row[0] for row in connection.execute("SELECT rolname FROM pg_roles")}
-        databases = {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
-        for name in DATABASES:
-            verb = "ALTER" if name in roles else "CREATE"
-            query = sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(
-                sql.SQL(verb), sql.Identifier(name), sql.Literal(place.secrets[name])
-            )
-            connection.execute(query)
-            if name not in databases:
-                connection.execute(sql.SQL("CREATE DATABASE {0} OWNER {0}").format(sql.Identifier(name)))
-            connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
-
-
-def _make_buckets(place: Place) -> None:
-    import boto3  # noqa: PLC0415 - needed here alone
-
-    client = boto3.client(
-        "s3",
-        endpoint_url=place.url("s3"),
-        aws_access_key_id=place.secrets["s3_key"],
-        aws_secret_access_key=place.secrets["s3_secret"],
-        region_name="us-east-1",
-    )
-    found = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
-    for name in BUCKETS:
-        if name not in found:
-            client.create_bucket(Bucket=name)
 
 
 def _ready(programs: Path, port: int) -> bool:
