@@ -35,7 +35,8 @@ def request_submit(
 ) -> None:
     """Puts requests into the queue, all or none, and prints their ids; an equal request keeps the id that it has."""
     params, requests, present = read_section("ledger", LedgerParams), read_requests(file), load_requests()
-    from components.ledger.queue import read_queue, submit  # noqa: PLC0415 - slow to import
+    from components.ledger.announce import announce  # noqa: PLC0415 - slow to import
+    from components.ledger.queue import read_queue, submit  # noqa: PLC0415
     from components.worlds.load import load_world  # noqa: PLC0415
 
     opened = open_ledger(params, empty=dry_run)
@@ -43,8 +44,11 @@ def request_submit(
     ids = submit(opened, requests, present, account(actor), dry_run=True)
     everyone = {**present, **waiting, **dict(zip(ids, requests, strict=True))}
     load_world(read_section("world", str)).check(everyone)
-    for request_id in ids if dry_run else submit(opened, requests, present, account(actor)):
+    ids = ids if dry_run else submit(opened, requests, present, account(actor))
+    for request_id in ids:
         typer.echo(request_id)
+    if not dry_run and (failure := announce(ids)):
+        typer.echo(f"expunge: {failure}; the requests are in the queue, and the next sweep finds them", err=True)
 
 
 def request_withdraw(

@@ -20,6 +20,7 @@ from components.cli.ledger import ledger, request_submit, request_withdraw
 from components.cli.options import DryRun
 from components.cli.params import read_params
 from components.cli.purify import purify
+from components.cli.release import release
 from components.common.errors import ExpungeError, UserError
 from components.common.paths import EVALUATE, GUIDANCE
 from components.common.sections import read_section
@@ -35,6 +36,7 @@ request = typer.Typer(
 app.add_typer(request, name="request")
 app.add_typer(export, name="export")
 app.add_typer(ledger, name="ledger")
+app.add_typer(release, name="release")
 request.command("submit")(request_submit)
 request.command("withdraw")(request_withdraw)
 app.add_typer(images)

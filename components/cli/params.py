@@ -16,6 +16,7 @@ from components.export.params import ExportParams
 from components.features.params import FeaturesParams
 from components.guidance.params import GuidanceParams
 from components.ledger.params import LedgerParams
+from components.registry.params import PromoteParams
 from components.sae.params import SaeParams
 from components.worlds.params import JudgeParams
 
@@ -31,6 +32,7 @@ SECTIONS: dict[str, type] = {
     "evaluate": EvaluateParams,
     "export": ExportParams,
     "ledger": LedgerParams,
+    "promote": PromoteParams,
 }
 
 

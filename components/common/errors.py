@@ -4,6 +4,7 @@ ExpungeError
 ├── UserError        bad input: a name, a value, a combination
 ├── ArtifactError    a file that is missing, altered, truncated or of another format
 └── StageError       a stage that could not finish
+    └── TransientError   a lock, a network or a registry that may be there again soon: flows try again
 """
 
 from __future__ import annotations
@@ -36,3 +37,7 @@ class StageError(ExpungeError):
     """A stage or flow could not finish."""
 
     exit_code = 4
+
+
+class TransientError(StageError):
+    """A lock, a network, a database or a registry that cannot be had now; the same call may succeed later."""

@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event, exc
 
-from components.common.errors import ArtifactError, StageError, UserError
+from components.common.errors import ArtifactError, TransientError, UserError
 from components.ledger.params import LedgerParams
 
 VARIABLE = "EXPUNGE_LEDGER_URL"
@@ -30,16 +30,20 @@ class NoLedgerError(UserError):
     """There is no ledger yet where one must be."""
 
 
-def ledger_url(params: LedgerParams) -> str:
-    """EXPUNGE_LEDGER_URL if it is set, else the URL of params.yaml."""
-    return os.environ.get(VARIABLE) or params.url
+def ledger_url(params: LedgerParams, root: Path = Path()) -> str:
+    """EXPUNGE_LEDGER_URL if it is set, else the URL of params.yaml; a relative path of SQLite's starts in `root`."""
+    text = os.environ.get(VARIABLE) or params.url
+    url = _checked(text)
+    if not url.drivername.startswith("sqlite") or url.database in (None, "", ":memory:"):
+        return text
+    return url.set(database=str(root / url.database)).render_as_string(hide_password=False)
 
 
 def connect(text: str, *, must_exist: bool = False) -> sa.Engine:
     """The database at a URL, with the newest schema.
 
     `UserError` if the URL is none that the ledger can use or the database was written by a newer version, `NoLedgerError` if
-    there is none but it `must_exist`; `StageError` if it cannot be reached.
+    there is none but it `must_exist`; `TransientError` if it cannot be reached.
     """
     url = _checked(text)
     if must_exist and url.drivername.startswith("sqlite") and not Path(url.database or "").is_file():
@@ -57,7 +61,7 @@ def connect(text: str, *, must_exist: bool = False) -> sa.Engine:
 
 @contextmanager
 def transaction(engine: sa.Engine, *, writes: bool) -> Iterator[sa.Connection]:
-    """One transaction, alone among writers if it `writes`; a database that fails is a `StageError` or an `ArtifactError`."""
+    """One transaction, alone among writers if it `writes`; a database that fails is a `TransientError` or an `ArtifactError`."""
     where = engine.url.render_as_string(hide_password=True)
     try:
         with engine.connect().execution_options(writes=writes) as connection, connection.begin():
@@ -65,7 +69,7 @@ def transaction(engine: sa.Engine, *, writes: bool) -> Iterator[sa.Connection]:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITER)))
             yield connection
     except exc.OperationalError as error:
-        raise StageError(
+        raise TransientError(
             f"the ledger {where} cannot be used ({_first_line(error)})", f"start its database or mend {VARIABLE}"
         ) from error
     except exc.DatabaseError as error:

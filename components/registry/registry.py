@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from components.common.errors import ArtifactError
 from components.common.files import SIDECAR, digest
+from components.registry.release import Release
 
 MODEL = "expunge"
 CANDIDATE = "candidate"
@@ -110,3 +111,47 @@ def register_candidate(root: Path, *, params: Mapping[str, Any], tags: Mapping[s
     )
     client.set_registered_model_alias(MODEL, CANDIDATE, version.version)
     return Candidate(int(version.version), run.info.run_id, said)
+
+
+class Version(NamedTuple):
+    """One registered version, as MLflow has it."""
+
+    version: int
+    digest: str
+    """Of its release."""
+    verdict: str
+    """`pass` or `fail`."""
+    size: str
+    """Size of the evaluation, such as quick or full."""
+    run_id: str
+    aliases: tuple[str, ...]
+
+
+class Registry:
+    """The registry of one project: MLFLOW_TRACKING_URI, or a SQLite file in the project's root.
+
+    Every method raises `UserError` for what does not exist and `StageError` for a server that cannot be used, with its URL.
+    """
+
+    def __init__(self, root: Path = Path()) -> None:
+        """Opens the registry; nothing is asked of a server yet."""
+
+    def versions(self) -> list[Version]:
+        """All versions, the newest last; none if nothing was ever registered."""
+        raise NotImplementedError
+
+    def version(self, which: int | str) -> Version:
+        """The version of that number, alias (`champion` or `@champion`) or URI (`models:/expunge@champion`, `models:/expunge/3`)."""
+        raise NotImplementedError
+
+    def fetch(self, which: int | str, out: Path) -> Release:
+        """Downloads a version's release through the tracking server, checks every byte, and moves it to `out` in one step."""
+        raise NotImplementedError
+
+    def aliases(self) -> dict[str, int]:
+        """The aliases and the versions that they name."""
+        raise NotImplementedError
+
+    def set_aliases(self, wanted: Mapping[str, int]) -> None:
+        """Makes `wanted` the aliases candidate, champion and previous; one that `wanted` lacks is deleted."""
+        raise NotImplementedError

@@ -33,15 +33,22 @@ _NO_TEXT = {"true", "false", "yes", "no", "on", "off", "y", "n", "null"}
 
 
 def add_request(
-    request: Mapping[str, object], path: Path = REQUESTS, *, check: Check | None = None, dry_run: bool = False
+    request: Mapping[str, object],
+    path: Path = REQUESTS,
+    *,
+    request_id: RequestId | None = None,
+    check: Check | None = None,
+    dry_run: bool = False,
 ) -> RequestId:
-    """Appends a request under a new random id, which it returns; the file is unchanged unless all of it is valid.
+    """Appends a request under `request_id`, or a new random id, and returns the id; the file is unchanged unless all of it is valid.
 
     `check` sees all requests, the new one among them, before anything is written, and may refuse them.
     """
     with _locked(path, dry_run=dry_run) as file:
         text, requests = _read(file)
-        request_id = f"r-{secrets.token_hex(4)}"
+        request_id = f"r-{secrets.token_hex(4)}" if request_id is None else check_id(request_id)
+        if request_id in requests:
+            raise UserError(f"request {request_id!r} is in {path} already", "remove that one first, or use another id")
         added = validated(dict(request), Request, "the request")
         wanted = checked_requests({_KEY: {k: _plain(v) for k, v in (requests | {request_id: added}).items()}}, path)
         if check is not None:

@@ -1,0 +1,282 @@
+"""Promotion and its undoing: decisions on the ledger's history, made on a release's own bytes, with aliases that follow.
+
+The ledger is the truth. An act fetches the release, checks every byte and number again, appends its event unless the history has changed
+meanwhile, and then sets the aliases that the history gives. A crash in between leaves aliases that the next act mends.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from components.common.errors import ArtifactError, ExpungeError, StageError, UserError
+from components.common.sections import read_section
+from components.evaluate.gates import judge_gates
+from components.evaluate.params import EvaluateParams, GateParams
+from components.ledger import releases
+from components.ledger.events import Entry, Event, Ledger
+from components.ledger.params import LedgerParams
+from components.ledger.releases import History, known, read_history
+from components.registry.checks import Assessment, Evidence, assess, scopes
+from components.registry.params import PromoteParams
+from components.registry.release import Release
+
+_MOST_RACES = 5  # times that aliases are set anew because somebody has acted meanwhile
+
+
+class RefusedError(ExpungeError):
+    """A release whose numbers do not allow its promotion: the exit code of a failed verdict."""
+
+
+class Version(Protocol):
+    """One version of the registry."""
+
+    @property
+    def version(self) -> int:
+        """Its number."""
+        ...
+
+
+class Store(Protocol):
+    """What promotion asks of the model registry; components/registry/registry.py's `Registry` is one."""
+
+    def fetch(self, which: int | str, out: Path) -> Release:
+        """The release of a version, written to `out` and checked."""
+        ...
+
+    def versions(self) -> Sequence[Version]:
+        """All versions."""
+        ...
+
+    def aliases(self) -> dict[str, int]:
+        """The aliases and the versions that they name."""
+        ...
+
+    def set_aliases(self, wanted: Mapping[str, int]) -> None:
+        """Makes `wanted` all of the aliases."""
+        ...
+
+
+class Policy(NamedTuple):
+    """What the current params.yaml asks of a promotion."""
+
+    gates: tuple[GateParams, ...]
+    promote: PromoteParams
+    four_eyes: bool = False
+
+
+class Act(NamedTuple):
+    """What an act did, or would do."""
+
+    did: str
+    version: int
+    digest: str
+    result: str
+    """PASSED or WARNED for a promotion, empty for other acts."""
+    champion: int | None
+    previous: int | None
+    """Champion and the version that a rollback restores, after the act."""
+
+
+class Registrar:
+    """Acts of one account on the releases of one ledger and one registry; with `dry_run` all is checked and nothing is changed."""
+
+    def __init__(self, ledger: Ledger, store: Store, policy: Policy, actor: str, *, dry_run: bool = False) -> None:
+        """Opens nothing; the ledger and the registry are asked when an act needs them."""
+        self.ledger, self.store, self.policy = ledger, store, policy
+        self.actor, self.dry_run = actor, dry_run
+
+    def approve(self, version: int, digest: str | None = None) -> Act:
+        """Approves exactly the bytes that were registered under a version, after reading them."""
+        history = self._history()
+        digest = _digest(history, version, digest)
+        entry = releases.approval(history, version, digest, self.actor, four_eyes=self.policy.four_eyes)
+        with fetched(self.store, version, digest):
+            return self._write(history, entry, "approved")
+
+    def reject(self, version: int, reason: str) -> Act:
+        """Rejects a version, which takes its approvals away."""
+        history = self._history()
+        return self._write(history, releases.rejection(history, version, reason), "rejected")
+
+    def promote(self, version: int, digest: str | None = None) -> Act:
+        """Makes a version champion whose bytes are those registered and approved, and whose numbers pass.
+
+        `UserError` if the history does not allow it, `RefusedError` if a number does not, `ArtifactError` for altered bytes, `StageError`
+        if somebody else acted meanwhile. Nothing has moved then.
+        """
+        history = self._history()
+        digest = _digest(history, version, digest)
+        entry = releases.promotion(history, version, digest, _now(), four_eyes=self.policy.four_eyes)
+        assessment = self.assess(history, version)
+        if assessment.failed:
+            first, *more = assessment.failed
+            others = f" and {len(more)} more" if more else ""
+            remedy = "mend and evaluate again"
+            if not more and first.gate in assessment.overridable:
+                remedy = f"override it: expunge release override {version} --gate {first.gate}"
+            raise RefusedError(f"version {version} fails {first.gate}{others} ({first.reason})", remedy)
+        body = {**entry.body, "result": assessment.result, "overridden": list(assessment.answered)}
+        return self._write(history, entry._replace(body=body), "promoted", assessment.result)
+
+    def rollback(self, version: int | None = None) -> Act:
+        """Makes an earlier champion the champion again, by default the one before, once its bytes are shown to be whole."""
+        history = self._history()
+        target = history.previous if version is None else version
+        if target is None:
+            raise UserError("there is no earlier champion to roll back to", "promote a version instead")
+        digest = known(history, target).digest
+        entry = releases.rollback(history, target, digest)
+        with fetched(self.store, target, digest):
+            return self._write(history, entry, "rolled back to")
+
+    def override(self, version: int, gate: str, reason: str, expires: datetime) -> Act:
+        """Answers by name for one gate on utility that a version fails, until a date."""
+        history = self._history()
+        known(history, version)
+        gates = self.assess(history, version, overridden=()).overridable
+        entry = releases.override(history, version, gate, reason, expires, _now(), gates)
+        return self._write(history, entry, "overrode")
+
+    def assess(self, history: History, version: int, *, overridden: Sequence[str] | None = None) -> Assessment:
+        """All checks on a version's own bytes, against the champion if that is another one."""
+        if overridden is None:
+            overridden = [override.gate for override in history.releases[version].in_force(_now())]
+        champion = None
+        if history.champion not in (None, version):
+            with fetched(self.store, history.champion, known(history, history.champion).digest) as release:
+                champion = evidence(release)
+        with fetched(self.store, version, known(history, version).digest) as release:
+            own = judged_again(release, version)
+            gates = list(dict.fromkeys([*self.policy.gates, *own]))
+            found = evidence(release)
+        return assess(found, gates, self.policy.promote, champion=champion, overridden=overridden)
+
+    def repair(self) -> dict[str, int]:
+        """Sets the aliases that the history gives, where they differ, and returns them."""
+        for _ in range(_MOST_RACES):
+            history = read_history(self.ledger)
+            wanted = wanted_aliases(history, self.store)
+            if self.store.aliases() != wanted:
+                self.store.set_aliases(wanted)
+            if read_history(self.ledger).seq == history.seq:
+                return wanted
+        raise StageError("the aliases could not be set: others keep changing the releases", "repeat the command")
+
+    def _history(self) -> History:
+        """The history to decide on, with the aliases mended first."""
+        if not self.dry_run:
+            self.repair()
+        return read_history(self.ledger)
+
+    def _write(self, history: History, entry: Entry, did: str, result: str = "") -> Act:
+        version = int(entry.body["version"])
+        if self.dry_run:
+            event = Event(history.seq + 1, entry.subject, _now(), self.actor, entry.kind, dict(entry.body), "", "")
+            after, did = releases.apply(history, event), f"would have {did}"
+        else:
+            releases.append(self.ledger, history, entry, self.actor)
+            self.repair()
+            after = read_history(self.ledger)
+        return Act(did, version, known(after, version).digest, result, after.champion, after.previous)
+
+
+def wanted_aliases(history: History, store: Store) -> dict[str, int]:
+    """The aliases that the history gives; one whose version the registry has lost is none, so that nothing else takes its place."""
+    there = {one.version for one in store.versions()}
+    return {name: version for name, version in history.aliases().items() if version in there}
+
+
+def read_policy(root: Path = Path()) -> Policy:
+    """The policy of the params.yaml in `root`."""
+    path = root / "params.yaml"
+    return Policy(
+        read_section("evaluate", EvaluateParams, path).gates,
+        read_section("promote", PromoteParams, path),
+        read_section("ledger", LedgerParams, path).four_eyes,
+    )
+
+
+@contextmanager
+def fetched(store: Store, version: int, digest: str) -> Iterator[Release]:
+    """The release of a version in a folder that goes away again; `ArtifactError` unless its digest is `digest`."""
+    with tempfile.TemporaryDirectory(prefix="expunge-") as folder:
+        release = store.fetch(version, Path(folder) / "release")
+        if release.digest != digest:
+            raise ArtifactError(
+                f"version {version} of the registry has digest {release.digest[:12]}, not {digest[:12]} as it was registered",
+                "restore the registry from a backup, or promote another version",
+            )
+        yield release
+
+
+def evidence(release: Release) -> Evidence:
+    """What the checks read of a release."""
+    metrics = release.metrics
+    return Evidence(metrics["size"], metrics["requests"], release.requests)
+
+
+def judged_again(release: Release, version: int) -> tuple[GateParams, ...]:
+    """The release's own gates; `ArtifactError` unless its verdict is what they make of its metrics."""
+    gates, found = read_section("evaluate", EvaluateParams, release.params_file).gates, evidence(release)
+    verdict = judge_gates(found.metrics, gates, scopes(found), {})
+    if verdict.passed != release.verdict["passed"]:
+        said = "pass" if release.verdict["passed"] else "fail"
+        raise ArtifactError(
+            f"version {version} says {said}, which its metrics do not",
+            "evaluate and register it again: expunge retrain",
+        )
+    return gates
+
+
+def compare(old: Release, new: Release) -> dict[str, Any]:
+    """What differs between two releases: requests, params, metrics and digests, each as {name: [old, new]} or lists of names."""
+    before, after = old.requests, new.requests
+    return {
+        "requests": {
+            "added": {i: after[i].target for i in after if i not in before},
+            "removed": {i: before[i].target for i in before if i not in after},
+            "changed": {i: after[i].target for i in after if i in before and after[i] != before[i]},
+        },
+        "params": _changes(_flat(old.params), _flat(new.params)),
+        "metrics": _changes(_records(old.metrics["requests"]), _records(new.metrics["requests"])),
+        "digests": _changes(old.record.get("files", {}), new.record.get("files", {})),
+    }
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[Any]]:
+    names = dict.fromkeys([*old, *new])
+    return {name: [old.get(name), new.get(name)] for name in names if old.get(name) != new.get(name)}
+
+
+def _flat(content: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401 - YAML
+    if not isinstance(content, Mapping) or not content:
+        return {prefix: content}
+    out: dict[str, Any] = {}
+    for key, value in content.items():
+        out |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return out
+
+
+def _records(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in metrics.items():
+        leaf = isinstance(value, Mapping) and "value" in value
+        out |= {f"{prefix}{key}": value} if leaf else _records(value, f"{prefix}{key}/")
+    return out
+
+
+def _digest(history: History, version: int, digest: str | None) -> str:
+    """The digest to decide on: the registered one, which `digest` must name, whole or by its first twelve digits or more."""
+    registered = known(history, version).digest
+    if digest is None or (len(digest) >= 12 and registered.startswith(digest.lower())):
+        return registered
+    return known(history, version, digest).digest
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

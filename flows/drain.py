@@ -1,0 +1,80 @@
+"""Flow `drain`: takes every pending request of the queue, retrains once, registers a candidate and notes the requests as drained.
+
+The queue is the truth, an event only a hint: a lost or doubled one changes nothing. Nothing pending ends at once. A run that was killed
+anywhere is taken up by the next: written requests stay, finished stages are not run again, an unchanged tree registers no second version.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.runtime import flow_run
+
+from components.common.errors import UserError
+from components.common.sections import read_section
+from components.ledger.database import NoLedgerError
+from components.ledger.drain import Written, read_pending, write_pending
+from components.ledger.queue import mark_drained
+from components.requests.requests import Request
+from components.worlds.load import load_world
+from flows.common import HOOKS, HOUR, RETRIES, open_project_ledger, publish
+from flows.dag import stage_order
+from flows.notify import notify
+from flows.retrain import only_one, register, reproduce
+
+ACTOR = "expunge-drain"
+
+
+@task(name="read-queue", **RETRIES)
+def read_waiting(root: Path) -> dict[str, Request]:
+    """What is pending; nothing where nobody has submitted a request yet."""
+    try:
+        ledger, params = open_project_ledger(root)
+    except NoLedgerError:
+        return {}
+    return read_pending(ledger, timedelta(hours=params.withdrawal_hours))
+
+
+@task(name="drain-queue", **RETRIES)
+def drain_pending(root: Path, run: str) -> tuple[Written, str]:
+    """Writes, trains, registers and notes what is pending, alone in the working tree; the verdict is empty if nothing was written."""
+    ledger, params = open_project_ledger(root)
+    window, world = timedelta(hours=params.withdrawal_hours), read_section("world", str, root / "params.yaml")
+    with only_one(root):
+        written = write_pending(ledger, window, root / "requests.yaml", check=load_world(world).check)
+        if not written.ids:
+            return written, ""
+        for stage in stage_order(root):
+            reproduce(stage, root)
+        verdict = register(root)
+        mark_drained(ledger, written.ids, ACTOR, run, window)
+    return written, verdict
+
+
+@flow(name="drain", flow_run_name="drain", timeout_seconds=12 * HOUR, **HOOKS)
+def drain(root: str = ".") -> dict[str, Any]:
+    """Drains the queue of the project in `root`; `UserError` at the end if a request clashes with what requests.yaml says."""
+    folder = Path(root).resolve()
+    if not read_waiting(folder):
+        get_run_logger().info("nothing is pending")
+        return {"drained": [], "verdict": "", "refused": {}}
+    written, verdict = drain_pending(folder, str(flow_run.id or "local"))
+    facts = {"drained": list(written.ids), "verdict": verdict, "refused": written.refused}
+    rows = [[request_id, "drained"] for request_id in written.ids] + [[i, why] for i, why in written.refused.items()]
+    note = f"{len(written.ids)} requests drained into one candidate, verdict {verdict}." if verdict else ""
+    publish("expunge-drain", "Queue drained", rows, header=["request", "what became of it"], note=note)
+    notify("queue.drained", facts | {"refused": sorted(written.refused)})
+    if written.refused:
+        first, why = next(iter(written.refused.items()))
+        raise UserError(
+            f"{len(written.refused)} of the queue's requests cannot be written, {first} first ({why})",
+            "mend requests.yaml; they stay in the queue",
+        )
+    return facts
+
+
+if __name__ == "__main__":
+    drain()

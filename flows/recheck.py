@@ -1,0 +1,124 @@
+"""Flow `recheck`: evaluates the champion again on fresh seeds, in a scratch folder, and raises the alarm if it no longer passes.
+
+What is evaluated are the bytes of the champion's release, fetched and checked; prompts are drawn anew from its own requests and params,
+seeds are the date's. The working tree is only read: for the base model and the judge, whose digests must be those of the release.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from prefect import flow, get_run_logger, task
+from prefect.events import emit_event
+
+import components
+from components.common.errors import ArtifactError, StageError
+from components.common.files import write_text
+from components.common.paths import EVALUATE, FILTER, GUIDANCE
+from components.evaluate.summary import read_evaluation
+from components.ledger.releases import History, read_history
+from components.registry import release as layout
+from components.registry.checks import Assessment, Evidence, assess
+from components.registry.promotion import Policy, fetched, read_policy
+from components.registry.release import Release
+from flows.common import HOOKS, HOUR, RETRIES, publish, registrar
+from flows.notify import notify
+from flows.process import stream
+
+ACTOR = "expunge-recheck"
+STAGES = ("components.collect.stage_corpus", "components.collect.stage_concepts", "components.evaluate.stage")
+REGRESSED = "expunge.release.regressed"
+
+
+class Recheck(NamedTuple):
+    """What a second evaluation of the champion found; without a champion there is no assessment."""
+
+    version: int | None
+    seed: int
+    assessment: Assessment | None
+
+
+def prepare(release: Release, scratch: Path, policy: Policy, seed: int, root: Path) -> None:
+    """Fills a scratch project with a release's filter, adapters, requests and params, today's gates and a seed."""
+    for source, target in ((layout.FILTER, FILTER), (layout.ADAPTERS, GUIDANCE)):
+        if (release.folder / source).is_dir():
+            shutil.copytree(release.folder / source, scratch / target)
+        else:
+            (scratch / target).mkdir(parents=True)
+    shutil.copyfile(release.folder / "requests.yaml", scratch / "requests.yaml")
+    params = release.params
+    for section, key in (("base", "path"), ("judge", "path"), ("judge", "clip")):
+        if params.get(section, {}).get(key):
+            params[section][key] = str((root / params[section][key]).resolve())
+    gates = [gate.model_dump(mode="json") for gate in policy.gates]
+    params["evaluate"] = params["evaluate"] | {"seed": seed, "gates": gates}
+    write_text(scratch / "params.yaml", yaml.safe_dump(params, sort_keys=False))
+
+
+def evaluate_again(release: Release, policy: Policy, seed: int, root: Path, line: Callable[[str], None]) -> Evidence:
+    """The metrics of a release on other seeds; `StageError` if a stage fails, `ArtifactError` if base or judge are not its own."""
+    with tempfile.TemporaryDirectory(prefix="expunge-recheck-") as folder:
+        scratch, code = Path(folder), Path(components.__file__).parents[1]
+        prepare(release, scratch, policy, seed, root)
+        for stage in STAGES:
+            status = stream(["env", f"PYTHONPATH={code}", sys.executable, "-m", stage], scratch, line)
+            if status != 0:
+                raise StageError(f"{stage} ended with exit status {status}", "its log above says why")
+        metrics, verdict = read_evaluation(scratch / EVALUATE)
+    judged = release.verdict["judged"]
+    for part in ("base", "judge", "filter"):
+        if verdict["judged"].get(part) != judged.get(part):
+            raise ArtifactError(f"the {part} is not the one of the release", "restore it: git checkout or dvc checkout")
+    return Evidence(metrics["size"], metrics["requests"], release.requests)
+
+
+def judge_again(found: Evidence, policy: Policy, history: History, version: int) -> Assessment:
+    """The findings on the new metrics; an override in force answers for its gate as it did at the promotion."""
+    size = found.size if found.size in policy.promote.images else policy.promote.size
+    overrides = history.releases[version].in_force(datetime.now(UTC))
+    promote = policy.promote.model_copy(update={"size": size})
+    return assess(found, policy.gates, promote, overridden=[override.gate for override in overrides])
+
+
+@task(name="recheck-champion", **RETRIES)
+def recheck_champion(root: Path, seed: int) -> Recheck:
+    """Fetches, evaluates and judges."""
+    acts, policy = registrar(root, ACTOR), read_policy(root)
+    history = read_history(acts.ledger)
+    version = history.champion
+    if version is None:
+        return Recheck(None, seed, None)
+    with fetched(acts.store, version, history.releases[version].digest) as release:
+        found = evaluate_again(release, policy, seed, root, get_run_logger().info)
+    return Recheck(version, seed, judge_again(found, policy, history, version))
+
+
+@flow(name="recheck", flow_run_name="recheck", timeout_seconds=12 * HOUR, **HOOKS)
+def recheck(root: str = ".", seed: int | None = None) -> dict[str, Any]:
+    """Evaluates the champion of the project in `root` again; `StageError` if a gate fails that it passed. The seed's default is the date."""
+    done = recheck_champion(Path(root).resolve(), int(f"{datetime.now(UTC):%Y%m%d}") if seed is None else seed)
+    if done.assessment is None:
+        get_run_logger().info("there is no champion to check")
+        return {"version": None, "result": "", "seed": done.seed, "failed": []}
+    failed = [finding.gate for finding in done.assessment.failed]
+    facts = {"version": done.version, "result": done.assessment.result, "seed": done.seed, "failed": failed}
+    rows = [[f.gate, "pass" if f.passed else "FAIL", f.reason, f.n] for f in done.assessment.findings]
+    title = f"Champion (version {done.version}) on fresh seeds: {done.assessment.result}"
+    publish("expunge-recheck", title, rows, header=["gate", "", "reason", "n"], note=f"Seed {done.seed}.")
+    if failed:
+        resource = {"prefect.resource.id": f"expunge.release.{done.version}"}
+        emit_event(REGRESSED, resource=resource, payload={"failed": failed, "seed": done.seed})
+        notify("release.regressed", facts)
+        raise StageError(
+            f"the champion, version {done.version}, fails {failed[0]} on seed {done.seed}",
+            f"look at it and roll back: expunge release show {done.version}",
+        )
+    notify("release.rechecked", facts)
+    return facts
