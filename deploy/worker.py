@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -76,20 +77,24 @@ def sweep(pool: str, before: Collection[str] | None) -> set[str]:
     return lost
 
 
-def deploy(root: Path) -> None:
-    """Makes the work pool and every deployment of deploy/prefect.yaml, or updates them."""
-    for command in (
-        ["work-pool", "create", "--type", "process", "--overwrite", sys.argv[1]],
-        ["deploy", "--prefect-file", "deploy/prefect.yaml", "--all"],
-    ):
-        subprocess.run([PREFECT, "--no-prompt", *command], cwd=root, check=True, stdin=subprocess.DEVNULL)
+def deploy(pool: str, root: Path) -> None:
+    """Makes the work pool and every deployment of flows/deployments.py, or updates them."""
+    from prefect.client.orchestration import get_client  # noqa: PLC0415 - slow to import
+    from prefect.client.schemas.actions import WorkPoolCreate  # noqa: PLC0415
+    from prefect.exceptions import ObjectAlreadyExists  # noqa: PLC0415
+
+    from flows.deployments import deployments  # noqa: PLC0415
+
+    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+    for deployment in deployments(root, work_pool=pool, job_variables={"working_dir": str(root)}):
+        deployment.apply()
 
 
 def main(pool: str) -> int:
     """Serves until it is ended, and the worker below it with it."""
-    root = Path(os.environ.get("EXPUNGE_ROOT", "."))
-    deploy(root)
-    lost: Mapping[str, object] | set[str] | None = None
+    root = Path(os.environ.get("EXPUNGE_ROOT", ".")).resolve()
+    subprocess.run([sys.executable, "-m", "deploy.worker", pool, "deploy"], cwd=root, check=True)
     lost = sweep(pool, None)
     worker = subprocess.Popen([PREFECT, "worker", "start", "--pool", pool, "--type", "process"], cwd=root)
     for sign in (signal.SIGTERM, signal.SIGINT):
@@ -113,4 +118,7 @@ def _swept(pool: str, lost: set[str]) -> set[str]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1]))
+    if sys.argv[2:] == ["deploy"]:  # in a process of its own, whose memory ends with it
+        deploy(sys.argv[1], Path.cwd())
+    else:
+        raise SystemExit(main(sys.argv[1]))
