@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from components.common.errors import ArtifactError, UserError
-from components.common.files import SIDECAR, digest
+from components.common.files import SIDECAR, digest, key_of
 
 FORMAT = "expunge/base"
 SUPPORTED = {"StableDiffusionPipeline": {"text_encoder": "CLIPTextModel", "unet": "UNet2DConditionModel"}}
@@ -52,3 +52,8 @@ def folder_digests(folder: Path) -> dict[str, str]:
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     keep = [p.relative_to(folder) for p in files if p.name != SIDECAR]
     return {p.as_posix(): digest(folder / p) for p in keep if p.parts[0] != "judge" and p.suffix != ".md"}
+
+
+def base_digest(folder: Path) -> str:
+    """A short name for the pipeline's bytes: equal files, equal name."""
+    return key_of(folder_digests(folder))

@@ -5,21 +5,22 @@ It succeeds whatever it finds: refusing a candidate is the promotion's act, and 
 
 from __future__ import annotations
 
+import json
 import time
 
 from components.collect.record import read_prompts, read_records
 from components.collect.tables import read_table
-from components.common.files import SIDECAR, canonical, digest, key_of, new_folder
+from components.common.files import SIDECAR, canonical, digest, new_folder
 from components.common.paths import CONCEPTS, CORPUS, EVALUATE, FILTER, GUIDANCE
 from components.common.sections import read_section
 from components.common.stage import log, run_stage
-from components.diffusion.folder import folder_digests
+from components.diffusion.folder import base_digest
 from components.diffusion.load import accelerator_device, load_pipeline
 from components.diffusion.params import BaseParams
 from components.eraser import Eraser, check_filters
 from components.evaluate.detection import measure_filters
 from components.evaluate.drift import measure_drift
-from components.evaluate.gates import judge_gates, variants_of
+from components.evaluate.evidence import judge_evidence, params_digest, requests_digest
 from components.evaluate.images import Painter
 from components.evaluate.measure import make_plan, measure_scope
 from components.evaluate.page import write_page
@@ -41,14 +42,16 @@ def evaluate() -> None:
     filters, hookpoint = read_filters(FILTER)
     adapters = {i: GUIDANCE / i for i, record in records.items() if "guidance" in record.request.channels}
     check_adapters(adapters, base.path / "unet")
-    check_filters(filters, {i: record.request for i, record in records.items()})
+    requests = {i: record.request for i, record in records.items()}
+    check_filters(filters, requests)
     eraser = Eraser(
         load_pipeline(base.path, accelerator_device()), filters, hookpoint, adapters,
         guidance_scale=base.guidance_scale, solver_steps=base.solver_steps,
     )  # fmt: skip
-    judged = {"judge": judge.digest, "base": key_of(folder_digests(base.path)), "filter": digest(FILTER / SIDECAR)}
+    judged = {"judge": judge.digest, "base": base_digest(base.path), "filter": digest(FILTER / SIDECAR)}
     judged |= {f"adapter/{i}": digest(folder / SIDECAR) for i, folder in adapters.items()}
-    judged |= {f"request/{i}": digest(CONCEPTS / i) for i in records}
+    judged |= {f"request/{i}": digest(CONCEPTS / i) for i in records} | {"corpus": digest(CORPUS)}
+    judged |= {"requests": requests_digest(requests), "params": params_digest(world, base, judging, settings)}
     scorer = load_scorer(world, judging, eraser.pipe.tokenizer, eraser.pipe.text_encoder)
     table = read_prompts(records).query("split == 'evaluate'")
     corpus = read_table(CORPUS).query("split == 'evaluate'")
@@ -72,11 +75,7 @@ def evaluate() -> None:
     for scope, drift in zip(adapted, drifts, strict=True):
         metrics[scope]["guidance"]["uncond_drift"] = drift
     lap("drift of the unconditional output measured")
-    channels = {scope: variants_of([records[m].request for m in members]) for scope, members in plan.scopes.items()}
-    verdict = judge_gates(metrics, settings.gates, channels, judged)
-    targets = {
-        i: {"target": r.request.target, "anchor": r.request.anchor, "kind": r.request.kind} for i, r in records.items()
-    }
+    targets = {i: {"target": r.target, "anchor": r.anchor, "kind": r.kind} for i, r in requests.items()}
     record = {
         "size": settings.size,
         "device": eraser.pipe.unet.device.type,
@@ -86,6 +85,8 @@ def evaluate() -> None:
     }
     with new_folder(EVALUATE) as partial:
         (partial / METRICS).write_text(canonical(record), encoding="utf-8")
+        written = json.loads((partial / METRICS).read_text(encoding="utf-8"))["requests"]
+        verdict = judge_evidence(written, requests, settings, judged | {"metrics": digest(partial / METRICS)})
         (partial / VERDICT).write_text(canonical(verdict.record()), encoding="utf-8")
         write_page(partial, record, verdict, plan, painter, judge, FILTER / "roc.png")
     log.info("verdict: %s", "pass" if verdict.passed else "fail")

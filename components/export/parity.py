@@ -6,7 +6,7 @@ P prompts, L token positions
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,9 +66,15 @@ def measure_parity(session: ort.InferenceSession, module: ExportedFilter, input_
 
 
 def write_report(
-    graph: Path, parity: Parity, *, requests: Sequence[str], max_length: int, providers: Sequence[str]
+    graph: Path,
+    parity: Parity,
+    *,
+    requests: Sequence[str],
+    max_length: int,
+    providers: Sequence[str],
+    made_from: Mapping[str, object] | None = None,
 ) -> None:
-    """Writes, beside the graph, what a server may rely on: its digest, its requests in order, and how it compares."""
+    """Writes, beside the graph, what a server may rely on: its digest, what it was made from, its requests in order, and how it compares."""
     report = {
         "parity": parity._asdict(),
         "sha256": digest(graph),
@@ -77,6 +83,7 @@ def write_report(
         "requests": list(requests),
         "max_length": max_length,
         "providers": list(providers),
+        "made_from": dict(made_from or {}),
     }
     graph.with_name(REPORT).write_text(canonical(report), encoding="utf-8")
 

@@ -7,7 +7,7 @@ import onnxruntime as ort
 from components.collect.record import read_prompts, read_records
 from components.collect.tables import read_table, where
 from components.common.errors import StageError
-from components.common.files import new_folder
+from components.common.files import SIDECAR, digest, new_folder
 from components.common.paths import CORPUS, FILTER, ONNX
 from components.common.sections import read_section
 from components.common.stage import log, run_stage
@@ -50,6 +50,7 @@ def export() -> None:
             requests=list(filters),
             max_length=tokenizer.model_max_length,
             providers=session.get_providers(),
+            made_from={"filter": digest(FILTER / SIDECAR), "params": settings.model_dump(mode="json")},
         )
         seconds = {str(b): latency(session, ids[:b]) for b in (1, 16)}
     log.info("export: %s; seconds a call %s; onnxruntime %s", parity, seconds, ort.__version__)

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from components.collect.record import read_record
 from components.collect.tables import read_table
 from components.common.closure import code_of
+from components.common.curves import write_curves
 from components.common.files import digest, key_of
 from components.common.paths import CACHE, CONCEPTS, GUIDANCE
 from components.common.sections import read_section
@@ -44,6 +45,7 @@ def guidance(request_id: str) -> None:
     write_adapter(folder, pipe.unet, NAME, params=params.model_dump(), inputs=inputs, facts=facts)
     if steps:
         plot_training(steps).savefig(folder / "training.png", dpi=80)
+        write_curves(folder, steps)
     checkpoint.unlink(missing_ok=True)
     log.info("guidance %s: %s", request_id, facts)
 

@@ -10,16 +10,23 @@ It is deterministic: the same working tree gives the same bytes, and the SHA-256
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.common.sections import read_section, read_yaml
+from components.common.errors import ArtifactError
+from components.common.files import canonical, digest, new_folder
+from components.common.sections import PARAMS, read_yaml
 from components.evaluate.summary import METRICS, VERDICT
+from components.registry.binding import REPORT, check_bound, check_tree, places
+from components.registry.lock import LOCK, current_lock, dump_yaml
+from components.registry.source import packages, read_source, world_digest
 from components.requests.requests import REQUESTS, Request, load_requests
 
 RELEASE = "release.json"
 FORMAT = "expunge/release"
-FILTER, ADAPTERS, ONNX, REPORT = "filter", "adapters", "onnx", "report"
+VERSION = 1
+_REMEDY = "fetch it again: expunge pull VERSION DIR"
 
 
 class Release(NamedTuple):
@@ -54,7 +61,7 @@ class Release(NamedTuple):
     @property
     def params_file(self) -> Path:
         """Its params.yaml."""
-        return self.folder / "params.yaml"
+        return self.folder / PARAMS
 
     @property
     def passed(self) -> bool:
@@ -63,13 +70,85 @@ class Release(NamedTuple):
 
 
 def build_release(root: Path, out: Path) -> Release:
-    """Builds the release of the working tree in `root` into the folder `out`, and reads it back.
+    """Builds the release of the working tree in `root` into the folder `out`, which it replaces, and reads it back.
 
-    `ArtifactError` or `UserError` unless everything in it is what was evaluated (components/registry/binding.py).
+    `ArtifactError`, `UserError` or `StageError`, and no folder, unless everything in it is what was evaluated: what
+    components/registry/binding.py checks, and no stage that would run again.
     """
-    raise NotImplementedError
+    stages = current_lock(root)
+    requests = load_requests(root / REQUESTS)
+    with new_folder(out) as partial:
+        for part, source in places(requests).items():
+            _copy(root / source, partial / part)
+        sections = {
+            key.partition(".")[0] for stage in stages.values() for key in stage.get("params", {}).get(str(PARAMS), ())
+        }
+        params = {name: value for name, value in (read_yaml(root / PARAMS) or {}).items() if name in sections}
+        content = {
+            PARAMS: params,
+            REQUESTS: read_yaml(root / REQUESTS) or {},
+            LOCK: {"schema": "2.0", "stages": stages},
+        }
+        for name, value in content.items():
+            (partial / name).write_text(dump_yaml(value), encoding="utf-8")
+        check_bound(partial)
+        check_tree(root, partial)
+        judged = _read(partial / REPORT / VERDICT)["judged"]
+        record = {
+            "format": FORMAT,
+            "version": VERSION,
+            "base": {"digest": judged["base"], "path": params["base"]["path"]},
+            "judge": judged["judge"],
+            "world": {"name": params["world"], "digest": world_digest(stages)},
+            "source": read_source(root, stages).record(),
+            "packages": packages(),
+            "files": {name: digest(partial / name) for name in _files(partial)},
+        }
+        (partial / RELEASE).write_text(canonical(record), encoding="utf-8")
+        read_release(partial)
+    return read_release(out)
 
 
 def read_release(folder: Path) -> Release:
     """The release in `folder`; `ArtifactError` for a byte, a file too many or too few, or a format that is not as release.json says."""
-    raise NotImplementedError
+    if not (folder / RELEASE).is_file():
+        raise ArtifactError(f"{folder} is no release (it has no {RELEASE})", "fetch one: expunge pull VERSION DIR")
+    record = _read(folder / RELEASE)
+    named = record.get("format"), record.get("version")
+    if named != (FORMAT, VERSION) or not isinstance(record.get("files"), dict):
+        raise ArtifactError(
+            f"{folder} has format {named[0]!r} version {named[1]!r}, not {FORMAT!r} version {VERSION}",
+            "read it with the version of Expunge that wrote it",
+        )
+    files, found = record["files"], _files(folder)
+    if other := sorted(set(files).symmetric_difference(found)):
+        raise ArtifactError(
+            f"{folder / other[0]} {'is missing' if other[0] in files else 'is not part of the release'}", _REMEDY
+        )
+    for name in found:
+        if digest(folder / name) != files[name]:
+            raise ArtifactError(f"{folder / name} was altered or cut short", _REMEDY)
+    return Release(folder, digest(folder / RELEASE), record)
+
+
+def _files(folder: Path) -> list[str]:
+    """Names of all files but release.json, sorted; `ArtifactError` for anything that is neither a file nor a folder."""
+    paths = sorted(folder.rglob("*"))
+    if odd := [path for path in paths if path.is_symlink() or not (path.is_file() or path.is_dir())]:
+        raise ArtifactError(f"{odd[0]} is neither a file nor a folder", _REMEDY)
+    names = [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
+    return [name for name in names if name != RELEASE]
+
+
+def _copy(source: Path, target: Path) -> None:
+    if not source.is_dir() or not any(source.iterdir()):
+        raise ArtifactError(f"{source} is missing or empty", "run the stage that writes it: dvc repro")
+    shutil.copytree(source, target, copy_function=shutil.copyfile)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is missing or is not JSON", _REMEDY) from error
+    return content if isinstance(content, dict) else {}

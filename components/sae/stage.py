@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from components.collect.tables import read_table
 from components.common.closure import code_of
+from components.common.curves import write_curves
 from components.common.files import digest, key_of, new_folder
 from components.common.paths import CACHE, CORPUS, SAE
 from components.common.sections import read_section
@@ -59,6 +60,7 @@ def sae() -> None:
     with new_folder(SAE) as partial:
         write_sae(partial, model, hookpoint=hookpoint, params=settings.model_dump(), inputs=inputs, facts=facts)
         plot_training(steps).savefig(partial / "training.png", dpi=80)
+        write_curves(partial, steps)
     checkpoint.unlink(missing_ok=True)
     log.info("sae: held-out fvu %.3f, l0 %.1f, dead %.2f", facts["fvu"], facts["l0"], facts["dead_fraction"])
 
