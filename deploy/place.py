@@ -123,7 +123,9 @@ class Place:
         private(self.passfile, "\n".join(lines) + "\n")
         private(self.home / "client.env", "".join(f"{k}={shlex.quote(v)}\n" for k, v in self.client().items()))
         config = f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {self.database('mlflow_auth', '+psycopg')}\n"
-        config += f"admin_username = {ACCOUNT}\nauthorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        config += (
+            f"admin_username = {ACCOUNT}\nauthorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        )
         private(self.home / "mlflow-auth.ini", config)
 
 

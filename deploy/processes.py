@@ -38,12 +38,13 @@ def up(place: Place, table: Sequence[Service]) -> None:
     place.write()
     started = {service.name: running(place, service.name) for service in table}
     healthy: set[str] = set()
-    waiting, end = list(table), time.monotonic() + START_SECONDS
+    waiting, latest = list(table), time.monotonic() + START_SECONDS
     while waiting:
         for service in list(waiting):
             if not healthy.issuperset(service.needs):
                 continue
             if started[service.name] is None:
+                end(leftovers(place, service.name), signal.SIGTERM)
                 service.prepare()
                 started[service.name] = start(place, service)
             process = started[service.name]
@@ -53,7 +54,7 @@ def up(place: Place, table: Sequence[Service]) -> None:
                 service.settle()
                 healthy.add(service.name)
                 waiting.remove(service)
-        if waiting and time.monotonic() > end:
+        if waiting and time.monotonic() > latest:
             name = waiting[0].name
             raise StageError(
                 f"{name} is not healthy after {START_SECONDS:.0f} s", f"look at {place.logs / name}.log and start again"
@@ -104,14 +105,25 @@ def _alive(process: psutil.Process) -> bool:
 
 def marked(place: Place, service: str = "") -> list[psutil.Process]:
     """Every process that a service started, or all services, whoever its parent is now; never this one."""
-    mark, found = f"{place.home}:{service}", []
-    for process in psutil.process_iter():
-        try:
-            if process.pid != os.getpid() and process.environ().get(MARK, "").startswith(mark) and _alive(process):
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue
-    return found
+    mark = f"{place.home}:{service}"
+    return [
+        process
+        for process in psutil.process_iter()
+        if process.pid != os.getpid() and _environment(process).get(MARK, "").startswith(mark) and _alive(process)
+    ]
+
+
+def leftovers(place: Place, service: str) -> list[psutil.Process]:
+    """What a service that was killed left behind, which would be in the way of a new one; flow runs go on."""
+    found = marked(place, service)
+    return [process for process in found if "PREFECT__FLOW_RUN_ID" not in _environment(process)]
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except (psutil.Error, OSError):
+        return {}
 
 
 def down(place: Place, table: Sequence[Service]) -> None:
@@ -120,7 +132,7 @@ def down(place: Place, table: Sequence[Service]) -> None:
         own = running(place, service.name)
         every = {p.pid: p for p in [*([own] if own else []), *marked(place, service.name)]}
         if own and service.name != "postgres":
-            every |= {p.pid: p for p in _children(own)}
+            every |= {p.pid: p for p in children(own)}
         first = signal.SIGINT if service.name == "postgres" else signal.SIGTERM  # its "fast" shutdown
         end(list(every.values()), first)
         (place.pids / f"{service.name}.json").unlink(missing_ok=True)
@@ -128,7 +140,8 @@ def down(place: Place, table: Sequence[Service]) -> None:
         raise StageError(f"process {left[0].pid} does not end", "end it by hand")
 
 
-def _children(process: psutil.Process) -> list[psutil.Process]:
+def children(process: psutil.Process) -> list[psutil.Process]:
+    """All that a process started and that still runs below it."""
     try:
         return process.children(recursive=True)
     except psutil.Error:
@@ -192,7 +205,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, state, where in rows:
         sys.stdout.write(f"{name:<10} {state:<10} {where}\n")
     if given.action == "up":
-        sys.stdout.write(f"Prefect {place.url('prefect')}, MLflow {place.url('mlflow')}; sign in with {place.home}/client.env\n")
+        sys.stdout.write(
+            f"Prefect {place.url('prefect')}, MLflow {place.url('mlflow')}; sign in with {place.home}/client.env\n"
+        )
     return int(given.action == "status" and any(state != "up" for _, state, _ in rows))
 
 

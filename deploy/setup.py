@@ -1,6 +1,6 @@
 """Databases, roles and buckets that the services need; what is there stays, passwords become those that are given.
 
-    python -m deploy.setup      # in compose.yaml: from the environment, once PostgreSQL and S3 answer
+`python -m deploy.setup` makes them for compose.yaml, from the environment, once PostgreSQL and S3 answer.
 """
 
 from __future__ import annotations

@@ -64,7 +64,9 @@ def sweep(pool: str, before: Collection[str] | None) -> set[str]:
 
     with get_client(sync_client=True) as client:
         found = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}),
+            flow_run_filter=FlowRunFilter.model_validate(
+                {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}
+            ),
             work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [pool]}}),
         )
         runs = [Run(str(run.id), run.state_type.value if run.state_type else "") for run in found]
