@@ -14,6 +14,7 @@ from prefect import flow, get_run_logger, task
 from prefect.runtime import flow_run
 
 from components.common.errors import UserError
+from components.common.lock import writing
 from components.common.sections import read_section
 from components.ledger.database import NoLedgerError
 from components.ledger.drain import Written, read_pending, write_pending
@@ -23,7 +24,7 @@ from components.worlds.load import load_world
 from flows.common import HOOKS, HOUR, RETRIES, open_project_ledger, publish
 from flows.dag import stage_order
 from flows.notify import notify
-from flows.retrain import only_one, register, reproduce
+from flows.retrain import register, reproduce
 
 ACTOR = "expunge-drain"
 
@@ -43,7 +44,7 @@ def drain_pending(root: Path, run: str) -> tuple[Written, str]:
     """Writes, trains, registers and notes what is pending, alone in the working tree; the verdict is empty if nothing was written."""
     ledger, params = open_project_ledger(root)
     window, world = timedelta(hours=params.withdrawal_hours), read_section("world", str, root / "params.yaml")
-    with only_one(root):
+    with writing(root, run):
         written = write_pending(ledger, window, root / "requests.yaml", check=load_world(world).check)
         if not written.ids:
             return written, ""

@@ -39,7 +39,7 @@ def notify(event: str, body: Mapping[str, Any]) -> bool:
         answer = httpx.post(url, content=content, headers=signed(content, secret), timeout=_SECONDS)
         answer.raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        reason = f"status {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else _why(error)
+        reason = _why(error)
         log.warning("the webhook was not delivered (%s); the event stands in the log", reason)
         return False
     return True
@@ -63,4 +63,6 @@ def signed(content: bytes, secret: str, *, name: str | None = None, at: int | No
 
 
 def _why(error: Exception) -> str:
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"status {error.response.status_code}"
     return str(error) if isinstance(error, ValueError) else type(error).__name__

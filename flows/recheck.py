@@ -22,6 +22,7 @@ import components
 from components.common.errors import ArtifactError, StageError
 from components.common.files import write_text
 from components.common.paths import EVALUATE, FILTER, GUIDANCE
+from components.common.process import stream
 from components.evaluate.summary import read_evaluation
 from components.ledger.releases import History, read_history
 from components.registry import release as layout
@@ -30,7 +31,6 @@ from components.registry.promotion import Policy, fetched, read_policy
 from components.registry.release import Release
 from flows.common import HOOKS, HOUR, RETRIES, publish, registrar
 from flows.notify import notify
-from flows.process import stream
 
 ACTOR = "expunge-recheck"
 STAGES = ("components.collect.stage_corpus", "components.collect.stage_concepts", "components.evaluate.stage")

@@ -6,10 +6,7 @@ byte, and each stage has a task run of its own name with its log.
 
 from __future__ import annotations
 
-import fcntl
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -17,24 +14,10 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from components.common.errors import StageError
+from components.common.lock import writing
+from components.common.process import stream
 from components.registry.registry import register_candidate
 from flows.dag import stage_order
-from flows.process import stream
-
-LOCK = Path(".dvc/tmp/expunge.lock")
-
-
-@contextmanager
-def only_one(root: Path) -> Iterator[None]:
-    """Holds the working tree: a second retrain is refused at once (invariant 10)."""
-    path = root / LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StageError(f"{root} is being retrained already", "wait until that run ends") from error
-        yield
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
@@ -81,7 +64,7 @@ def _revision(root: Path) -> str:
 def retrain(root: str = ".") -> str:
     """Reproduces the project in `root`, registers a candidate and returns its verdict, `pass` or `fail`."""
     folder = Path(root).resolve()
-    with only_one(folder):
+    with writing(folder):
         for stage in stage_order(folder):
             reproduce(stage, folder)
         return register(folder)

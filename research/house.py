@@ -195,7 +195,7 @@ def edits() -> list[dict[str, Any]]:
     return rows
 
 
-FLOW_FILES = ("flows/retrain.py", "flows/dag.py", "flows/process.py", "flows/deps.py")
+FLOW_FILES = ("flows/retrain.py", "flows/dag.py", "flows/deps.py")
 
 
 def functions() -> list[tuple[Path, str]]:

@@ -1,14 +1,15 @@
 """`expunge`: deletion requests, stages, retraining, verdicts and images from the command line.
 
-Exit codes: 0 done, 1 the verdict is fail, 2 bad input, 3 a missing or altered artifact, 4 a stage that failed.
+Exit codes: 0 done, 1 the verdict is fail, 2 bad input, 3 a missing or altered artifact, 4 a stage that failed,
+5 an error that nobody foresaw, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,9 +22,12 @@ from components.cli.options import DryRun
 from components.cli.params import read_params
 from components.cli.purify import purify
 from components.cli.release import release
-from components.common.errors import ExpungeError, UserError
+from components.common.errors import UserError
+from components.common.lock import check_free, writing
 from components.common.paths import EVALUATE, GUIDANCE
+from components.common.process import stream
 from components.common.sections import read_section
+from components.common.toplevel import DEBUG, one_sentence
 from components.evaluate.summary import read_evaluation, summarise
 from components.requests.edit import add_request, remove_request
 from components.requests.requests import load_requests
@@ -44,19 +48,18 @@ app.command("purify")(purify)
 
 
 def main() -> None:
-    """Runs the command line; a user's mistake is one sentence and an exit code, never a traceback."""
-    try:
+    """Runs the command line; whatever goes wrong is one sentence and an exit code, never a traceback."""
+    with one_sentence("expunge"):
         app()
-    except ExpungeError as error:
-        typer.echo(f"expunge: {error}", err=True)
-        raise SystemExit(error.exit_code) from error
 
 
-def dvc(*arguments: str) -> int:
-    """Runs dvc with this interpreter's programs first on PATH, since stages call `python`; returns its exit status."""
-    programs = Path(sys.executable).parent
-    path = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"
-    return subprocess.run([programs / "dvc", *arguments], check=False, env=os.environ | {"PATH": path}).returncode
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,  # noqa: FBT002
+) -> None:
+    """Options of every command."""
+    if debug:
+        os.environ[DEBUG] = "1"
 
 
 @request.command("add")
@@ -115,7 +118,9 @@ def run(stage: str, dry_run: DryRun = False) -> None:  # noqa: FBT002 - a comman
     """Runs one stage of dvc.yaml and what it depends on, if anything has changed."""
     read_params()
     load_requests()
-    raise SystemExit(4 if dvc("repro", *(["--dry"] if dry_run else []), stage) else 0)
+    root = Path()
+    with nullcontext() if dry_run else writing(root):
+        raise SystemExit(4 if stream(["dvc", "repro", *(["--dry"] if dry_run else []), "--", stage], root) else 0)
 
 
 @app.command("retrain")
@@ -124,8 +129,9 @@ def retrain(dry_run: DryRun = False) -> None:  # noqa: FBT002 - a command-line f
     read_params()
     load_requests()
     if dry_run:
-        raise SystemExit(4 if dvc("status") else 0)
-    raise SystemExit(subprocess.run([sys.executable, "-m", "flows.retrain"], check=False).returncode and 4)
+        raise SystemExit(4 if stream(["dvc", "status"], Path()) else 0)
+    check_free(Path())
+    os.execv(sys.executable, [sys.executable, "-m", "flows.retrain"])  # noqa: S606 - signals reach the flow itself
 
 
 @app.command("verdict")

@@ -1,4 +1,4 @@
-"""What every stage has in common: deterministic torch, a log, and one sentence instead of a traceback."""
+"""What every stage has in common: deterministic torch, a log, the lock, and one sentence instead of a traceback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import os
 import sys
 from collections.abc import Callable
 
-from components.common.errors import ExpungeError, StageError
+from components.common.lock import stage_running
+from components.common.process import die_with_parent
+from components.common.toplevel import one_sentence
 
 log = logging.getLogger("expunge")
 THREADS = 2
@@ -15,20 +17,17 @@ THREADS = 2
 
 
 def run_stage(stage: Callable[..., None], *arguments: str) -> None:
-    """Runs a stage as a program: exits with 0, or prints one sentence and exits with the error's code."""
+    """Runs a stage as a program: exits with 0, or prints one sentence and exits with the error's code.
+
+    A stage ends with the `dvc` or the writer that started it.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "diffusers", "transformers", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    die_with_parent()
     if torch := sys.modules.get("torch"):  # a stage that computes has imported it
         torch.set_num_threads(THREADS)
         torch.use_deterministic_algorithms(mode=True)
-    try:
+    with one_sentence("expunge"), stage_running():
         stage(*arguments)
-    except ExpungeError as error:
-        log.error("%s", error)
-        raise SystemExit(error.exit_code) from error
-    except OSError as error:
-        wrapped = StageError(f"{error.filename or 'a file'}: {error.strerror or error}", "free space or mend the path")
-        log.error("%s", wrapped)
-        raise SystemExit(wrapped.exit_code) from error

@@ -19,7 +19,7 @@ from components.common.files import canonical, digest, new_folder
 from components.common.sections import PARAMS, read_yaml
 from components.evaluate.summary import METRICS, VERDICT
 from components.registry.binding import REPORT, check_bound, check_tree, places
-from components.registry.lock import LOCK, current_lock, dump_yaml
+from components.registry.lock import LOCK, current_lock, dump_yaml, written
 from components.registry.source import packages, read_source, world_digest
 from components.requests.requests import REQUESTS, Request, load_requests
 
@@ -79,7 +79,11 @@ def build_release(root: Path, out: Path) -> Release:
     requests = load_requests(root / REQUESTS)
     with new_folder(out) as partial:
         for part, source in places(requests).items():
-            _copy(root / source, partial / part)
+            paths = [path for path in written(stages) if path == source or path.startswith(f"{source}/")]
+            if not paths:
+                raise ArtifactError(f"dvc.lock does not say how {source} was made", "run the stages: dvc repro")
+            for path in paths:
+                _copy(root / path, partial / part / path[len(source) :].strip("/"))
         sections = {
             key.partition(".")[0] for stage in stages.values() for key in stage.get("params", {}).get(str(PARAMS), ())
         }
@@ -141,9 +145,14 @@ def _files(folder: Path) -> list[str]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    if not source.is_dir() or not any(source.iterdir()):
-        raise ArtifactError(f"{source} is missing or empty", "run the stage that writes it: dvc repro")
-    shutil.copytree(source, target, copy_function=shutil.copyfile)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, copy_function=shutil.copyfile)
+        else:
+            shutil.copyfile(source, target)
+    except (FileNotFoundError, shutil.Error) as error:  # it vanished, before or meanwhile
+        raise ArtifactError(f"{source} is missing", "run the stage that writes it: dvc repro") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -9,11 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.common.errors import StageError
+from components.common.process import stream
 from flows.dag import stage_order
 from flows.deps import main
-from flows.process import stream
-from flows.retrain import LOCK, only_one, retrain
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,7 +74,7 @@ def test_stream_interrupted_ends_the_whole_group():
 def test_stream_parent_killed_outright_ends_the_child():
     """SIGKILL of the flow leaves no stage behind."""
     program = (
-        "import sys; from pathlib import Path; from flows.process import stream\n"
+        "import sys; from pathlib import Path; from components.common.process import stream\n"
         "stream([sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'], Path('.'), "
         "lambda text: print(text, flush=True))"
     )
@@ -86,23 +84,6 @@ def test_stream_parent_killed_outright_ends_the_child():
     parent.wait()
 
     assert wait_until(lambda: not alive(child))
-
-
-def test_two_retrains_never_overlap(tmp_path):
-    """While another process holds the working tree the flow itself refuses at once; when that process is killed it may go on (invariant 10)."""
-    program = (
-        "import sys, time; from pathlib import Path; from flows.retrain import only_one\n"
-        "with only_one(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
-    )
-    other = subprocess.Popen([sys.executable, "-c", program, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert other.stdout.readline() == "held\n"
-    with pytest.raises(StageError, match="is being retrained already; wait until that run ends"):
-        retrain.fn(str(tmp_path))
-    other.kill()
-    other.wait()
-
-    with only_one(tmp_path):
-        assert (tmp_path / LOCK).exists()
 
 
 def test_deps_are_written_where_they_lack(tmp_path, monkeypatch):
