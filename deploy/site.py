@@ -92,10 +92,9 @@ class Site:
 
     def versions(self) -> dict[int, str]:
         """Release digest of every registered version."""
-        from mlflow import MlflowClient  # noqa: PLC0415 - after the environment is set
+        from components.registry.registry import Registry  # noqa: PLC0415
 
-        found = MlflowClient().search_model_versions("name = 'expunge'")
-        return {int(one.version): one.tags.get("digest", str(one.version)) for one in found}
+        return {one.version: one.digest for one in Registry(self.project).versions()}
 
     def flow_processes(self, run: str) -> list[psutil.Process]:
         """Processes that work on a flow run, the eldest first."""

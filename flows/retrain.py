@@ -6,17 +6,16 @@ byte, and each stage has a task run of its own name with its log.
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
-import yaml
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
+from components.cli.ledger import account
 from components.common.errors import StageError
 from components.common.lock import writing
 from components.common.process import stream
-from components.registry.registry import register_candidate
+from components.registry.register import register_tree
 from flows.dag import stage_order
 
 
@@ -32,32 +31,9 @@ def reproduce(stage: str, root: Path) -> None:
 @task(task_run_name="register", cache_policy=NO_CACHE)
 def register(root: Path) -> str:
     """Registers a candidate, whatever the verdict, with the verdict as a tag."""
-    params = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
-    flat = {
-        f"{section}.{key}": value
-        for section, keys in params.items()
-        for key, value in (keys.items() if isinstance(keys, dict) else [("name", keys)])
-        if key != "gates"
-    }
-    candidate = register_candidate(root, params=flat, tags={"git.commit": _revision(root)})
-    get_run_logger().info(
-        "registered version %d of the model, verdict %s (run %s)",
-        candidate.version,
-        candidate.verdict,
-        candidate.run_id,
-    )
-    return candidate.verdict
-
-
-def _revision(root: Path) -> str:
-    found = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or "unknown"
+    version = register_tree(root, account(None))
+    get_run_logger().info("version %d of the model has the verdict %s", version.version, version.verdict)
+    return version.verdict
 
 
 @flow(name="retrain", flow_run_name="retrain")

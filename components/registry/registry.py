@@ -1,116 +1,45 @@
-"""Logs a finished evaluation to MLflow and registers what it evaluated as a candidate, whatever the verdict.
+"""The model registry: versions of the model `expunge`, each a release, and the aliases that name some of them.
 
-Artifacts are files with digests, never pickles: the model version points at the run's folder of safetensors and ONNX.
+MLflow keeps bytes, metrics and aliases. The ledger keeps the history, from which the aliases follow. A version's artifacts
+are the files of its release, which travel through the tracking server, whose business it is where they lie.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-from collections.abc import Mapping
+import hashlib
+import platform
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
-from components.common.errors import ArtifactError
-from components.common.files import SIDECAR, digest
-from components.registry.release import Release
+from components.common.errors import ArtifactError, StageError, UserError
+from components.common.files import SIDECAR, digest, new_folder
+from components.common.paths import SAE
+from components.registry.binding import ADAPTERS
+from components.registry.describe import (
+    as_metrics,
+    as_params,
+    datasets,
+    describe,
+    flat_params,
+    flatten,
+    read_curves,
+)
+from components.registry.release import RELEASE, Release, read_release
+from components.registry.tracking import asking, code_of, is_server, shown_uri, tracking_uri
 
 MODEL = "expunge"
-CANDIDATE = "candidate"
-WEIGHTS = "pytorch_lora_weights.safetensors"
-_BYTES = ("models/filter", "models/guidance", "models/onnx")
-
-
-class Candidate(NamedTuple):
-    """A registered model version."""
-
-    version: int
-    run_id: str
-    verdict: str
-
-
-def tracking_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI, or a SQLite file in the project's root."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / 'mlflow.db').resolve()}"
-
-
-def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested metric records as `request/variant/metric` keys; records without a value are left out."""
-    out: dict[str, float] = {}
-    for key, value in metrics.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and "value" in value:
-            if value["value"] is not None:
-                out[name] = float(value["value"])
-        elif isinstance(value, Mapping):
-            out |= flatten(value, f"{name}/")
-    return out
-
-
-def check_judged(root: Path, verdict: Mapping[str, Any]) -> None:
-    """`ArtifactError` unless filter and adapters of the working tree are those that the verdict judged, and no others."""
-    judged = {
-        name: sha for name, sha in verdict.get("judged", {}).items() if name == "filter" or name.startswith("adapter/")
-    }
-    folders = {"filter": root / "models" / "filter"}
-    for folder in sorted((root / "models" / "guidance").glob("*/")):
-        if (folder / WEIGHTS).is_file():
-            folders[f"adapter/{folder.name}"] = folder
-    found = {name: digest(folder / SIDECAR) for name, folder in folders.items() if (folder / SIDECAR).is_file()}
-    if other := sorted(name for name in judged.keys() | found.keys() if judged.get(name) != found.get(name)):
-        raise ArtifactError(f"{other[0]} is not what the evaluation judged", "evaluate again: dvc repro evaluate")
-
-
-def register_candidate(root: Path, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> Candidate:
-    """Logs `reports/evaluate` and the artifacts of the working tree under `root`, and registers a new version.
-
-    `ArtifactError` if there is no evaluation, or if what lies there is not what was evaluated.
-    """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    report = root / "reports" / "evaluate"
-    try:
-        metrics = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
-        verdict = json.loads((report / "verdict.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{report} holds no evaluation", "run it: dvc repro evaluate") from error
-    check_judged(root, verdict)
-    said = "pass" if verdict["passed"] else "fail"
-    mlflow.set_tracking_uri(tracking_uri(root))
-    client = MlflowClient()
-    if mlflow.get_experiment_by_name(MODEL) is None:
-        mlflow.create_experiment(MODEL, artifact_location=(root / "mlruns").resolve().as_uri())
-    mlflow.set_experiment(MODEL)
-    with mlflow.start_run(tags={**tags, "verdict": said}) as run:
-        mlflow.log_params({k: str(v)[:500] for k, v in params.items()})
-        mlflow.log_metrics(flatten(metrics["requests"]))
-        mlflow.log_artifacts(str(report), "report")
-        for folder in _BYTES:
-            if (root / folder).is_dir():
-                mlflow.log_artifacts(str(root / folder), f"model/{folder.removeprefix('models/')}")
-        for name in ("dvc.lock", "requests.yaml", "params.yaml"):
-            if (root / name).is_file():
-                mlflow.log_artifact(str(root / name), "model")
-    try:
-        client.create_registered_model(MODEL)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    digests = {f"sha256.{f.removeprefix('models/')}": digest(root / f) for f in _BYTES if (root / f).is_dir()}
-    version = client.create_model_version(
-        MODEL,
-        source=f"{run.info.artifact_uri}/model",
-        run_id=run.info.run_id,
-        tags={"verdict": said, "size": metrics["size"], **digests},
-    )
-    client.set_registered_model_alias(MODEL, CANDIDATE, version.version)
-    return Candidate(int(version.version), run.info.run_id, said)
+ALIASES = ("candidate", "champion", "previous")
+FOLDER = "release"
+"""Where a run keeps the release."""
+_TREE = "expunge.tree"
+_BATCH = 1000  # metrics that MLflow takes at once
 
 
 class Version(NamedTuple):
@@ -118,13 +47,13 @@ class Version(NamedTuple):
 
     version: int
     digest: str
-    """Of its release."""
+    """Of its release; empty for a version that is none."""
     verdict: str
     """`pass` or `fail`."""
     size: str
     """Size of the evaluation, such as quick or full."""
     run_id: str
-    aliases: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
 
 
 class Registry:
@@ -135,23 +64,242 @@ class Registry:
 
     def __init__(self, root: Path = Path()) -> None:
         """Opens the registry; nothing is asked of a server yet."""
+        self.root, self.uri = root, tracking_uri(root)
 
     def versions(self) -> list[Version]:
         """All versions, the newest last; none if nothing was ever registered."""
-        raise NotImplementedError
+        with asking(self.uri) as client:
+            return _versions(client)
 
     def version(self, which: int | str) -> Version:
         """The version of that number, alias (`champion` or `@champion`) or URI (`models:/expunge@champion`, `models:/expunge/3`)."""
-        raise NotImplementedError
-
-    def fetch(self, which: int | str, out: Path) -> Release:
-        """Downloads a version's release through the tracking server, checks every byte, and moves it to `out` in one step."""
-        raise NotImplementedError
+        wanted, known = parse_reference(which), self.versions()
+        for found in known:
+            if wanted == found.version or wanted in found.aliases:
+                return found
+        names = [*(name for found in known for name in found.aliases), *(str(found.version) for found in known)]
+        raise UserError(
+            f"the model {MODEL} has no version {wanted if isinstance(wanted, int) else f'@{wanted}'}",
+            f"use one of: {', '.join(names)}" if names else "register one: expunge retrain",
+        )
 
     def aliases(self) -> dict[str, int]:
         """The aliases and the versions that they name."""
-        raise NotImplementedError
+        with asking(self.uri) as client:
+            return _aliases(client)
 
     def set_aliases(self, wanted: Mapping[str, int]) -> None:
-        """Makes `wanted` the aliases candidate, champion and previous; one that `wanted` lacks is deleted."""
-        raise NotImplementedError
+        """Makes `wanted` the aliases candidate, champion and previous; one of these that `wanted` lacks is deleted."""
+        with asking(self.uri) as client:
+            now = _aliases(client)
+            for name in ALIASES:
+                if name in wanted and wanted[name] != now.get(name):
+                    client.set_registered_model_alias(MODEL, name, str(wanted[name]))
+                elif name in now and name not in wanted:
+                    client.delete_registered_model_alias(MODEL, name)
+
+    def fetch(self, which: int | str, out: Path) -> Release:
+        """Downloads a version's release through the tracking server, checks every byte, and moves it to `out` in one step.
+
+        A folder `out` that holds this release already is read and left; `UserError` for one that holds anything else.
+        """
+        found = self.version(which)
+        if not found.digest:
+            raise ArtifactError(f"version {found.version} holds no release", "register one: expunge retrain")
+        if out.is_dir() and any(out.iterdir()):
+            if (out / RELEASE).is_file() and digest(out / RELEASE) == found.digest:
+                return read_release(out)
+            raise UserError(f"{out} is not empty", "name a new folder")
+        with new_folder(out) as partial:
+            with asking(self.uri) as client:
+                client.download_artifacts(found.run_id, FOLDER, str(partial))
+            if not (partial / FOLDER / RELEASE).is_file():
+                raise ArtifactError(
+                    f"the files of version {found.version} are gone", "restore the registry's artifacts"
+                )
+            for child in (partial / FOLDER).iterdir():
+                child.rename(partial / child.name)
+            (partial / FOLDER).rmdir()
+            release = read_release(partial)
+            if release.digest != found.digest:
+                raise ArtifactError(
+                    f"version {found.version} has digest {release.digest[:12]}, not {found.digest[:12]} as it was registered",
+                    "it was altered: restore the registry's artifacts",
+                )
+        return release._replace(folder=out)
+
+    def register(self, release: Release, tags: Mapping[str, str] | None = None) -> Version:
+        """Logs a run and makes a version of it; a release that has a version already gets no second one.
+
+        Runs of this tree that a killed registration left running are ended.
+        """
+        with asking(self.uri) as client:
+            experiment = self._experiment(client)
+            known = [found for found in _versions(client) if found.digest == release.digest]
+            for run in self._running(client, experiment):
+                done = known and run.info.run_id == known[0].run_id
+                client.set_terminated(run.info.run_id, "FINISHED" if done else "KILLED")
+            if known:
+                return known[0]
+            run = client.create_run(
+                experiment, tags=self._tags(release) | dict(tags or {}), run_name=release.digest[:12]
+            )
+            try:
+                return self._log(client, run, release)
+            except BaseException as error:
+                with suppress(Exception):  # what ended it is told, not that the server is gone as well
+                    client.set_terminated(run.info.run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+                raise
+
+    def _log(self, client: MlflowClient, run: Run, release: Release) -> Version:
+        """Everything that MLflow shows of a release, and the version last, so that none is ever incomplete."""
+        run_id, metrics, verdict = run.info.run_id, release.metrics, release.verdict
+        params = flat_params(release.params)
+        client.log_batch(run_id, params=as_params(params))
+        _log_metrics(client, run_id, as_metrics(flatten(metrics["requests"])))
+        _log_metrics(client, run_id, read_curves(self.root / SAE, "sae/"))
+        client.log_inputs(run_id, datasets(release))
+        client.log_artifacts(run_id, str(release.folder), FOLDER)
+        guidance = {key: value for key, value in params.items() if key.startswith("guidance.")}
+        for folder in sorted((release.folder / ADAPTERS).glob("*/")):
+            tags = {"mlflow.parentRunId": run_id, "request": folder.name, "sha256": digest(folder / SIDECAR)}
+            child = client.create_run(
+                run.info.experiment_id, tags=self._tree() | tags, run_name=folder.name
+            ).info.run_id
+            client.log_batch(child, params=as_params(guidance))
+            _log_metrics(client, child, as_metrics(flatten(metrics["requests"].get(folder.name, {}))))
+            _log_metrics(client, child, read_curves(folder))
+            client.set_terminated(child, "FINISHED")
+        with _expecting("RESOURCE_ALREADY_EXISTS"):
+            client.create_registered_model(MODEL)
+        said, source = "pass" if verdict["passed"] else "fail", release.record["source"]
+        version = client.create_model_version(
+            MODEL,
+            source=f"runs:/{run_id}/{FOLDER}",
+            run_id=run_id,
+            tags={
+                "digest": release.digest,
+                "verdict": said,
+                "size": metrics["size"],
+                "git.commit": source["commit"] or "unknown",
+                "git.dirty": str(source["dirty"]).lower(),
+                "requests": ",".join(metrics["targets"])[:5000],
+            },
+            description=describe(release),
+            await_creation_for=0,
+        )
+        client.set_terminated(run_id, "FINISHED")
+        return Version(int(version.version), release.digest, said, metrics["size"], run_id)
+
+    def _tags(self, release: Release) -> dict[str, str]:
+        source = release.record["source"]
+        return self._tree() | {
+            "digest": release.digest,
+            "verdict": "pass" if release.passed else "fail",
+            "size": release.metrics["size"],
+            "git.commit": source["commit"] or "unknown",
+            "git.dirty": str(source["dirty"]).lower(),
+            "processor": processor(),
+            "mlflow.note.content": describe(release),
+        }
+
+    def _tree(self) -> dict[str, str]:
+        """Names this machine and folder without saying where they are."""
+        named = f"{platform.node()}:{self.root.resolve()}"
+        return {_TREE: hashlib.sha256(named.encode()).hexdigest()[:16]}
+
+    def _running(self, client: MlflowClient, experiment: str) -> list[Run]:
+        tree = self._tree()[_TREE]
+        return list(client.search_runs([experiment], f"attributes.status = 'RUNNING' and tags.`{_TREE}` = '{tree}'"))
+
+    def _experiment(self, client: MlflowClient) -> str:
+        """The id of the experiment, which is made if there is none."""
+        found, server = client.get_experiment_by_name(MODEL), is_server(self.uri)
+        if found is None:
+            location = None if server else (self.root / "mlruns").resolve().as_uri()
+            found = client.get_experiment(client.create_experiment(MODEL, artifact_location=location))
+        if found.lifecycle_stage != "active":
+            raise StageError(
+                f"the experiment {MODEL} at {shown_uri(self.uri)} was deleted",
+                f"restore it: mlflow experiments restore --experiment-id {found.experiment_id}",
+            )
+        if server and re.match(r"(file:|/|\.)", found.artifact_location):
+            raise StageError(
+                f"the server at {shown_uri(self.uri)} has artifacts written to {found.artifact_location}, a folder of its own",
+                "start it with --artifacts-destination and delete that experiment",
+            )
+        return str(found.experiment_id)
+
+
+def parse_reference(which: int | str) -> int | str:
+    """A number as it is, `@champion`, `champion` and `models:/expunge@champion` as an alias; `UserError` for another model."""
+    text = str(which).strip()
+    if text.startswith("models:/"):
+        found = re.fullmatch(r"models:/([^/@]+)(?:@([\w.-]+)|/(\d+))", text)
+        if found is None:
+            raise UserError(f"{text!r} names no version", f"write models:/{MODEL}@champion or models:/{MODEL}/3")
+        if found[1] != MODEL:
+            raise UserError(f"{text!r} is a version of another model", f"write models:/{MODEL}@champion")
+        text = found[2] or found[3]
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        return int(text)
+    alias = text.removeprefix("@")
+    if not re.fullmatch(r"[A-Za-z][\w-]*", alias):
+        raise UserError(f"{text[:60]!r} names no version", "write a number or an alias, such as 3 or @champion")
+    return alias
+
+
+def processor() -> str:
+    """The machine's processor, on which the last bits of a sum depend."""
+    with suppress(OSError):
+        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        if names:
+            return str(names[0])
+    return platform.machine()
+
+
+def _versions(client: MlflowClient) -> list[Version]:
+    names: dict[int, list[str]] = {}
+    for alias, version in _aliases(client).items():
+        names.setdefault(version, []).append(alias)
+    found, token = [], None
+    while True:
+        page = client.search_model_versions(f"name = '{MODEL}'", max_results=1000, page_token=token)
+        for item in page:
+            number, tags = int(item.version), item.tags
+            aliases = tuple(sorted(names.get(number, ())))
+            found.append(
+                Version(
+                    number,
+                    tags.get("digest", ""),
+                    tags.get("verdict", ""),
+                    tags.get("size", ""),
+                    item.run_id or "",
+                    aliases,
+                )
+            )
+        token = page.token
+        if not token:
+            return sorted(found)
+
+
+def _aliases(client: MlflowClient) -> dict[str, int]:
+    with _expecting("RESOURCE_DOES_NOT_EXIST"):
+        return {name: int(version) for name, version in client.get_registered_model(MODEL).aliases.items()}
+    return {}
+
+
+def _log_metrics(client: MlflowClient, run_id: str, metrics: Iterable[Metric]) -> None:
+    listed = list(metrics)
+    for start in range(0, len(listed), _BATCH):
+        client.log_batch(run_id, metrics=listed[start : start + _BATCH])
+
+
+@contextmanager
+def _expecting(code: str) -> Iterator[None]:
+    """Goes on after MLflow's error of that code."""
+    try:
+        yield
+    except MlflowException as error:
+        if code_of(error) != code:
+            raise
