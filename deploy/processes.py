@@ -38,18 +38,22 @@ def up(place: Place, table: Sequence[Service]) -> None:
     place.write()
     started = {service.name: running(place, service.name) for service in table}
     healthy: set[str] = set()
+    begun: set[str] = set()
     waiting, latest = list(table), time.monotonic() + START_SECONDS
     while waiting:
         for service in list(waiting):
             if not healthy.issuperset(service.needs):
                 continue
-            if started[service.name] is None:
+            if not started[service.name]:
                 end(leftovers(place, service.name), signal.SIGTERM)
                 service.prepare()
                 started[service.name] = start(place, service)
-            process = started[service.name]
-            if process is not None and not _alive(process):
-                raise StageError(f"{service.name} ended at once", f"its log says why: {place.logs / service.name}.log")
+                begun.add(service.name)
+            if not _alive(started[service.name]):
+                if service.name in begun:
+                    raise StageError(f"{service.name} ended", f"its log says why: {place.logs / service.name}.log")
+                started[service.name] = None  # it was about to end when it was looked at first
+                continue
             if service.healthy():
                 service.settle()
                 healthy.add(service.name)
@@ -96,9 +100,9 @@ def running(place: Place, name: str) -> psutil.Process | None:
         return None
 
 
-def _alive(process: psutil.Process) -> bool:
+def _alive(process: psutil.Process | None) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 

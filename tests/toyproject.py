@@ -17,6 +17,7 @@ import yaml
 
 from components.common.files import SIDECAR, canonical, digest, write_text
 from components.common.sections import PARAMS, read_section
+from components.common.stage import run_stage
 from components.export.params import ExportParams
 from components.features.params import FeaturesParams
 from components.requests.requests import load_requests
@@ -112,8 +113,9 @@ STAGES: dict[str, Callable[[Path], None]] = {
 }
 
 
-def run(name: str, root: Path) -> None:
-    """One stage."""
+def run(name: str) -> None:
+    """One stage of the project in the working directory."""
+    root = Path()
     note = root / ".cache" / "toy" / name
     begun = int(note.read_text(encoding="utf-8")) if note.is_file() else 0
     for step in range(begun, 10):
@@ -124,4 +126,4 @@ def run(name: str, root: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], Path.cwd())
+    run_stage(run, sys.argv[1])
