@@ -215,7 +215,7 @@ def _kill(site: Site, number: int, attempt: int = 0) -> Row:
     after = site.versions()
     return {
         "killed": kind, "states": states, "resumed": states[-1] == "COMPLETED", "different": list(same(site.bytes(), wanted)),
-        "stuck": stuck, "double": len(after) - len(set(after.values())) + abs(len(after) - len(before) - 1),
+        "stuck": stuck, "double": len(after) - len(set(after.values())),
         "leftovers": len(site.leftovers()),
     }  # fmt: skip
 
