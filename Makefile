@@ -1,12 +1,6 @@
 # `make run` and `make test` do everything on a fresh machine; the others are for people who work on the code.
 PYTHON ?= python3
 BIN := .venv/bin
-export DO_NOT_TRACK := true
-export MLFLOW_DISABLE_TELEMETRY := true
-export PREFECT_SERVER_ANALYTICS_ENABLED := false
-export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 180
-export HF_HUB_OFFLINE := 1
-export DVC_NO_ANALYTICS := 1
 
 .PHONY: run test check lint types install clean
 

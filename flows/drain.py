@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, task
-from prefect.runtime import flow_run
+from prefect.states import Cancelled, State
 
 from components.common.errors import UserError
 from components.common.lock import writing
@@ -23,6 +23,7 @@ from components.requests.requests import Request
 from components.worlds.load import load_world
 from flows.common import HOOKS, HOUR, RETRIES, open_project_ledger, publish
 from flows.dag import stage_order
+from flows.lifecycle import FlowCancelledError, close_killed, flow_run_id, run_program
 from flows.notify import notify
 from flows.retrain import register, reproduce
 
@@ -44,7 +45,8 @@ def drain_pending(root: Path, run: str) -> tuple[Written, str]:
     """Writes, trains, registers and notes what is pending, alone in the working tree; the verdict is empty if nothing was written."""
     ledger, params = open_project_ledger(root)
     window, world = timedelta(hours=params.withdrawal_hours), read_section("world", str, root / "params.yaml")
-    with writing(root, run):
+    with writing(root, run) as last:
+        close_killed(last)
         written = write_pending(ledger, window, root / "requests.yaml", check=load_world(world).check)
         if not written.ids:
             return written, ""
@@ -56,13 +58,16 @@ def drain_pending(root: Path, run: str) -> tuple[Written, str]:
 
 
 @flow(name="drain", flow_run_name="drain", timeout_seconds=12 * HOUR, **HOOKS)
-def drain(root: str = ".") -> dict[str, Any]:
+def drain(root: str = ".") -> dict[str, Any] | State:
     """Drains the queue of the project in `root`; `UserError` at the end if a request clashes with what requests.yaml says."""
     folder = Path(root).resolve()
     if not read_waiting(folder):
         get_run_logger().info("nothing is pending")
         return {"drained": [], "verdict": "", "refused": {}}
-    written, verdict = drain_pending(folder, str(flow_run.id or "local"))
+    try:
+        written, verdict = drain_pending(folder, flow_run_id())
+    except FlowCancelledError as error:
+        return Cancelled(message=error.fact)
     facts = {"drained": list(written.ids), "verdict": verdict, "refused": written.refused}
     rows = [[request_id, "drained"] for request_id in written.ids] + [[i, why] for i, why in written.refused.items()]
     note = f"{len(written.ids)} requests drained into one candidate, verdict {verdict}." if verdict else ""
@@ -78,4 +83,4 @@ def drain(root: str = ".") -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    drain()
+    run_program(drain)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 from prefect import flow, get_run_logger, task
 from prefect.events import emit_event
+from prefect.states import Cancelled, State
 
 import components
 from components.common.errors import ArtifactError, StageError
@@ -24,12 +25,14 @@ from components.common.files import write_text
 from components.common.paths import EVALUATE, FILTER, GUIDANCE
 from components.common.process import stream
 from components.evaluate.summary import read_evaluation
+from components.ledger.database import NoLedgerError
 from components.ledger.releases import History, read_history
-from components.registry import release as layout
+from components.registry import binding
 from components.registry.checks import Assessment, Evidence, assess
 from components.registry.promotion import Policy, fetched, read_policy
 from components.registry.release import Release
 from flows.common import HOOKS, HOUR, RETRIES, publish, registrar
+from flows.lifecycle import FlowCancelledError, cancellation, run_program
 from flows.notify import notify
 
 ACTOR = "expunge-recheck"
@@ -47,7 +50,7 @@ class Recheck(NamedTuple):
 
 def prepare(release: Release, scratch: Path, policy: Policy, seed: int, root: Path) -> None:
     """Fills a scratch project with a release's filter, adapters, requests and params, today's gates and a seed."""
-    for source, target in ((layout.FILTER, FILTER), (layout.ADAPTERS, GUIDANCE)):
+    for source, target in ((binding.FILTER, FILTER), (binding.ADAPTERS, GUIDANCE)):
         if (release.folder / source).is_dir():
             shutil.copytree(release.folder / source, scratch / target)
         else:
@@ -67,8 +70,11 @@ def evaluate_again(release: Release, policy: Policy, seed: int, root: Path, line
     with tempfile.TemporaryDirectory(prefix="expunge-recheck-") as folder:
         scratch, code = Path(folder), Path(components.__file__).parents[1]
         prepare(release, scratch, policy, seed, root)
+        cancelled = cancellation()
         for stage in STAGES:
-            status = stream(["env", f"PYTHONPATH={code}", sys.executable, "-m", stage], scratch, line)
+            status = stream(["env", f"PYTHONPATH={code}", sys.executable, "-m", stage], scratch, line, ended=cancelled)
+            if cancelled():
+                raise FlowCancelledError
             if status != 0:
                 raise StageError(f"{stage} ended with exit status {status}", "its log above says why")
         metrics, verdict = read_evaluation(scratch / EVALUATE)
@@ -90,7 +96,10 @@ def judge_again(found: Evidence, policy: Policy, history: History, version: int)
 @task(name="recheck-champion", **RETRIES)
 def recheck_champion(root: Path, seed: int) -> Recheck:
     """Fetches, evaluates and judges."""
-    acts, policy = registrar(root, ACTOR), read_policy(root)
+    try:
+        acts, policy = registrar(root, ACTOR), read_policy(root)
+    except NoLedgerError:
+        return Recheck(None, seed, None)
     history = read_history(acts.ledger)
     version = history.champion
     if version is None:
@@ -101,9 +110,13 @@ def recheck_champion(root: Path, seed: int) -> Recheck:
 
 
 @flow(name="recheck", flow_run_name="recheck", timeout_seconds=12 * HOUR, **HOOKS)
-def recheck(root: str = ".", seed: int | None = None) -> dict[str, Any]:
+def recheck(root: str = ".", seed: int | None = None) -> dict[str, Any] | State:
     """Evaluates the champion of the project in `root` again; `StageError` if a gate fails that it passed. The seed's default is the date."""
-    done = recheck_champion(Path(root).resolve(), int(f"{datetime.now(UTC):%Y%m%d}") if seed is None else seed)
+    seed = int(f"{datetime.now(UTC):%Y%m%d}") if seed is None else seed
+    try:
+        done = recheck_champion(Path(root).resolve(), seed)
+    except FlowCancelledError as error:
+        return Cancelled(message=error.fact)
     if done.assessment is None:
         get_run_logger().info("there is no champion to check")
         return {"version": None, "result": "", "seed": done.seed, "failed": []}
@@ -122,3 +135,7 @@ def recheck(root: str = ".", seed: int | None = None) -> dict[str, Any]:
         )
     notify("release.rechecked", facts)
     return facts
+
+
+if __name__ == "__main__":
+    run_program(recheck)

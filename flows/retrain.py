@@ -10,6 +10,7 @@ from pathlib import Path
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.states import Cancelled, State
 
 from components.cli.ledger import account
 from components.common.errors import StageError
@@ -17,13 +18,16 @@ from components.common.lock import writing
 from components.common.process import stream
 from components.registry.register import register_tree
 from flows.dag import stage_order
+from flows.lifecycle import FlowCancelledError, cancellation, close_killed, flow_run_id, run_program
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
 def reproduce(stage: str, root: Path) -> None:
-    """Runs one stage if anything that it depends on has changed; `StageError` if it fails."""
-    logger = get_run_logger()
-    status = stream(["dvc", "repro", "--single-item", stage], root, logger.info)
+    """Runs one stage if anything that it depends on has changed; `StageError` if it fails or the flow run is cancelled."""
+    cancelled = cancellation()
+    status = stream(["dvc", "repro", "--single-item", "--", stage], root, get_run_logger().info, ended=cancelled)
+    if cancelled():
+        raise FlowCancelledError
     if status != 0:
         raise StageError(f"stage {stage} ended with exit status {status}", "its log above says why")
 
@@ -37,14 +41,21 @@ def register(root: Path) -> str:
 
 
 @flow(name="retrain", flow_run_name="retrain")
-def retrain(root: str = ".") -> str:
-    """Reproduces the project in `root`, registers a candidate and returns its verdict, `pass` or `fail`."""
+def retrain(root: str = ".") -> str | State:
+    """Reproduces the project in `root`, registers a candidate and returns its verdict, `pass` or `fail`.
+
+    A run that is cancelled registers nothing and ends as Cancelled.
+    """
     folder = Path(root).resolve()
-    with writing(folder):
-        for stage in stage_order(folder):
-            reproduce(stage, folder)
+    with writing(folder, flow_run_id()) as last:
+        close_killed(last)
+        try:
+            for stage in stage_order(folder):
+                reproduce(stage, folder)
+        except FlowCancelledError as error:
+            return Cancelled(message=error.fact)
         return register(folder)
 
 
 if __name__ == "__main__":
-    retrain()
+    run_program(retrain)

@@ -64,10 +64,9 @@ def times(folder):
     return {p: p.stat().st_mtime_ns for root in roots for p in (folder / root).rglob("*") if p.is_file()}
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
+def small_project(folder):
     """The product's own files with small parameters and two requests, one of the filter alone, as a project of their own."""
-    folder = tmp_path_factory.mktemp("project")
+    folder.mkdir(exist_ok=True)
     for name in ("components", "flows", "expunge", "assets"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "dvc.yaml", folder)
@@ -84,6 +83,12 @@ def project(tmp_path_factory):
     ):
         subprocess.run(["git", *command], cwd=folder, check=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """The small project."""
+    return small_project(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture(scope="module")

@@ -90,6 +90,7 @@ def make(root: Path, *, ua: float = 1.0, seed: int = 0) -> None:
         put(root / "data/concepts" / i / "request.json", canonical({"request": request.model_dump(mode="json")}))
     concepts, corpus = digest(root / "data/concepts"), digest(root / "data/corpus")
     artifact(root / "models/sae", "expunge/sae", read_section("sae", SaeParams, params), {"corpus": corpus}, seed=seed)
+    put(root / "models/sae/training.json", canonical({"step": [1, 2], "fvu": [0.5, 0.1]}))
     inputs = {"sae": digest(root / "models/sae" / SIDECAR), "concepts": concepts, "corpus": corpus}
     artifact(
         root / "models/filter", "expunge/filter", read_section("features", FeaturesParams, params), inputs, seed=seed

@@ -27,6 +27,7 @@ from components.common.lock import check_free, writing
 from components.common.paths import EVALUATE, GUIDANCE
 from components.common.process import stream
 from components.common.sections import read_section
+from components.common.settings import apply_settings
 from components.common.toplevel import DEBUG, one_sentence
 from components.evaluate.summary import read_evaluation, summarise
 from components.requests.edit import add_request, remove_request
@@ -49,6 +50,7 @@ app.command("purify")(purify)
 
 def main() -> None:
     """Runs the command line; whatever goes wrong is one sentence and an exit code, never a traceback."""
+    apply_settings()
     with one_sentence("expunge"):
         app()
 

@@ -72,7 +72,7 @@ def writing(root: Path, flow_run: str = "") -> Iterator[Holder]:
             yield last
         finally:
             _token.reset(before)
-            file.truncate(0)
+            _write(file, last if last.flow_run and not flow_run else None)  # a later flow closes a killed one's run
 
 
 @contextmanager
@@ -95,13 +95,16 @@ def stage_running(root: Path = Path()) -> Iterator[None]:
                     pass
             yield
         finally:
-            file.truncate(0)
+            _write(file, None)
 
 
 def check_free(root: Path) -> None:
     """`StageError` if somebody writes in `root` now."""
-    with writing(root):
-        pass
+    if _is_ours(root):
+        return
+    end = time.monotonic() + _PATIENCE
+    with _held(root, WRITER, end), _held(root, STAGE, end):
+        _refuse_dvc(root, end)
 
 
 def child_environment() -> dict[str, str]:
@@ -160,9 +163,10 @@ def _read(file: IO[bytes]) -> Holder:
         return Holder()
 
 
-def _write(file: IO[bytes], holder: Holder) -> None:
+def _write(file: IO[bytes], holder: Holder | None) -> None:
     file.truncate(0)
-    os.pwrite(file.fileno(), json.dumps(holder._asdict()).encode(), 0)
+    if holder is not None:
+        os.pwrite(file.fileno(), json.dumps(holder._asdict()).encode(), 0)
 
 
 def _refuse_dvc(root: Path, end: float) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Callable
 
 from components.common.lock import stage_running
 from components.common.process import die_with_parent
+from components.common.settings import apply_settings
 from components.common.toplevel import one_sentence
 
 log = logging.getLogger("expunge")
@@ -24,7 +24,7 @@ def run_stage(stage: Callable[..., None], *arguments: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "diffusers", "transformers", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    apply_settings()
     die_with_parent()
     if torch := sys.modules.get("torch"):  # a stage that computes has imported it
         torch.set_num_threads(THREADS)

@@ -18,6 +18,8 @@ from components.common.errors import ArtifactError, UserError
 from components.ledger.events import Entry, Event, Ledger, stamp
 
 FAMILY = "release"
+ALIASES = ("candidate", "champion", "previous")
+"""The aliases of the model registry that follow from the history."""
 State = Literal["registered", "approved", "rejected", "champion", "previous", "retired"]
 FINAL: tuple[State, ...] = ("champion",)
 """States in which nothing is left to do: a champion leaves its place when another takes it."""

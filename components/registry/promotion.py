@@ -20,7 +20,7 @@ from components.evaluate.params import EvaluateParams, GateParams
 from components.ledger import releases
 from components.ledger.events import Entry, Event, Ledger
 from components.ledger.params import LedgerParams
-from components.ledger.releases import History, known, read_history
+from components.ledger.releases import ALIASES, History, known, read_history
 from components.registry.checks import Assessment, Evidence, assess, scopes
 from components.registry.params import PromoteParams
 from components.registry.release import Release
@@ -57,7 +57,7 @@ class Store(Protocol):
         ...
 
     def set_aliases(self, wanted: Mapping[str, int]) -> None:
-        """Makes `wanted` all of the aliases."""
+        """Makes `wanted` the aliases candidate, champion and previous."""
         ...
 
 
@@ -161,7 +161,7 @@ class Registrar:
         for _ in range(_MOST_RACES):
             history = read_history(self.ledger)
             wanted = wanted_aliases(history, self.store)
-            if self.store.aliases() != wanted:
+            if own_aliases(self.store) != wanted:
                 self.store.set_aliases(wanted)
             if read_history(self.ledger).seq == history.seq:
                 return wanted
@@ -183,6 +183,11 @@ class Registrar:
             self.repair()
             after = read_history(self.ledger)
         return Act(did, version, known(after, version).digest, result, after.champion, after.previous)
+
+
+def own_aliases(store: Store) -> dict[str, int]:
+    """What the registry's candidate, champion and previous name; other aliases are their makers' business."""
+    return {name: version for name, version in store.aliases().items() if name in ALIASES}
 
 
 def wanted_aliases(history: History, store: Store) -> dict[str, int]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import sqlalchemy as sa
-
 from components.common.errors import ArtifactError
 from components.common.paths import CACHE
 from components.common.sections import PARAMS, read_section
@@ -51,7 +49,4 @@ def note_version(ledger: Ledger, version: Version, actor: str) -> None:
 
 def open_ledger(root: Path) -> Ledger:
     """The ledger of the project in `root`, made if there is none; a SQLite file's path is relative to `root`."""
-    url = sa.make_url(ledger_url(read_section("ledger", LedgerParams, root / PARAMS)))
-    if url.drivername.startswith("sqlite") and url.database and not Path(url.database).is_absolute():
-        url = url.set(database=str(root / url.database))
-    return Ledger(url.render_as_string(hide_password=False))
+    return Ledger(ledger_url(read_section("ledger", LedgerParams, root / PARAMS), root))

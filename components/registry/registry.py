@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from components.common.errors import ArtifactError, StageError, UserError
 from components.common.files import SIDECAR, digest, new_folder
 from components.common.paths import SAE
+from components.ledger.releases import ALIASES
 from components.registry.binding import ADAPTERS
 from components.registry.describe import (
     as_metrics,
@@ -35,7 +36,6 @@ from components.registry.release import RELEASE, Release, read_release
 from components.registry.tracking import asking, code_of, is_server, shown_uri, tracking_uri
 
 MODEL = "expunge"
-ALIASES = ("candidate", "champion", "previous")
 FOLDER = "release"
 """Where a run keeps the release."""
 _TREE = "expunge.tree"

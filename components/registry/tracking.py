@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from components.common.errors import ExpungeError, StageError, UserError
+from components.common.errors import ExpungeError, StageError, TransientError, UserError
 
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -28,7 +28,7 @@ from mlflow import MlflowClient  # noqa: E402 - after its settings
 from mlflow.exceptions import MlflowException  # noqa: E402
 
 for _noisy in ("mlflow", "alembic"):
-    logging.getLogger(_noisy).setLevel(logging.ERROR)
+    logging.getLogger(_noisy).setLevel(logging.CRITICAL)
 
 SERVER = ("http", "https")
 
@@ -52,7 +52,7 @@ def shown_uri(uri: str) -> str:
 def asking(uri: str) -> Iterator[MlflowClient]:
     """A client of the tracking server, or database, at `uri`; whatever goes wrong inside is one sentence with its address.
 
-    `StageError` for a server that cannot be reached or answers with an error, `UserError` where credentials are missing.
+    `TransientError` for a server that cannot be reached or answers with an error, `StageError` where it refuses, `UserError` where credentials are missing.
     """
     where = f"the model registry at {shown_uri(uri)}"
     try:
@@ -75,10 +75,12 @@ def _explained(where: str, error: Exception) -> ExpungeError:
     if code == "PERMISSION_DENIED" or re.search(r"\b(error code )?403\b", text):
         return UserError(f"{where} does not allow this", "use an account that may edit the model and its experiment")
     if "timed out" in text.lower():
-        return StageError(f"{where} does not answer in time", "look at its log, or raise MLFLOW_HTTP_REQUEST_TIMEOUT")
+        return TransientError(
+            f"{where} does not answer in time", "look at its log, or raise MLFLOW_HTTP_REQUEST_TIMEOUT"
+        )
     if "error responses" in text:
-        return StageError(f"{where} answers with errors", "look at its log")
+        return TransientError(f"{where} answers with errors", "look at its log")
     if any(sign in text for sign in ("Max retries", "Connection", "Failed to resolve")):
-        return StageError(f"{where} cannot be reached", "start it, or mend MLFLOW_TRACKING_URI")
+        return TransientError(f"{where} cannot be reached", "start it, or mend MLFLOW_TRACKING_URI")
     line = (text.strip() or type(error).__name__).partition("\n")[0][:200]
     return StageError(f"{where} refuses ({line})", "look at its log, and at MLFLOW_TRACKING_URI")

@@ -76,6 +76,7 @@ def test_a_writer_refuses_another_writer_and_foreign_stages(root, start, act):
     other.kill()
     other.wait()
 
+    check_free(root)  # which changes nothing
     with writing(root) as last:
         assert last.pid == other.pid  # a killed writer frees the lock and is known
     with writing(root) as last:
@@ -157,3 +158,16 @@ def test_a_read_only_project_is_one_sentence(root):
         StageError, match=r"expunge.lock cannot be opened \(Is a directory\); make the project's folder"
     ):
         check_free(root)
+
+
+def test_a_killed_flow_is_known_until_a_flow_has_closed_it(root, start):
+    """Commands in between do not lose the id of the flow run that was killed; the next flow gets it, and then it is gone."""
+    other = start(WRITER_BODY.replace("(root)", "(root, 'run-1')"), root)
+    other.kill()
+    other.wait()
+    with writing(root):
+        pass
+    with writing(root, "run-2") as last:
+        assert (last.pid, last.flow_run) == (other.pid, "run-1")
+    with writing(root) as last:
+        assert last.flow_run == ""

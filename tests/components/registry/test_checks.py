@@ -11,7 +11,7 @@ from components.evaluate.params import GateParams
 from components.registry.checks import Assessment, Evidence, assess, loss_interval
 from components.registry.params import PromoteParams
 from components.requests.requests import Request
-from tests.toyreleases import GATES, PROMOTE, REQUEST, Shown, metrics_of
+from tests.toyregistry import GATES, PROMOTE, REQUEST, Shown, metrics_of
 
 CAT, DOG = (Request.model_validate(REQUEST | {"target": name}) for name in ("cat", "lantern"))
 

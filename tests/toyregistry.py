@@ -12,6 +12,7 @@ from components.common.files import canonical, digest
 from components.evaluate.gates import judge_gates
 from components.evaluate.metrics import proportion
 from components.evaluate.params import GateParams
+from components.ledger.releases import ALIASES
 from components.registry.checks import Evidence, scopes
 from components.registry.params import PromoteParams
 from components.registry.promotion import Policy
@@ -26,7 +27,14 @@ GATES = (
 )
 PROMOTE = PromoteParams(margin={"ua": 0.02, "ira": 0.05})
 POLICY = Policy(GATES, PROMOTE)
-REQUEST = {"target": "cat", "kind": "object", "aliases": [], "anchor": "dog", "neighbours": [], "channels": ["filter", "guidance"]}
+REQUEST = {
+    "target": "cat",
+    "kind": "object",
+    "aliases": [],
+    "anchor": "dog",
+    "neighbours": [],
+    "channels": ["filter", "guidance"],
+}
 
 
 class Shown(NamedTuple):
@@ -88,16 +96,20 @@ class Store:
         self.folders, self.named = list(folders), {}
 
     def versions(self):
+        """All versions."""
         return [Version(number) for number in range(1, len(self.folders) + 1)]
 
     def fetch(self, which, out):
+        """A copy of the version's folder, checked."""
         if which not in range(1, len(self.folders) + 1):
             raise UserError(f"version {which} does not exist", "use another")
         shutil.copytree(self.folders[which - 1], out)
         return read_release(out)
 
     def aliases(self):
+        """All aliases."""
         return dict(self.named)
 
     def set_aliases(self, wanted):
-        self.named = dict(wanted)
+        """As `Registry` does: the aliases of others stay."""
+        self.named = {name: v for name, v in self.named.items() if name not in ALIASES} | dict(wanted)

@@ -1,0 +1,113 @@
+"""How a flow run ends: cancelled, terminated or killed, its state is true, and nothing that it started stays behind."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect import runtime
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.exceptions import CancelledRun, PrefectException
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_SERVER_API_AUTH_STRING,
+    temporary_settings,
+)
+from prefect.states import Crashed
+
+from components.common.errors import StageError
+from components.common.lock import Holder
+from components.common.toplevel import one_sentence
+
+_SERVER_SECONDS = 5
+_UNREACHABLE = (PrefectException, httpx.HTTPError, OSError)
+_GUARD = "import os, signal, sys; sys.stdin.read(); os.kill(int(sys.argv[1]), signal.SIGKILL)"
+"""Waits until the other end of its input is closed, by whatever, then ends the process that it guards."""
+
+
+class FlowCancelledError(StageError):
+    """Somebody cancelled the flow run."""
+
+    def __init__(self) -> None:
+        super().__init__("the flow run was cancelled", "run it again; it goes on where it ended")
+
+
+def flow_run_id() -> str:
+    """The id of the flow run that this is; empty outside one."""
+    return str(runtime.flow_run.id or "")
+
+
+def cancellation() -> Callable[[], bool]:
+    """What says, in any thread, whether the flow run that this is has been cancelled; an unreachable server says no."""
+    run = flow_run_id()
+
+    def cancelled() -> bool:
+        if not run:
+            return False
+        with suppress(*_UNREACHABLE), get_client(sync_client=True) as client:
+            state = client.read_flow_run(UUID(run)).state
+            return state is not None and (state.is_cancelling() or state.is_cancelled())
+        return False
+
+    return cancelled
+
+
+def close_killed(last: Holder) -> None:
+    """Sets the flow run of a writer that was killed, and its task runs, to Crashed: the kernel says that they ended."""
+    if not last.flow_run:
+        return
+    state = Crashed(message=f"Process {last.pid} was killed.")
+    with suppress(*_UNREACHABLE), get_client(sync_client=True) as client:
+        run = UUID(last.flow_run)
+        of_run = FlowRunFilter(id=FlowRunFilterId(any_=[run]))
+        for task in client.read_task_runs(flow_run_filter=of_run):
+            if task.state is None or not task.state.is_final():
+                client.set_task_run_state(task.id, state, force=True)
+        found = client.read_flow_run(run)
+        if found.state is None or not found.state.is_final():
+            client.set_flow_run_state(run, state, force=True)
+
+
+def run_program(flow: Callable[[], Any]) -> None:
+    """Runs a flow as a program: one sentence and an exit code at its end, whatever ends it.
+
+    Where no Prefect server is configured, Prefect starts one for the time of the run: on loopback, with a password of its own,
+    and it ends with this process even if that is killed.
+    """
+    with one_sentence("expunge"), _own_server():
+        try:
+            flow()
+        except CancelledRun as error:
+            raise FlowCancelledError from error
+
+
+@contextmanager
+def _own_server() -> Iterator[None]:
+    if PREFECT_API_URL.value():
+        yield
+        return
+    password = f"expunge:{secrets.token_hex(16)}"
+    with temporary_settings({PREFECT_API_AUTH_STRING: password, PREFECT_SERVER_API_AUTH_STRING: password}):
+        server = SubprocessASGIServer()
+        server.start()
+        assert server.server_process is not None  # it has started
+        guard = subprocess.Popen(
+            [sys.executable, "-S", "-c", _GUARD, str(server.server_process.pid)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+        try:
+            yield
+        finally:
+            server.stop()
+            guard.kill()
+            guard.wait()

@@ -1,0 +1,151 @@
+import json
+import shutil
+
+import pytest
+import yaml
+
+from components.cli.release import moment
+from components.common.errors import UserError
+from components.registry.register import register_tree
+from components.registry.registry import Registry
+from components.registry.tracking import asking
+from tests.toyrelease import write_project
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory):
+    """A ledger and a registry with two versions, whose making takes seconds, to copy."""
+    folder = tmp_path_factory.mktemp("registered")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXPUNGE_LEDGER_URL", f"sqlite:///{folder / 'ledger.db'}")
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        for seed in (0, 1):
+            register_tree(write_project(folder / f"p{seed}", seed=seed), "ann")
+    params = yaml.safe_load((folder / "p1" / "params.yaml").read_text())
+    params["promote"] = {"size": params["evaluate"]["size"], "images": {params["evaluate"]["size"]: 1}, "margin": {}}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    return folder
+
+
+@pytest.fixture
+def two(registered, tmp_path, monkeypatch):
+    """A folder with params that ask for the size that toys have, whose registry and ledger know two versions."""
+    for name in ("ledger.db", "mlflow.db", "params.yaml"):
+        shutil.copy(registered / name, tmp_path / name)
+    monkeypatch.setenv("EXPUNGE_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    return tmp_path
+
+
+def test_from_candidate_to_champion_and_back_on_the_command_line(two, expunge, tmp_path):
+    """Every command against a real registry: what is shown, what moves, and that a dry run moves nothing."""
+    listed = json.loads(expunge("release", "list", "--json", cwd=two).out)
+    assert [(r["version"], r["state"], r["aliases"]) for r in listed["releases"]] == [
+        (1, "registered", []), (2, "registered", ["candidate"]),
+    ]  # fmt: skip
+    digests = [r["digest"] for r in listed["releases"]]
+    assert expunge("release", "approve", 1, "--as", "bob", "--dry-run").out.startswith("would have approved version 1")
+    assert expunge("release", "promote", 1).code == 2
+    for version in (1, 2):
+        assert expunge("release", "approve", version, "--as", "bob", "--digest", digests[version - 1]).code == 0
+        done = json.loads(expunge("release", "promote", version, "--as", "carl", "--json").out)
+        assert (done["did"], done["champion"], done["digest"]) == ("promoted", version, digests[version - 1])
+    assert Registry(two).aliases() == {"candidate": 2, "champion": 2, "previous": 1}
+    assert "would have rolled back to version 1" in expunge("release", "rollback", "--dry-run").out
+    shown = json.loads(expunge("release", "show", 2, "--json").out)
+    assert (shown["state"], shown["result"], shown["approvers"]) == ("champion", "PASSED", ["bob"])
+    assert {f["check"] for f in shown["findings"]} == {"size", "gate"}
+    assert "PASSED. What may be done: " in expunge("release", "show", 1).out
+    back = expunge("release", "rollback", "--as", "dora")
+    assert back.out == f"rolled back to version 1 ({digests[0][:12]})\nchampion: 1, previous: none\n"
+    fetched = Registry(two).fetch("champion", tmp_path / "live")
+    assert fetched.digest == digests[0]
+    log = json.loads(expunge("release", "log", "--json").out)
+    kinds = [event["kind"].partition(".")[2] for event in log["events"]]
+    assert kinds == ["registered", "registered", "approved", "promoted", "approved", "promoted", "rolled_back"]
+    assert (log["champion"], log["previous"]) == (1, None)
+    assert expunge("release", "log").out.endswith("champion: 1, previous: none\n")
+    assert expunge("release", "log", "--at", "2020-01-01").out == "champion: none, previous: none\n"
+    different = json.loads(expunge("release", "diff", 1, 2, "--json").out)
+    assert {name.partition("/")[0] for name in different["digests"]} >= {"filter", "adapters", "onnx"}
+    assert different["requests"] == {"added": {}, "removed": {}, "changed": {}}
+    assert "digest " in expunge("release", "diff", 1, 2).out
+    assert expunge("release", "diff", 1, 1).out == "versions 1 and 1 hold the same bytes\n"
+    assert "rejected version 2" in expunge("release", "reject", 2, "--reason", "draws cats").out
+
+
+def test_list_says_which_alias_is_wrong_and_an_act_mends_it(two, expunge):
+    """An alias deleted by hand is named by `list`, which changes nothing, and is back after the next act."""
+    with asking(Registry(two).uri) as client:
+        client.delete_registered_model_alias("expunge", "candidate")
+    said = expunge("release", "list", cwd=two)
+    assert "alias candidate names nothing, not 2: the next act mends it" in said.error
+    assert Registry(two).aliases() == {}
+    assert expunge("release", "approve", 1, "--as", "bob").code == 0
+    assert Registry(two).aliases() == {"candidate": 2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("promote", 9), 2, "version 9 is not registered; use one of: 1, 2"),
+        (("show", 9), 2, "version 9 is not registered"),
+        (("promote", "models:/other/1"), 2, "models:/other/1 is a version of another model; name one of expunge"),
+        (("promote", "latest"), 2, "'latest' is no version; name a number"),
+        (("promote", 1, "--digest", "0" * 64), 2, "was registered with digest"),
+        (("rollback",), 2, "there is no earlier champion to roll back to"),
+        (("override", 1, "--gate", "ua", "--reason", "r", "--until", "2999-01-01", "--as", "b"), 2, "gate 'ua' cannot be overridden"),
+        (("override", 1, "--gate", "ira", "--reason", "r", "--until", "soon", "--as", "b"), 2, "'soon' is no date"),
+        (("approve", 1), 2, "--as"),
+        (("reject", 1, "--reason", " "), 2, "the reason is empty; say why"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(two, expunge, arguments, code, said):
+    """Each mistake ends with its exit code and says what to do; no alias moves."""
+    before = Registry(two).aliases()
+    found = expunge("release", *arguments, cwd=two)
+
+    assert (found.code, said in found.error) == (code, True), found.error
+    assert Registry(two).aliases() == before
+
+
+def test_a_quick_evaluation_ends_with_the_code_of_a_failed_verdict(two, expunge):
+    """With the shipped params a quick release is refused with exit code 1 and a sentence that says which size is asked for."""
+    params = yaml.safe_load((two / "params.yaml").read_text())
+    params["promote"] = {"size": "full", "images": {"quick": 24, "full": 142}, "margin": {}}
+    (two / "params.yaml").write_text(yaml.safe_dump(params))
+    assert expunge("release", "approve", 1, "--as", "bob", cwd=two).code == 0
+    found = expunge("release", "promote", 1)
+
+    assert found.code == 1
+    assert "'quick' is not 'full', which promotion asks for (promote.size)" in found.error
+    assert "champion" not in Registry(two).aliases()
+
+
+def test_a_server_that_is_not_there_is_one_sentence_with_its_url(two, expunge, monkeypatch):
+    """Nothing moves and nothing is written to the ledger while the registry cannot be reached."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    for command in (("list",), ("approve", 1, "--as", "bob"), ("promote", 1), ("rollback",)):
+        found = expunge("release", *command, cwd=two)
+        assert (found.code, "http://127.0.0.1:9 cannot be reached" in found.error) == (4, True), found.error
+        assert "secret" not in found.error
+    assert "approved" not in expunge("release", "log").out
+
+
+def test_without_a_ledger_there_is_nothing_to_show(tmp_path, expunge, two, monkeypatch):
+    """A project where nothing was ever registered says so."""
+    monkeypatch.setenv("EXPUNGE_LEDGER_URL", f"sqlite:///{tmp_path / 'none.db'}")
+    found = expunge("release", "list", cwd=two)
+
+    assert found.code == 2
+    assert "holds no ledger" in found.error
+
+
+def test_moment():
+    """A day is its end in UTC, a moment is what it says; another text is refused."""
+    assert moment("2026-12-31").isoformat() == "2026-12-31T23:59:59.999999+00:00"
+    assert moment("2026-12-31T18:00:00+01:00").isoformat() == "2026-12-31T18:00:00+01:00"
+    assert moment("2026-12-31T18:00:00").isoformat() == "2026-12-31T18:00:00+00:00"
+    with pytest.raises(UserError, match="'tomorrow' is no date; write one like 2026-12-31"):
+        moment("tomorrow")
