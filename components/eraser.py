@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock, get_ident
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -124,23 +124,42 @@ class Eraser:
         variant: Variant | None = None,
         requests: Sequence[str] | None = None,
         device: torch.device | None = None,
-    ) -> Eraser:
+    ) -> Self:
         """The base, filters and adapters of a project's working tree, for `requests`, or for all in its requests.yaml.
 
         With `variant`, only what that one takes. On the accelerator, if there is one and `device` names no other.
         `UserError` or `ArtifactError` for what is missing, altered, or was trained on another base.
         """
         root = Path(project)
-        base, listed = read_section("base", BaseParams, root / PARAMS), load_requests(root / REQUESTS)
+        base = read_section("base", BaseParams, root / PARAMS)
+        return cls.assemble(
+            root / base.path, base, load_requests(root / REQUESTS), root / FILTER, root / GUIDANCE,
+            variant=variant, requests=requests, device=device,
+        )  # fmt: skip
+
+    @classmethod
+    def assemble(
+        cls,
+        pipeline: Path,
+        base: BaseParams,
+        listed: Mapping[str, Request],
+        filter_folder: Path,
+        adapters_folder: Path,
+        *,
+        variant: Variant | None = None,
+        requests: Sequence[str] | None = None,
+        device: torch.device | None = None,
+    ) -> Self:
+        """As `open`, of parts that lie anywhere: the pipeline's folder, the filter's, and one with a folder for each adapter."""
         if unknown := [i for i in requests or () if i not in listed]:
             raise UserError(f"request {unknown[0]!r} is not in requests.yaml", f"use some of: {', '.join(listed)}")
         wanted = {i: request for i, request in listed.items() if requests is None or i in requests}
         filtered, adapted = (variant is None or variant in variants for variants in (_FILTERED, _ADAPTED))
-        filters, hookpoint = read_filters(root / FILTER) if filtered else ({}, base.hookpoint)
+        filters, hookpoint = read_filters(filter_folder) if filtered else ({}, base.hookpoint)
         guided = [i for i, request in wanted.items() if "guidance" in request.channels and adapted]
-        adapters = {i: root / GUIDANCE / i for i in guided}
-        check_adapters(adapters, root / base.path / "unet")
-        pipe = load_pipeline(root / base.path, device or accelerator_device())
+        adapters = {i: adapters_folder / i for i in guided}
+        check_adapters(adapters, pipeline / "unet")
+        pipe = load_pipeline(pipeline, device or accelerator_device())
         chosen = {i: item for i, item in filters.items() if i in wanted}
         if filtered:
             check_filters(chosen, wanted)

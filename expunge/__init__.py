@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from components.common.errors import ArtifactError, ExpungeError, StageError, UserError
-    from components.eraser import Drawing, Erased, Eraser
+    from components.eraser import Drawing, Erased
     from components.filter.encoder import Decision
     from components.requests.requests import Request
+    from expunge.eraser import Eraser
 
 _HOME = {
     "ArtifactError": "components.common.errors",
     "Decision": "components.filter.encoder",
     "Drawing": "components.eraser",
     "Erased": "components.eraser",
-    "Eraser": "components.eraser",
+    "Eraser": "expunge.eraser",
     "ExpungeError": "components.common.errors",
     "Request": "components.requests.requests",
     "StageError": "components.common.errors",

@@ -18,6 +18,14 @@ from components.requests.requests import load_requests
 
 images = typer.Typer()
 
+AnyRelease = Annotated[
+    str | None,
+    typer.Option(
+        "--release",
+        metavar="VERSION",
+        help="A folder, @champion, a number or a models:/ URI; default: the working tree.",
+    ),
+]
 AnyVariant = Annotated[str, typer.Option("--variant", help=f"One of {', '.join(VARIANTS)}.")]
 
 
@@ -27,23 +35,30 @@ def generate(
     variant: AnyVariant = DEFAULT,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the image.")] = 0,
     output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("image.png"),
+    release: AnyRelease = None,
     dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
 ) -> None:
     """Draws one image, writes it as a PNG, and says which requests flag the prompt."""
     if variant not in VARIANTS:
         raise UserError(f"--variant {variant!r} is unknown", f"use one of: {', '.join(VARIANTS)}")
     writable_png(output)
-    base, requests = read_section("base", BaseParams), load_requests()
     from components.diffusion.folder import check_folder  # noqa: PLC0415 - slow to import
+    from components.registry.served import find_base, find_release, open_release  # noqa: PLC0415
 
-    check_folder(base.path)
+    found = None if release is None else find_release(release)
+    requests = load_requests() if found is None else found.requests
+    if found is None:
+        check_folder(read_section("base", BaseParams).path)
+    else:
+        find_base(found)
     if dry_run:
         typer.echo(f"would draw {prompt!r} with {variant}, seed {seed}, into {output}")
         return
     from components.eraser import Eraser  # noqa: PLC0415
 
     wanted = cast("Variant", variant)
-    drawing = Eraser.open(variant=wanted).draw(prompt, seed=seed, variant=wanted)
+    eraser = Eraser.open(variant=wanted) if found is None else open_release(Eraser, found.folder, variant=wanted)
+    drawing = eraser.draw(prompt, seed=seed, variant=wanted)
     drawing.image.save(output)
     flagged = ", ".join(requests[i].target for i in drawing.flagged) or "no request"
     typer.echo(f"{output}: {variant}" + (f", flagged by {flagged}" if variant not in ("base", "guidance") else ""))
@@ -52,16 +67,21 @@ def generate(
 @images.command("explain")
 def explain(
     prompt: Annotated[str, typer.Argument(help="What would be drawn.")],
+    release: AnyRelease = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,  # noqa: FBT002
 ) -> None:
     """Says of every request whether its filter flags a prompt, and why."""
-    base, requests = read_section("base", BaseParams), load_requests()
+    from components.registry.served import find_base, find_release  # noqa: PLC0415 - slow to import
+
+    found = None if release is None else find_release(release)
+    base = read_section("base", BaseParams).path if found is None else find_base(found)
+    requests, folder = (load_requests(), FILTER) if found is None else (found.requests, found.folder / FILTER.name)
     from components.diffusion.text import load_text  # noqa: PLC0415 - slow to import
     from components.filter.artifact import read_filters, read_names  # noqa: PLC0415
     from components.filter.explain import explain_prompt  # noqa: PLC0415
 
-    filters, hookpoint = read_filters(FILTER)
-    reasons = explain_prompt(prompt, *load_text(base.path), filters, hookpoint, read_names(FILTER))
+    filters, hookpoint = read_filters(folder)
+    reasons = explain_prompt(prompt, *load_text(base), filters, hookpoint, read_names(folder))
     targets = {request_id: item.target for request_id, item in requests.items()}
     if as_json:
         listed = [r.record() | {"target": targets.get(i), "flagged": r.flagged} for i, r in reasons.items()]

@@ -20,6 +20,7 @@ from components.cli.images import images
 from components.cli.ledger import ledger, request_submit, request_withdraw
 from components.cli.options import DryRun
 from components.cli.params import read_params
+from components.cli.pull import pull
 from components.cli.purify import purify
 from components.cli.release import release
 from components.common.errors import UserError
@@ -46,6 +47,7 @@ request.command("submit")(request_submit)
 request.command("withdraw")(request_withdraw)
 app.add_typer(images)
 app.command("purify")(purify)
+app.command("pull")(pull)
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="session")
-def _database(tmp_path_factory):
+def database(tmp_path_factory):
     """An empty MLflow database, whose tables take seconds to make."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     with asking(f"sqlite:///{path}") as client:
@@ -41,9 +41,9 @@ def _own(monkeypatch):
 
 
 @pytest.fixture
-def tree(project, _database):
+def tree(project, database):
     """An evaluated project with an empty registry."""
-    shutil.copy(_database, project / "mlflow.db")
+    shutil.copy(database, project / "mlflow.db")
     return project
 
 
@@ -105,10 +105,10 @@ def test_a_tree_is_registered_with_all_that_mlflow_shows(tree):
     assert Registry(tree).versions()[0].aliases == ("candidate",)
 
 
-def test_a_failed_verdict_is_registered_as_fail(make_project, _database):
+def test_a_failed_verdict_is_registered_as_fail(make_project, database):
     """The tag and the description say which gate failed, and the ledger has the verdict."""
     tree = make_project("tree", ua=0.5)
-    shutil.copy(_database, tree / "mlflow.db")
+    shutil.copy(database, tree / "mlflow.db")
 
     found = register_tree(tree, "ann")
 
@@ -276,10 +276,10 @@ def test_aliases_are_set_moved_and_deleted(tree):
     assert registry.aliases() == {"candidate": 1, "mine": 1}
 
 
-def test_another_installations_ledger_is_refused(tree, _database, monkeypatch):
+def test_another_installations_ledger_is_refused(tree, database, monkeypatch):
     """A ledger that knows version 1 with another digest belongs to another registry."""
     register_tree(tree, "ann")
-    shutil.copy(_database, tree / "other.db")
+    shutil.copy(database, tree / "other.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tree / 'other.db'}")
     make(tree, seed=1)
     lock(tree)
@@ -317,7 +317,7 @@ def answering():
 
     def start(code):
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):  # noqa: N802 - the library's name
+            def do_GET(self):
                 self.send_response(code)
                 self.end_headers()
                 self.wfile.write(b"no")
