@@ -26,6 +26,8 @@ from components.common.errors import ArtifactError
 from deploy.setup import DATABASES, ROLES
 
 LOOPBACK = "127.0.0.1"
+HOME = Path(os.environ.get("EXPUNGE_HOME") or Path(__file__).parents[1] / ".expunge")
+"""Folder of the services of this machine."""
 PORTS = {"postgres": 5433, "s3": 9000, "prefect": 4200, "mlflow": 5000}
 SECRETS = ("postgres", *ROLES, "s3_key", "s3_secret", "prefect_auth", "mlflow_admin", "mlflow_flask")
 ACCOUNT = "expunge"
@@ -109,7 +111,9 @@ class Place:
             "MLFLOW_TRACKING_PASSWORD": self.secrets["mlflow_admin"],
             "MLFLOW_TRACKING_URI": self.url("mlflow"),
             "MLFLOW_TRACKING_USERNAME": ACCOUNT,
+            "PGHOST": LOOPBACK,
             "PGPASSFILE": str(self.passfile),
+            "PGPORT": str(self.ports["postgres"]),
             "PREFECT_API_AUTH_STRING": f"{ACCOUNT}:{self.secrets['prefect_auth']}",
             "PREFECT_API_URL": f"{self.url('prefect')}/api",
             "PREFECT_HOME": str(self.data / "prefect"),

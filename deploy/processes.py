@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 
 from components.common.errors import ExpungeError, StageError
-from deploy.place import LOOPBACK, Place
+from deploy.place import HOME, LOOPBACK, Place
 from deploy.services import Service, services
 
 ROOT = Path(__file__).parents[1]
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m deploy.processes", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("action", choices=("up", "down", "status"))
-    parser.add_argument("--home", type=Path, default=ROOT / ".expunge", help="folder for data, logs and secrets")
+    parser.add_argument("--home", type=Path, default=HOME, help="folder for data, logs and secrets")
     parser.add_argument("--root", type=Path, default=ROOT, help="project that the worker works in")
     parser.add_argument("--listen", default=LOOPBACK, help="address of Prefect's and MLflow's servers")
     given = parser.parse_args(arguments)

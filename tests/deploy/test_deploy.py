@@ -1,11 +1,14 @@
+import errno
 import json
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,13 @@ EXAMPLE = (DEPLOY / ".env.example").read_text()
 @pytest.fixture
 def place(tmp_path):
     return Place(tmp_path / "home")
+
+
+def wait_until(condition, seconds=15.0):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not condition():
+        time.sleep(0.05)
+    return condition()
 
 
 def sleeper(name, seconds=60, **fields):
@@ -62,7 +72,9 @@ def test_compose_has_no_secret_and_starts_without_none():
 
     assert free == {"EXPUNGE_IMAGE", "EXPUNGE_LISTEN", "EXPUNGE_PROJECT", "EXPUNGE_UID", "EXPUNGE_GID"}
     assert {line[:-1] for line in EXAMPLE.splitlines() if line.endswith("=")} == secret
-    ignored = subprocess.run(["git", "check-ignore", "deploy/.env", ".expunge/secrets.json"], cwd=ROOT, capture_output=True, check=False)
+    ignored = subprocess.run(
+        ["git", "check-ignore", "deploy/.env", ".expunge/secrets.json"], cwd=ROOT, capture_output=True, check=False
+    )
     assert ignored.returncode == 0
     assert ignored.stdout.count(b"\n") == 2
 
@@ -125,9 +137,13 @@ def test_no_secret_is_in_arguments_urls_or_files_that_others_read(place):
 
 def test_git_has_no_secret_file():
     """Nothing under version control is a key, a password file or an environment file with values."""
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
 
-    assert not [name for name in listed if re.search(r"(^|/)(\.env|\.pgpass|pgpass|secrets\.json|client\.env)$|\.pem$", name)]
+    assert not [
+        name for name in listed if re.search(r"(^|/)(\.env|\.pgpass|pgpass|secrets\.json|client\.env)$|\.pem$", name)
+    ]
 
 
 def test_up_is_repeatable_and_down_leaves_nothing(place):
@@ -138,11 +154,10 @@ def test_up_is_repeatable_and_down_leaves_nothing(place):
     processes.up(place, table)
     assert {s.name: processes.running(place, s.name).pid for s in table} == first
 
+    assert wait_until(lambda: processes.children(processes.running(place, "one")))
     orphan = processes.children(processes.running(place, "one"))[0]
     os.kill(first["one"], signal.SIGKILL)
-    end = time.monotonic() + 10
-    while processes.running(place, "one") is not None and time.monotonic() < end:
-        time.sleep(0.05)
+    assert wait_until(lambda: processes.running(place, "one") is None)
     assert [state for _, state, _ in processes.status(place, table)] == ["down", "up"]
     assert orphan.is_running()
     processes.up(place, table)
@@ -194,7 +209,6 @@ def test_s3_keeps_objects_and_asks_for_its_key(tmp_path):
     from botocore.exceptions import ClientError
 
     port = Place(tmp_path / "home").ports["s3"]
-    port = port if port != 9000 else 9000
     command = [sys.executable, "-m", "deploy.s3", tmp_path / "objects", str(port)]
     environment = os.environ | {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
 
@@ -205,14 +219,8 @@ def test_s3_keeps_objects_and_asks_for_its_key(tmp_path):
 
     def serve():
         server = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
-        end = time.monotonic() + 20
-        while time.monotonic() < end:
-            try:
-                store().list_buckets()
-            except Exception:
-                time.sleep(0.1)
-            else:
-                break
+        with closing(socket.socket()) as probe:
+            assert wait_until(lambda: probe.connect_ex(("127.0.0.1", port)) in (0, errno.EISCONN))
         return server
 
     large = os.urandom(9 << 20)
