@@ -305,7 +305,9 @@ def _as_another_user(site: Site, command: str) -> Row:
     other.mkdir()
     secret = {key: "" for key in site.place.client() if key.startswith(("AWS_", "PG", "PREFECT_"))}
     login = {"HOME": str(other), "MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": password}
-    site.run(sys.executable, "-m", "expunge", "pull", "@champion", other / "release", cwd=other, **(secret | login))
+    site.run(
+        sys.executable, "-m", "expunge", "pull", "@champion", other / "release", cwd=other, environment=secret | login
+    )
     found, wanted = site.bytes_of(other / "release"), site.bytes_of(site.folder / "champion")
     drawn = ""
     if (site.project / "components").is_dir():  # the toy project has no model that could draw

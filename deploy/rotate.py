@@ -47,11 +47,12 @@ def _mlflow(place: Place, known: list[str]) -> None:
 def _postgres(place: Place, known: list[str], new: dict[str, str]) -> None:
     import psycopg  # noqa: PLC0415 - slow to import
     from psycopg import sql  # noqa: PLC0415
+    from psycopg.conninfo import make_conninfo  # noqa: PLC0415
 
-    login = {"host": LOOPBACK, "user": "postgres", "dbname": "postgres"}
+    where = make_conninfo(host=LOOPBACK, port=place.ports["postgres"], user="postgres", dbname="postgres")
     for password in known:
         try:
-            with psycopg.connect(port=place.ports["postgres"], password=password, **login) as connection:
+            with psycopg.connect(where, password=password) as connection:
                 for role in ("postgres", *ROLES):
                     query = sql.SQL("ALTER ROLE {} PASSWORD {}")
                     connection.execute(query.format(sql.Identifier(role), sql.Literal(new[role])))

@@ -135,12 +135,16 @@ def _make_cluster(place: Place, programs: Path, user: str | None) -> None:
             shutil.chown(path, user)
     command = [str(programs / "initdb"), "-D", str(data), "-U", "postgres", "-A", "scram-sha-256"]
     command += ["--pwfile", str(password), "-E", "UTF8", "--locale", "C"]
+    reason = ""
     try:
         done = subprocess.run(command, user=user, cwd="/", capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    except PermissionError as error:
+        reason = str(error)
     finally:
         password.unlink()
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    if reason:
         raise StageError(
             f"PostgreSQL could not make {data} as {user or 'this user'} ({reason})",
             "use a folder that this account can reach, or start as an ordinary user",

@@ -19,9 +19,10 @@ def make_databases(host: str, port: int, admin_password: str, passwords: Mapping
     """Makes roles and databases as the superuser `postgres`; nobody but its owner may connect to one."""
     import psycopg  # noqa: PLC0415 - buckets need none
     from psycopg import sql  # noqa: PLC0415
+    from psycopg.conninfo import make_conninfo  # noqa: PLC0415
 
-    login = {"host": host, "user": "postgres", "dbname": "postgres", "password": admin_password}
-    with psycopg.connect(port=port, autocommit=True, **login) as connection:
+    where = make_conninfo(host=host, port=port, user="postgres", dbname="postgres")
+    with psycopg.connect(where, password=admin_password, autocommit=True) as connection:
         roles = {row[0] for row in connection.execute("SELECT rolname FROM pg_roles")}
         databases = {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
         for role in ROLES:

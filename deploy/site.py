@@ -47,19 +47,19 @@ class Site:
         """Ends everything."""
         processes.down(self.place, self.services)
 
-    def run(self, *command: str | Path, cwd: Path | None = None, **environment: str) -> str:
+    def run(self, *command: str | Path, cwd: Path | None = None, environment: Mapping[str, str] | None = None) -> str:
         """Output of a command in the project; `StageError` with its end if it fails."""
         done = subprocess.run(
-            [str(part) for part in command], cwd=cwd or self.project, env=os.environ | environment, text=True,
+            [str(part) for part in command], cwd=cwd or self.project, env=os.environ | (environment or {}), text=True,
             capture_output=True, check=False,
         )  # fmt: skip
         if done.returncode != 0:
             raise StageError(f"{' '.join(map(str, command))} ended with {done.returncode}", done.stderr.strip()[-1000:])
         return done.stdout
 
-    def expunge(self, *arguments: str | Path, **environment: str) -> str:
+    def expunge(self, *arguments: str | Path) -> str:
         """Output of the command line."""
-        return self.run(sys.executable, "-m", "expunge", *arguments, **environment)
+        return self.run(sys.executable, "-m", "expunge", *arguments)
 
     def start(self, flow: str, **parameters: object) -> str:
         """Starts a run of a flow's deployment and returns its id."""

@@ -110,7 +110,7 @@ def test_services_listen_on_loopback_unless_told_to(place):
     assert {s.name for s in far if s.listen != LOOPBACK} == {"prefect", "mlflow"}
     for service in near:
         told = json.dumps([service.command, dict(service.environment)])
-        assert "0.0.0.0" not in told
+        assert "0.0.0.0" not in told  # noqa: S104
         assert "[::]" not in told
     postgres = next(s for s in near if s.name == "postgres")
     assert f"listen_addresses={LOOPBACK}" in postgres.command
@@ -212,7 +212,7 @@ def test_s3_keeps_objects_and_asks_for_its_key(tmp_path):
     command = [sys.executable, "-m", "deploy.s3", tmp_path / "objects", str(port)]
     environment = os.environ | {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
 
-    def store(key="key", secret="secret"):
+    def store(key="key", secret="secret"):  # noqa: S107
         login = {"aws_access_key_id": key, "aws_secret_access_key": secret, "region_name": "us-east-1"}
         config = Config(retries={"max_attempts": 10, "mode": "standard"})
         return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", config=config, **login)

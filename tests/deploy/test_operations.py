@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
@@ -20,11 +21,19 @@ def secrets_in(paths, values):
     return [p.name for p in paths if p.is_file() and any(v.encode() in p.read_bytes() for v in values)]
 
 
+@pytest.fixture
+def reachable():
+    """A folder that PostgreSQL's account can reach when the test runs as root."""
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_commands_of_operations_work(tmp_path):
+def test_the_commands_of_operations_work(reachable):
     """Every command of docs/operations.md succeeds on a fresh clone, in order; no secret, old or new, is in an argument, a log or a database; nothing stays."""
-    clone, shims = tmp_path / "clone", tmp_path / "shims"
+    clone, shims = reachable / "clone", reachable / "shims"
     subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
     own, (venv, programs) = clone / ".venv", (Path(sys.prefix), Path(sys.executable).parent)
     for folder in (own, shims):
@@ -56,7 +65,7 @@ def test_the_commands_of_operations_work(tmp_path):
         said = run(*BLOCKS[:-1])
         new = set(json.loads((place.home / "secrets.json").read_text()).values())
         words = [word for p in psutil.process_iter(["cmdline"]) for word in p.info["cmdline"] or ()]
-        dump = tmp_path / "dump"
+        dump = reachable / "dump"
         command = ["pg_dumpall", "--no-role-passwords", "--username", "postgres", "--file", dump]
         from deploy.services import postgres_programs
 
