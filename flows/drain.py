@@ -13,12 +13,14 @@ from typing import Any
 from prefect import flow, get_run_logger, task
 from prefect.states import Cancelled, State
 
+from components.cli.params import read_params
 from components.common.errors import UserError
 from components.common.lock import writing
-from components.common.sections import read_section
+from components.common.sections import PARAMS, read_section
 from components.ledger.database import NoLedgerError
 from components.ledger.drain import Written, read_pending, write_pending
 from components.ledger.queue import mark_drained
+from components.registry.preflight import check_ready
 from components.requests.requests import Request
 from components.worlds.load import load_world
 from flows.common import HOOKS, HOUR, RETRIES, open_project_ledger, publish
@@ -44,9 +46,10 @@ def read_waiting(root: Path) -> dict[str, Request]:
 def drain_pending(root: Path, run: str) -> tuple[Written, str]:
     """Writes, trains, registers and notes what is pending, alone in the working tree; the verdict is empty if nothing was written."""
     ledger, params = open_project_ledger(root)
-    window, world = timedelta(hours=params.withdrawal_hours), read_section("world", str, root / "params.yaml")
+    window, world = timedelta(hours=params.withdrawal_hours), read_section("world", str, root / PARAMS)
     with writing(root, run) as last:
         close_killed(last)
+        check_ready(root, lambda: read_params(root / PARAMS))
         written = write_pending(ledger, window, root / "requests.yaml", check=load_world(world).check)
         if not written.ids:
             return written, ""

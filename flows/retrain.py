@@ -13,9 +13,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled, State
 
 from components.cli.ledger import account
+from components.cli.params import read_params
 from components.common.errors import StageError
 from components.common.lock import writing
 from components.common.process import stream
+from components.common.sections import PARAMS
+from components.registry.preflight import check_ready
 from components.registry.register import register_tree
 from flows.dag import stage_order
 from flows.lifecycle import FlowCancelledError, cancellation, close_killed, flow_run_id, run_program
@@ -49,6 +52,7 @@ def retrain(root: str = ".") -> str | State:
     folder = Path(root).resolve()
     with writing(folder, flow_run_id()) as last:
         close_killed(last)
+        check_ready(folder, lambda: read_params(folder / PARAMS))
         try:
             for stage in stage_order(folder):
                 reproduce(stage, folder)

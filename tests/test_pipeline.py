@@ -171,7 +171,17 @@ def test_evaluation_writes_metrics_verdict_and_page(evaluated):
     assert max(b["value"] for b in metrics["requests"]["r-1"]["guidance"]["uncond_drift"].values()) < 0.05
     assert verdict["passed"] == all(gate["passed"] for gate in verdict["gates"])
     assert {gate["request"] for gate in verdict["gates"]} == {"r-1", "r-2", "joint"}
-    assert {"base", "judge", "filter", "adapter/r-1", "request/r-1", "request/r-2"} <= set(verdict["judged"])
+    assert {
+        "base",
+        "judge",
+        "filter",
+        "adapter/r-1",
+        "request/r-1",
+        "request/r-2",
+        "metrics",
+        "params",
+        "requests",
+    } <= set(verdict["judged"])
     page = (report / "report.html").read_text()
     assert page.count("<img") >= 6
     assert "cat → dog" in page
@@ -262,6 +272,6 @@ def test_flow_reproduces_what_changed_and_registers_it(evaluated, monkeypatch):
             "value"
         ]
     )
-    fetched = Path(mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path="model/guidance/r-1"))
+    fetched = Path(mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path="release/adapters/r-1"))
     name = "pytorch_lora_weights.safetensors"
     assert (fetched / name).read_bytes() == (evaluated / "models/guidance/r-1" / name).read_bytes()

@@ -20,7 +20,7 @@ from components.cli.images import images
 from components.cli.ledger import ledger, request_submit, request_withdraw
 from components.cli.options import DryRun
 from components.cli.params import read_params
-from components.cli.pull import pull
+from components.cli.pull import pull, reproduce
 from components.cli.purify import purify
 from components.cli.release import release
 from components.common.errors import UserError
@@ -48,6 +48,7 @@ request.command("withdraw")(request_withdraw)
 app.add_typer(images)
 app.command("purify")(purify)
 app.command("pull")(pull)
+app.command("reproduce")(reproduce)
 
 
 def main() -> None:
@@ -127,14 +128,24 @@ def run(stage: str, dry_run: DryRun = False) -> None:  # noqa: FBT002 - a comman
         raise SystemExit(4 if stream(["dvc", "repro", *(["--dry"] if dry_run else []), "--", stage], root) else 0)
 
 
+@app.command("check")
+def check() -> None:
+    """Checks what a retraining needs: free lock, disk, git, parameters, requests, base, judges, model registry."""
+    check_free(Path())
+    from components.registry.preflight import check_ready  # noqa: PLC0415 - slow to import
+
+    check_ready(Path(), read_params)
+    typer.echo("ready to retrain")
+
+
 @app.command("retrain")
 def retrain(dry_run: DryRun = False) -> None:  # noqa: FBT002 - a command-line flag
     """Runs every stage under Prefect and registers a candidate in MLflow, whatever the verdict."""
-    read_params()
-    load_requests()
     if dry_run:
+        read_params()
+        load_requests()
         raise SystemExit(4 if stream(["dvc", "status"], Path()) else 0)
-    check_free(Path())
+    check()
     os.execv(sys.executable, [sys.executable, "-m", "flows.retrain"])  # noqa: S606 - signals reach the flow itself
 
 

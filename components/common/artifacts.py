@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from components.common.errors import ArtifactError
-from components.common.files import SIDECAR, VERSION, canonical, digest, read_sidecar
+from components.common.files import VERSION, digest, read_sidecar, write_sidecar
 
 WEIGHTS = "model.safetensors"
 
@@ -49,7 +49,7 @@ def fill_artifact(
             k: {"shape": list(v.shape), "dtype": str(v.dtype).removeprefix("torch.")} for k, v in plain.items()
         },
     }
-    (folder / SIDECAR).write_text(canonical(sidecar), encoding="utf-8")
+    write_sidecar(folder, sidecar)
 
 
 def read_artifact(folder: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Training state in safetensors: modules, optimiser and step, written atomically, without a pickle.
+"""Training state: modules, optimiser and step, as safetensors behind their SHA-256, written in one move, without a pickle.
 
 Every trainer here draws its randomness from (seed, step), so that state is all a resumed run needs to end in the same
 bytes as an unbroken one.
@@ -6,14 +6,20 @@ bytes as an unbroken one.
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import nn
 
+from components.common.files import write_bytes
+
+log = logging.getLogger("expunge")
 STEP = "step"
+_DIGEST = hashlib.sha256().digest_size
 
 
 def save_checkpoint(
@@ -30,10 +36,8 @@ def save_checkpoint(
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v).cpu() for k, v in state.items()}
     tensors |= {f"extra/{k}": v.detach().cpu().contiguous() for k, v in (extra or {}).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file({k: v.contiguous().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}, partial)
-    partial.replace(path)
+    payload = save({k: v.contiguous().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()})
+    write_bytes(path, hashlib.sha256(payload).digest() + payload)
 
 
 def load_checkpoint(
@@ -41,11 +45,16 @@ def load_checkpoint(
 ) -> tuple[int, dict[str, torch.Tensor]]:
     """Restores modules and optimiser in place; returns (the step to go on from, the extra tensors).
 
-    Without a file it returns (0, {}) and changes nothing.
+    Without a file, or with one that was altered or cut short, it returns (0, {}) and changes nothing.
     """
-    if not path.exists():
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
         return 0, {}
-    tensors = load_file(path)
+    if hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:
+        log.warning("%s was altered or cut short; training begins anew", path)
+        return 0, {}
+    tensors = load(content[_DIGEST:])
     for name, module in modules.items():
         prefix = f"module/{name}/"
         module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})

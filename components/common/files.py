@@ -9,8 +9,9 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from components.common.errors import ArtifactError
 
 SIDECAR = "artifact.json"
 VERSION = 1
+_UNSEALED = {"facts", "files", "format", "inputs", "params", "requests", "tensors", "version", "weights"}
+"""Keys of sidecars from before there were seals, such as those of the base and the judge that ship."""
 
 
 def canonical(value: object) -> str:
@@ -28,7 +31,8 @@ def canonical(value: object) -> str:
 def digest(path: Path) -> str:
     """SHA-256 of a file, or of a folder's files by sorted relative name; `ArtifactError` if there is nothing."""
     if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
     if not files:
         raise ArtifactError(f"{path} holds no file", "run the stage that writes it: dvc repro")
@@ -55,6 +59,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     try:
         partial.mkdir()
         yield partial
+        _share(partial)
         old = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
@@ -71,27 +76,65 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file in one move: readers see the old text or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file in one move: readers see the old bytes or the new ones, never a part."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
         os.replace(partial, path)  # noqa: PTH105 - Path.replace is the same call
     except OSError as error:
         raise ArtifactError(
             f"{path} could not be written ({error.strerror or error})", "free some space; what was there is unchanged"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _share(folder: Path) -> None:
+    """Gives files the permissions that the umask says: safetensors writes them for their owner alone."""
+    wanted = 0o666 & ~_umask()
+    for path in folder.rglob("*"):
+        if path.is_file() and stat.S_IMODE(path.stat().st_mode) != wanted:
+            path.chmod(wanted)
+
+
+def _umask() -> int:
+    """The process's umask, which only Linux tells without setting it; elsewhere the usual one."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return 0o022
+
+
+def write_sidecar(folder: Path, sidecar: Mapping[str, Any]) -> None:
+    """Writes `artifact.json` with a seal: the digest of the rest, so that an altered byte is noticed."""
+    (folder / SIDECAR).write_text(canonical({**sidecar, "seal": _seal(sidecar)}), encoding="utf-8")
+
+
+def _seal(sidecar: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(dict(sidecar)).encode()).hexdigest()
 
 
 def read_sidecar(folder: Path, kind: str) -> dict[str, Any]:
-    """The sidecar of an artifact of format `kind`; `ArtifactError` otherwise."""
+    """The sidecar of an artifact of format `kind`, without its seal; `ArtifactError` if a byte of it was altered, or for another format."""
+    path = folder / SIDECAR
     try:
-        sidecar = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        sidecar = json.loads(text)
+        whole = isinstance(sidecar, dict) and text == canonical(sidecar)
     except OSError as error:
         raise ArtifactError(f"{folder} holds no {SIDECAR}", "run the stage that writes it: dvc repro") from error
     except ValueError as error:
-        raise ArtifactError(f"{folder / SIDECAR} is not JSON", "restore it: dvc checkout or git checkout") from error
+        raise ArtifactError(f"{path} is not JSON", "restore it: dvc checkout or git checkout") from error
+    seal = sidecar.pop("seal", None) if whole else None
+    if not whole or (sidecar.keys() - _UNSEALED if seal is None else seal != _seal(sidecar)):
+        raise ArtifactError(f"{path} was altered", "restore it: dvc checkout or git checkout")
     named = sidecar.get("format"), sidecar.get("version")
     if named != (kind, VERSION):
         raise ArtifactError(

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from components.common.errors import ArtifactError, UserError
-from components.common.files import SIDECAR, VERSION, canonical, digest, new_folder, read_sidecar
+from components.common.files import SIDECAR, VERSION, digest, new_folder, read_sidecar, write_sidecar
 from components.diffusion.folder import folder_digests
 from components.diffusion.load import load_pipeline
 from components.guidance.adapters import load_adapters
@@ -105,7 +105,7 @@ def write_merged(folder: Path, base: Path, adapters: Mapping[str, Path], fused: 
             "facts": {"changed": sorted(changed), "fused": fused is not None},
             "files": {p.relative_to(partial).as_posix(): digest(p) for p in sorted(partial.rglob("*")) if p.is_file()},
         }
-        (partial / SIDECAR).write_text(canonical(sidecar), encoding="utf-8")
+        write_sidecar(partial, sidecar)
     return sorted(changed)
 
 

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from components.common.artifacts import fill_artifact, read_artifact
 from components.common.errors import ArtifactError
-from components.common.files import SIDECAR, VERSION, canonical, digest, new_folder, read_sidecar
+from components.common.files import VERSION, digest, new_folder, read_sidecar, write_sidecar
 
 FORMAT = "expunge/adapter"
 NO_ADAPTER = "expunge/no-adapter"
@@ -126,7 +126,7 @@ def write_adapter(
 def write_no_adapter(folder: Path) -> None:
     """Writes the folder of a request that has no channel `guidance`: a sidecar that says so."""
     with new_folder(folder) as partial:
-        (partial / SIDECAR).write_text(canonical({"format": NO_ADAPTER, "version": VERSION}), encoding="utf-8")
+        write_sidecar(partial, {"format": NO_ADAPTER, "version": VERSION})
 
 
 def has_adapter(folder: Path) -> bool:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from components.common.errors import UserError
+from components.common.images import read_image
 
 
 class Photo(NamedTuple):
@@ -23,21 +23,11 @@ class Photo(NamedTuple):
 
 def read_photo(path: Path, side: int) -> Photo:
     """The image at `path`, upright, on white where it is transparent, resized to `side`; `UserError` if it cannot be read."""
-    if not path.is_file():
-        raise UserError(f"{path} is no file", "name an image, such as a PNG or a JPEG")
-    try:
-        with Image.open(path) as opened:
-            upright = ImageOps.exif_transpose(opened).convert("RGBA")
-    except UnidentifiedImageError as error:
-        raise UserError(f"{path} is no image that can be read", "name a PNG or a JPEG") from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path} has too many pixels", f"make it smaller; {side}×{side} is all that is used") from error
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's ways of saying that a file ends early or lies
-        raise UserError(f"{path} is a damaged image ({error})", "save it again as a PNG") from error
-    ground = Image.new("RGBA", upright.size, "white")
-    flat = Image.alpha_composite(ground, upright).convert("RGB")
-    fitted = flat if flat.size == (side, side) else flat.resize((side, side), Image.Resampling.LANCZOS)
-    return Photo(np.asarray(fitted), upright.size)
+    pixels = read_image(path)
+    height, width = pixels.shape[:2]
+    if (width, height) != (side, side):
+        pixels = np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS))
+    return Photo(pixels, (width, height))
 
 
 def read_geometry(folder: Path) -> tuple[int, dict[str, Any]]:

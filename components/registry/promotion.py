@@ -151,27 +151,23 @@ class Registrar:
             with fetched(self.store, history.champion, known(history, history.champion).digest) as release:
                 champion = evidence(release)
         with fetched(self.store, version, known(history, version).digest) as release:
-            own = judged_again(release, version)
-            gates = list(dict.fromkeys([*self.policy.gates, *own]))
             found = evidence(release)
+            gates = list(dict.fromkeys([*self.policy.gates, *judged_again(release, found, version)]))
         return assess(found, gates, self.policy.promote, champion=champion, overridden=overridden)
 
-    def repair(self) -> dict[str, int]:
-        """Sets the aliases that the history gives, where they differ, and returns them."""
+    def repair(self) -> History:
+        """Sets the aliases until they are those that the history gives, and returns the history."""
         for _ in range(_MOST_RACES):
             history = read_history(self.ledger)
             wanted = wanted_aliases(history, self.store)
-            if own_aliases(self.store) != wanted:
-                self.store.set_aliases(wanted)
-            if read_history(self.ledger).seq == history.seq:
-                return wanted
+            if own_aliases(self.store) == wanted:
+                return history
+            self.store.set_aliases(wanted)
         raise StageError("the aliases could not be set: others keep changing the releases", "repeat the command")
 
     def _history(self) -> History:
         """The history to decide on, with the aliases mended first."""
-        if not self.dry_run:
-            self.repair()
-        return read_history(self.ledger)
+        return read_history(self.ledger) if self.dry_run else self.repair()
 
     def _write(self, history: History, entry: Entry, did: str, result: str = "") -> Act:
         version = int(entry.body["version"])
@@ -180,8 +176,7 @@ class Registrar:
             after, did = releases.apply(history, event), f"would have {did}"
         else:
             releases.append(self.ledger, history, entry, self.actor)
-            self.repair()
-            after = read_history(self.ledger)
+            after = self.repair()
         return Act(did, version, known(after, version).digest, result, after.champion, after.previous)
 
 
@@ -225,9 +220,9 @@ def evidence(release: Release) -> Evidence:
     return Evidence(metrics["size"], metrics["requests"], release.requests)
 
 
-def judged_again(release: Release, version: int) -> tuple[GateParams, ...]:
+def judged_again(release: Release, found: Evidence, version: int) -> tuple[GateParams, ...]:
     """The release's own gates; `ArtifactError` unless its verdict is what they make of its metrics."""
-    gates, found = read_section("evaluate", EvaluateParams, release.params_file).gates, evidence(release)
+    gates = read_section("evaluate", EvaluateParams, release.params_file).gates
     verdict = judge_gates(found.metrics, gates, scopes(found), {})
     if verdict.passed != release.verdict["passed"]:
         said = "pass" if release.verdict["passed"] else "fail"

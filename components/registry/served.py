@@ -30,8 +30,9 @@ def find_release(reference: str | Path, root: Path = Path()) -> Release:
 
     A fetched release stays in the user's cache under its digest, and every byte is checked again whenever it is opened.
     """
-    if isinstance(reference, Path) or (Path(reference) / RELEASE).is_file():
-        return read_release(Path(reference))
+    folder = Path(reference)
+    if isinstance(reference, Path) or (folder / RELEASE).is_file() or (len(folder.parts) > 1 and folder.is_dir()):
+        return read_release(folder)
     from components.registry.registry import Registry  # noqa: PLC0415 - slow to import
 
     registry = Registry(root)

@@ -1,5 +1,4 @@
 import logging
-import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -7,10 +6,9 @@ import pytest
 import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
-from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 from prefect.testing.utilities import prefect_test_harness
 
-from components.common.errors import ArtifactError, StageError, TransientError, UserError
+from components.common.errors import StageError, TransientError, UserError
 from components.common.lock import writing
 from components.ledger import releases
 from components.ledger.events import Ledger
@@ -21,7 +19,6 @@ from components.registry.promotion import Registrar, read_policy
 from components.requests.requests import Request, load_requests
 from flows import common, recheck
 from flows import drain as drain_module
-from flows.deployments import BURST, DEPLOYMENTS, deployments
 from flows.promote import promote, rollback
 from tests.toyregistry import GATES, POLICY, Shown, Store, metrics_of, write_release
 
@@ -90,6 +87,7 @@ class Training:
         monkeypatch.setattr(drain_module, "reproduce", lambda stage, root: self.step("reproduce", self.trained))
         monkeypatch.setattr(drain_module, "register", lambda root: self.step("register", self.registered) or "pass")
         monkeypatch.setattr(drain_module, "load_world", lambda name: self)
+        monkeypatch.setattr(drain_module, "check_ready", lambda *checks: self.step("check", []))
         real = drain_module.mark_drained
         monkeypatch.setattr(drain_module, "mark_drained", lambda *a: self.step("mark", []) or real(*a))
 
@@ -156,7 +154,7 @@ def test_nothing_pending_ends_before_any_work(project, training):
 
 
 @pytest.mark.usefixtures("plain")
-@pytest.mark.parametrize("where", ["write", "reproduce", "register", "mark"])
+@pytest.mark.parametrize("where", ["check", "write", "reproduce", "register", "mark"])
 def test_drain_killed_anywhere_is_taken_up_by_the_next(project, training, monkeypatch, where):
     """Killed while writing, training, registering or noting: the next run ends with one training and each request noted once."""
     ids = project.submit("cat", "lantern", "kettle")
@@ -265,69 +263,3 @@ def test_recheck_judges_the_champion_on_fresh_seeds(project, monkeypatch, caplog
         assert caplog.records[-1].getMessage().startswith("release.regressed")
     assert seen == [(digests[0], GATES, 7)]
     assert [event for event, _ in alarms] == ([] if said == "PASSED" else [recheck.REGRESSED])
-
-
-def test_recheck_evaluates_the_release_and_not_the_tree(project, monkeypatch):
-    """The scratch project holds the release's filter, adapters and requests, the seed and today's gates; another base or a failed stage is refused."""
-    release = write_release(project.folder / "release", Shown())
-    (release.folder / "params.yaml").write_text(
-        yaml.safe_dump(release.params | {"base": {"path": "assets/base"}, "judge": {"path": "judge", "clip": ""}})
-    )
-    ran = []
-
-    def stream(command, cwd, _line, *, ended):
-        assert ended() is False
-        ran.append(command[-1])
-        params = yaml.safe_load((cwd / "params.yaml").read_text())
-        assert params["base"]["path"] == str(project.folder / "assets/base")
-        assert params["judge"] == {"path": str(project.folder / "judge"), "clip": ""}
-        assert (params["evaluate"]["seed"], len(params["evaluate"]["gates"])) == (11, 1)
-        assert (cwd / "models/filter/artifact.json").read_bytes() == (
-            release.folder / "filter/artifact.json"
-        ).read_bytes()
-        assert (cwd / "models/guidance/r-1/artifact.json").is_file()
-        assert list(load_requests(cwd / "requests.yaml")) == ["r-1"]
-        if not (cwd / "reports/evaluate").exists():
-            shutil.copytree(release.folder / "report", cwd / "reports/evaluate")
-        return status[0]
-
-    status, policy = [0], POLICY._replace(gates=GATES[:1])
-    monkeypatch.setattr(recheck, "stream", stream)
-    again = recheck.evaluate_again(release, policy, 11, project.folder, print)
-    assert (again.metrics, ran) == (release.metrics["requests"], list(recheck.STAGES))
-    status[0] = 3
-    with pytest.raises(StageError, match="stage_corpus ended with exit status 3"):
-        recheck.evaluate_again(release, policy, 11, project.folder, print)
-    status[0] = 0
-    verdict = release.folder / "report" / "verdict.json"
-    monkeypatch.setattr(
-        recheck, "read_evaluation", lambda folder: ({"size": "full", "requests": {}}, {"judged": {"base": "other"}})
-    )
-    assert verdict.is_file()
-    with pytest.raises(ArtifactError, match="the base is not the one of the release"):
-        recheck.evaluate_again(release, policy, 11, project.folder, print)
-
-
-def test_deployments():
-    """Every flow has a deployment of the package's version that never overlaps itself; drain starts by sweep and by event, after the window."""
-    found = {deployment.flow_name: deployment for deployment in deployments(ROOT)}
-
-    assert (
-        set(found)
-        == {"drain", "recheck", "retrain", "promote", "rollback"}
-        == {one.flow.rpartition(".")[2] for one in DEPLOYMENTS}
-    )
-    for one in found.values():
-        assert (one.concurrency_limit, one.concurrency_options.collision_strategy) == (
-            1,
-            ConcurrencyLimitStrategy.ENQUEUE,
-        )
-        assert one.parameters == {"root": str(ROOT)}
-    drain = found["drain"]
-    assert drain.schedules[0].schedule.cron == "*/15 * * * *"
-    (trigger,) = drain.triggers
-    assert trigger.expect == {"expunge.request.accepted"}
-    assert (trigger.within, trigger.schedule_after) == (BURST, 24 * HOUR + BURST)
-    assert found["recheck"].schedules[0].schedule.cron == "0 3 * * 1"
-    assert not any(found[name].schedules or found[name].triggers for name in ("retrain", "promote", "rollback"))
-    assert all(one.enforce_parameter_schema for one in found.values())

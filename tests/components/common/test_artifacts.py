@@ -1,5 +1,7 @@
 import json
+import os
 import resource
+import stat
 from contextlib import contextmanager
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 
 from components.common.artifacts import WEIGHTS, fill_artifact, read_artifact
 from components.common.errors import ArtifactError
-from components.common.files import SIDECAR, digest, new_folder, write_text
+from components.common.files import SIDECAR, digest, new_folder, write_sidecar, write_text
 
 TENSORS = {"b": torch.arange(4.0), "a": torch.ones(2, 3)}
 
@@ -71,7 +73,8 @@ def test_artifact_wrong_shape_is_refused(tmp_path):
     path = tmp_path / "x" / SIDECAR
     sidecar = json.loads(path.read_text())
     sidecar["tensors"]["a"]["shape"] = [3, 2]
-    path.write_text(json.dumps(sidecar))
+    del sidecar["seal"]
+    write_sidecar(tmp_path / "x", sidecar)
 
     with pytest.raises(ArtifactError, match="disagree on a;"):
         read_artifact(tmp_path / "x", "test/thing")
@@ -132,3 +135,28 @@ def test_full_disk_keeps_the_old_text(tmp_path):
 
     assert (tmp_path / "t").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["t"]
+
+
+@pytest.mark.parametrize("at", range(0, 700, 7))
+def test_a_sidecar_altered_in_one_byte_is_refused(tmp_path, at):
+    """Whichever byte of artifact.json changes, the reader refuses it: values, keys, spaces and the seal itself."""
+    write(tmp_path / "x", params={"k": 3}, facts={"hookpoint": "text_model.encoder.layers.1"})
+    path = tmp_path / "x" / SIDECAR
+    data = bytearray(path.read_bytes())
+    data[at % len(data)] ^= 1
+    path.write_bytes(bytes(data))
+
+    with pytest.raises(ArtifactError):
+        read_artifact(tmp_path / "x", "test/thing")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_are_readable_as_the_umask_says(tmp_path, umask):
+    """Safetensors writes mode 0600; an artifact's files have the mode that any new file has."""
+    before = os.umask(umask)
+    try:
+        write(tmp_path / "x")
+    finally:
+        os.umask(before)
+
+    assert {stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "x").iterdir()} == {0o666 & ~umask}

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -42,3 +43,19 @@ def test_checkpoint_absent_changes_nothing(tmp_path):
 
     assert load_checkpoint(tmp_path / "none", {"m": model}, optimizer) == (0, {})
     assert torch.equal(before, model.weight)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-3], lambda b: b[:10], lambda _: b"", lambda b: b[:-1] + b"\xff"])
+def test_checkpoint_damaged_begins_anew(tmp_path, damage, caplog):
+    """A checkpoint that was cut short or altered is not believed: training begins at step 0, and the log says why."""
+    model, optimizer = fresh()
+    train(model, optimizer, (0, 2))
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, {"m": model}, optimizer, 2)
+    path.write_bytes(damage(path.read_bytes()))
+    again, optimizer = fresh()
+    before = again.weight.clone()
+
+    assert load_checkpoint(path, {"m": again}, optimizer) == (0, {})
+    assert torch.equal(before, again.weight)
+    assert "was altered or cut short; training begins anew" in caplog.text

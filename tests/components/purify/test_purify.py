@@ -200,22 +200,3 @@ def test_photo_of_the_right_size_is_untouched(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
 
     assert np.array_equal(read_photo(tmp_path / "a.png", 16).pixels, pixels)
-
-
-@pytest.mark.parametrize(("content", "said"), [
-    (None, "is no file; name an image"),
-    (b"", "is no image that can be read; name a PNG or a JPEG"),
-    (b"hello", "is no image that can be read"),
-    ("cut", "is a damaged image"),
-])  # fmt: skip
-def test_photo_unreadable_is_one_sentence(tmp_path, content, said):
-    """A missing file, a file of another kind and a truncated image are refused."""
-    path = tmp_path / "a.png"
-    if content == "cut":
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
-        path.write_bytes(path.read_bytes()[:2000])
-    elif content is not None:
-        path.write_bytes(content)
-
-    with pytest.raises(UserError, match=said):
-        read_photo(path, 16)

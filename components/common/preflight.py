@@ -1,0 +1,62 @@
+"""What a long run needs, checked before its first stage: all problems at once, in seconds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from components.common.errors import ExpungeError, StageError
+
+GIB = 2**30
+FREE = 2 * GIB
+"""Bytes that a retraining may write: activations, checkpoints, artifacts and dvc's copies of them."""
+
+
+class PreflightError(StageError):
+    """A run that would fail; the sentence lists everything that is wrong."""
+
+    def __init__(self, problems: list[str]) -> None:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"the run would fail, {count}: {' · '.join(problems)}", "mend them and run it again")
+
+
+def preflight(checks: Iterable[Callable[[], object]]) -> None:
+    """Runs every check; `PreflightError` lists what all of them found, by their `ExpungeError`s and `OSError`s."""
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except ExpungeError as error:
+            problems.append(str(error))
+        except OSError as error:
+            problems.append(f"{error.filename or 'a file'}: {error.strerror or error}")
+    if problems:
+        raise PreflightError(problems)
+
+
+def check_disk(root: Path, needed: int = FREE) -> None:
+    """`StageError` if the project's disk, or dvc's cache, has less than `needed` bytes free, or cannot be written."""
+    for folder in {root.resolve(), (root / ".dvc").resolve()}:
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise StageError(f"{folder} cannot be written", "give this account the right to write there")
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise StageError(f"{folder} has {free / GIB:.1f} GiB free", f"free at least {needed / GIB:.0f} GiB")
+
+
+def check_git(root: Path) -> None:
+    """`StageError` if git cannot say which commit this is: a release records it."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "--verify", "HEAD"], cwd=root, capture_output=True, text=True, check=False, timeout=10
+        )
+    except FileNotFoundError as error:
+        raise StageError("git is not installed", "install it: a release names its commit") from error
+    except subprocess.TimeoutExpired as error:
+        raise StageError("git does not answer", "look at git status") from error
+    if found.returncode:
+        said = found.stderr.strip().partition("\n")[0] or "no commit"
+        raise StageError(f"git does not know the commit of {root.resolve()} ({said})", "commit the project")

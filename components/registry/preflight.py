@@ -1,0 +1,94 @@
+"""What a retraining needs, checked before its first stage, so that a problem costs seconds and not hours."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from components.common.errors import ExpungeError, StageError, UserError
+from components.common.preflight import check_disk, check_git, preflight
+from components.common.sections import PARAMS, read_section
+from components.diffusion.folder import check_folder
+from components.diffusion.params import BaseParams
+from components.requests.requests import REQUESTS, load_requests
+from components.worlds.params import JudgeParams
+
+_PORTS = {"http": 80, "https": 443}
+_SECONDS = 5.0
+
+
+def check_ready(root: Path, *more: Callable[[], object]) -> None:
+    """`PreflightError` lists all that would make a retraining in `root` fail, by these checks and `more`; it changes nothing."""
+    preflight(
+        [
+            *more,
+            lambda: load_requests(root / REQUESTS),
+            lambda: check_disk(root),
+            lambda: check_git(root),
+            lambda: check_folder(root / read_section("base", BaseParams, root / PARAMS).path),
+            lambda: check_judges(root),
+            lambda: check_registry(root),
+        ]
+    )
+
+
+def check_judges(root: Path) -> None:
+    """`UserError` for a judge's file that does not exist or cannot be read."""
+    params = read_section("judge", JudgeParams, root / PARAMS).model_dump()
+    for path in sorted({*_paths(params)}):
+        files = [p for p in (root / path).rglob("*") if p.is_file()] if (root / path).is_dir() else [root / path]
+        if not files or not all(os.access(file, os.R_OK) for file in files):
+            raise UserError(f"the judge's {path} does not exist or cannot be read", "mend judge in params.yaml")
+
+
+def _paths(value: Any) -> Iterator[Path]:  # noqa: ANN401 - a section's plain content
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for below in value.values() if isinstance(value, dict) else value:
+            yield from _paths(below)
+
+
+def check_registry(root: Path) -> None:
+    """`StageError` unless the model registry answers within seconds, can be written, and the experiment is alive."""
+    if run := os.environ.get("MLFLOW_RUN_ID"):
+        raise UserError(f"MLFLOW_RUN_ID is {run!r}, so that MLflow would write into that run", "unset MLFLOW_RUN_ID")
+    from components.registry.registry import MODEL, tracking_uri  # noqa: PLC0415 - slow to import
+
+    uri = tracking_uri(root)
+    where = f"the model registry at {re.sub(r'//[^/@]*@', '//', uri)}"
+    _check_reachable(uri, where)
+    from mlflow import MlflowClient  # noqa: PLC0415
+
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        found = client.get_experiment_by_name(MODEL)
+        if found is not None and found.lifecycle_stage != "active":
+            raise StageError(f"the experiment {MODEL!r} of {where} is deleted", f"restore it: mlflow experiments restore -x {found.experiment_id}")  # fmt: skip
+        if found is not None:
+            client.set_experiment_tag(found.experiment_id, "expunge.checked", "writable")
+        client.search_registered_models(max_results=1)
+    except ExpungeError:
+        raise
+    except Exception as error:  # its stores raise whatever their libraries do
+        line = (str(error).strip() or type(error).__name__).partition("\n")[0][:200]
+        raise StageError(f"{where} cannot be used ({line})", "mend it, or MLFLOW_TRACKING_URI") from error
+
+
+def _check_reachable(uri: str, where: str) -> None:
+    """Asks a server for a connection, and a SQLite file for permission, before MLflow waits minutes for them."""
+    parts = urlsplit(uri)
+    if parts.scheme in _PORTS:
+        try:
+            socket.create_connection((parts.hostname or "", parts.port or _PORTS[parts.scheme]), _SECONDS).close()
+        except (OSError, ValueError) as error:
+            raise StageError(f"{where} cannot be reached ({error})", "start it, or mend MLFLOW_TRACKING_URI") from error
+    elif parts.scheme == "sqlite":
+        path = Path(uri.removeprefix("sqlite:///"))
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise StageError(f"{where} cannot be written", "give this account the right to write there")
