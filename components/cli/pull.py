@@ -42,8 +42,8 @@ def reproduce(
 ) -> None:
     """Rebuilds a release from its commit in a fresh clone and compares every digest; exits with 1 if one differs."""
     from components.registry import reproduce as core  # noqa: PLC0415 - slow to import
-    from components.registry.registry import processor  # noqa: PLC0415
     from components.registry.served import find_release  # noqa: PLC0415
+    from components.registry.source import processor  # noqa: PLC0415
 
     release = find_release(version)
     core.check_source(release)

@@ -33,6 +33,7 @@ from components.registry.describe import (
     read_curves,
 )
 from components.registry.release import RELEASE, Release, read_release
+from components.registry.source import processor
 from components.registry.tracking import asking, code_of, is_server, shown_uri, tracking_uri
 
 MODEL = "expunge"
@@ -247,15 +248,6 @@ def parse_reference(which: int | str) -> int | str:
     if not re.fullmatch(r"[A-Za-z][\w-]*", alias):
         raise UserError(f"{text[:60]!r} names no version", "write a number or an alias, such as 3 or @champion")
     return alias
-
-
-def processor() -> str:
-    """The machine's processor, on which the last bits of a sum depend."""
-    with suppress(OSError):
-        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-        if names:
-            return str(names[0])
-    return platform.machine()
 
 
 def _versions(client: MlflowClient) -> list[Version]:

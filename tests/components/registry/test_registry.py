@@ -47,6 +47,18 @@ def tree(project, database):
     return project
 
 
+@pytest.fixture(scope="session")
+def registered(evaluated, database, tmp_path_factory):
+    """A project whose release is version 1, to read from."""
+    tree = Path(shutil.copytree(evaluated, tmp_path_factory.mktemp("registered") / "project", symlinks=True))
+    shutil.copy(database, tree / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_URI", "EXPUNGE_LEDGER_URL"):
+            patch.delenv(name, raising=False)
+        register_tree(tree, "ann")
+    return tree
+
+
 def runs(tree):
     client = MlflowClient(f"sqlite:///{tree / 'mlflow.db'}")
     (experiment,) = (e for e in client.search_experiments() if e.name == MODEL)
@@ -210,18 +222,45 @@ def test_an_upload_that_fails_ends_its_run(tree, monkeypatch):
     assert register_tree(tree, "ann").version == 1
 
 
-def test_fetch_gives_back_the_bytes(tree, tmp_path):
+def test_fetch_gives_back_the_bytes(registered, tmp_path):
     """By number, alias and URI; a second fetch into the same folder reads it, and what is in the way is left alone."""
-    found = register_tree(tree, "ann")
-    built = build_release(tree, tmp_path / "built")
+    (found,) = Registry(registered).versions()
+    built = build_release(registered, tmp_path / "built")
 
     for which in (1, "candidate", "@candidate", "models:/expunge/1", "models:/expunge@candidate"):
         out = tmp_path / "fetched"
-        assert Registry(tree).fetch(which, out).digest == found.digest == built.digest
+        assert Registry(registered).fetch(which, out).digest == found.digest == built.digest
     put(tmp_path / "mine" / "file", "x")
     with pytest.raises(UserError, match="is not empty; name a new folder"):
-        Registry(tree).fetch(1, tmp_path / "mine")
+        Registry(registered).fetch(1, tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
+
+
+def test_pull_writes_a_release_and_says_what_it_erases(registered, tmp_path, expunge):
+    """The command fetches into a new folder, refuses one that holds something else, and knows no version that is not there."""
+    (found,) = Registry(registered).versions()
+
+    said = expunge("pull", "@candidate", tmp_path / "out", cwd=registered)
+    assert said.code == 0, said.error
+    assert f"release {found.digest[:12]}, verdict pass, erases cat" in said.out
+    assert json.loads(expunge("pull", 1, tmp_path / "out", "--json").out)["digest"] == found.digest
+    put(tmp_path / "mine/file", "x")
+    assert expunge("pull", 1, tmp_path / "mine").code == 2
+    said = expunge("pull", 9, tmp_path / "new")
+    assert (said.code, (tmp_path / "new").exists()) == (2, False)
+    assert "expunge: the model expunge has no version 9; use one of: candidate, 1" in said.error
+
+
+def test_a_server_that_keeps_artifacts_in_a_folder_of_its_own_is_refused(tree, monkeypatch):
+    """Its clients would write to a path of the server's on their own disk: nothing is logged."""
+    import components.registry.registry as module
+
+    MlflowClient(Registry(tree).uri).create_experiment(MODEL, artifact_location="/srv/mlruns")
+    monkeypatch.setattr(module, "is_server", lambda uri: True)
+
+    with pytest.raises(StageError, match=r"artifacts written to /srv/mlruns.*start it with --artifacts-destination"):
+        register_tree(tree, "ann")
+    assert runs(tree)[1] == []
 
 
 def test_fetch_refuses_what_was_altered_in_the_store(tree, tmp_path):
@@ -249,12 +288,10 @@ def test_fetch_refuses_what_was_altered_in_the_store(tree, tmp_path):
         ("１", "names no version"),
     ],
 )
-def test_an_unknown_version_is_one_sentence(tree, tmp_path, which, match):
+def test_an_unknown_version_is_one_sentence(registered, tmp_path, which, match):
     """Neither a version that is not there nor one of another model is fetched."""
-    register_tree(tree, "ann")
-
     with pytest.raises(UserError, match=match):
-        Registry(tree).fetch(which, tmp_path / "out")
+        Registry(registered).fetch(which, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
