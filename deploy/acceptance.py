@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -23,52 +22,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import psutil
 import yaml
 
 from components.common.errors import StageError
-from components.common.files import canonical, write_text
-from deploy import processes
-from deploy.site import ROOT, Site, client, same, wait
+from deploy.kills import kills
+from deploy.rows import Row, publish, row, say
+from deploy.site import ROOT, Site, client, wait
 
-SHOW = ROOT / "reports" / "operations" / "show.json"
 WINDOW_HOURS = 0.006
 """Withdrawal window of the trials: 22 seconds."""
-KILLED = ("worker", "server", "flow", "dvc", "stage")
-KILLS = 20
-Row = dict[str, Any]
-
-
-def row(what: str, value: object, *, goal: str, met: bool, command: str, n: int = 1) -> Row:
-    """One row of the table."""
-    return {
-        "what": what,
-        "value": value,
-        "n": n,
-        "low": None,
-        "high": None,
-        "goal": goal,
-        "met": met,
-        "command": command,
-    }
-
-
-def publish(rows: list[Row], path: Path = SHOW) -> None:
-    """Puts rows into the table, each in the place of one of the same name."""
-    listed = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    named = {item["what"]: item for item in listed} | {item["what"]: item for item in rows}
-    write_text(path, canonical(list(named.values())))
-    for item in rows:
-        mark = "met   " if item["met"] else "MISSED"
-        say(f"{mark} {item['what']}: {item['value']} (goal {item['goal']}, n={item['n']})")
-
-
-def say(text: str) -> None:
-    """Prints a line at once."""
-    sys.stdout.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-    sys.stdout.flush()
 
 
 def prepare(site: Site, *, fast: bool) -> None:
@@ -158,94 +121,6 @@ def _moment(text: str) -> float:
     from datetime import datetime  # noqa: PLC0415
 
     return datetime.fromisoformat(text).timestamp()
-
-
-def kills(site: Site, command: str, times: int = KILLS) -> list[Row]:
-    """One kill after another, each in a run of `retrain` with another seed; finished ones are kept in kills.json."""
-    notes = site.folder / "kills.json"
-    done: list[Row] = json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else []
-    while len(done) < times:
-        done.append(_kill(site, len(done)))
-        write_text(notes, canonical(done))
-        say(json.dumps(done[-1]))
-    done = done[:times]
-    good = sum(one["resumed"] and not one["different"] for one in done)
-    totals = {name: sum(one[name] for one in done) for name in ("stuck", "double", "leftovers")}
-    kinds = ", ".join(f"{kind} {sum(one['killed'] == kind for one in done)}" for kind in KILLED)
-    what = "SIGKILL at random: resumed, with the bytes of an undisturbed run"
-    return [
-        row(f"{what} ({kinds})", f"{good}/{len(done)}", goal=f"{KILLS}/{KILLS}",
-            met=good == len(done) == KILLS, command=command, n=len(done)),
-        *(row(f"after these kills: {name}", totals[key], goal="0", met=totals[key] == 0, command=command, n=len(done))
-          for key, name in (("stuck", "runs that are stuck"), ("double", "versions registered twice"), ("leftovers", "processes left over"))),
-    ]  # fmt: skip
-
-
-def _kill(site: Site, number: int, attempt: int = 0) -> Row:
-    chance = random.Random(f"{number} {attempt}")
-    kind, share = KILLED[number % len(KILLED)], chance.random()
-    seed = {"sae": {"seed": 1000 + number + 100 * attempt}}
-    reference = site.folder / "reference"
-    shutil.rmtree(reference, ignore_errors=True)
-    site.run("git", "clone", "--quiet", "--local", str(site.project), str(reference), cwd=site.folder)
-    shutil.copy(site.project / "requests.yaml", reference)
-    shutil.copy(site.project / "params.yaml", reference)
-    site.edit_params(seed, reference)
-    begun = time.monotonic()
-    site.run("dvc", "repro", "--quiet", cwd=reference)
-    length = time.monotonic() - begun
-    wanted = site.bytes(reference)
-    site.edit_params(seed)
-    run = site.start("retrain")
-    wait(lambda: site.state(run) == "RUNNING", 120, "the run to start")
-    time.sleep(share * length)
-    victim = _victim(site, kind, run)
-    if victim is None:
-        say(f"run {run} ended before its {kind} could be killed: once more")
-        site.finish(run)
-        return _kill(site, number, attempt + 1)
-    victim.kill()
-    say(f"{number + 1}: killed {kind} (process {victim.pid}) after {share * length:.0f} s")
-    site.up()
-    states = [site.finish(run, 900)]
-    while states[-1] != "COMPLETED" and len(states) < 4:
-        states.append(site.finish(site.start("retrain"), 900))
-    stuck = sum(state in ("PENDING", "RUNNING", "CANCELLING") for state in site.runs("retrain").values())
-    wait(lambda: not site.leftovers() or time.monotonic() > begun + length + 900, 30, "processes to end")
-    after = site.versions()
-    return {
-        "killed": kind, "states": states, "resumed": states[-1] == "COMPLETED", "different": list(same(site.bytes(), wanted)),
-        "stuck": stuck, "double": len(after) - len(set(after.values())),
-        "leftovers": len(site.leftovers()),
-    }  # fmt: skip
-
-
-def _victim(site: Site, kind: str, run: str) -> psutil.Process | None:
-    """The process to kill, once there is one; None if the run ends before."""
-    if kind in ("worker", "server"):
-        return processes.running(site.place, {"server": "prefect"}.get(kind, kind))
-    while site.state(run) in ("RUNNING", ""):
-        own = site.flow_processes(run)
-        named = {
-            "flow": own[:1],
-            "dvc": [p for p in own if "repro" in _command(p)],
-            "stage": [
-                p
-                for p in own
-                if "python -m" in _command(p) and ("toyproject" in _command(p) or ".stage" in _command(p))
-            ],
-        }[kind]
-        if named:
-            return named[-1]
-        time.sleep(0.05)
-    return None
-
-
-def _command(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 def releases(site: Site, command: str) -> list[Row]:
