@@ -21,6 +21,15 @@ install: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[openmoji]" basedpyright cogapp hypothesis import-linter "psycopg[binary]" pytest pytest-timeout ruff
 	touch $@
 
+# All services on this machine (docs/operations.md): start what does not run, say what runs, end all.
+.PHONY: up status down
+up status down: .venv/deploy
+	@$(BIN)/python -m deploy.processes $@
+
+.venv/deploy: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[deploy,openmoji]"
+	touch $@
+
 # What CI runs besides the tests.
 check: lint types
 

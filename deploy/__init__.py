@@ -1,0 +1,1 @@
+"""What runs Expunge as a service: containers, or the same services as plain processes on one machine."""
