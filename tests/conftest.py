@@ -15,8 +15,10 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from components.diffusion.encode import spelling_patterns, word_ends
+from components.diffusion.towers import Towers
 from components.filter.artifact import RequestFilter
 from tests.standins import build_standin
+from tests.states import one_tower
 from training.openmoji.unet import build_scheduler
 
 os.environ["ACCELERATE_USE_CPU"] = "true"  # on any machine the same; test_gpu.py lifts it
@@ -84,6 +86,12 @@ def tiny_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     return CLIPTextModel(config).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_towers(tokenizer: CLIPTokenizer, tiny_encoder: CLIPTextModel) -> Towers:
+    """The tiny encoder as the one tower of a pipeline, read after its first layer."""
+    return one_tower(tokenizer, tiny_encoder)
 
 
 def build_tiny_unet() -> UNet2DConditionModel:

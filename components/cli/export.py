@@ -82,7 +82,7 @@ def check_export(
     check_folder(base)
     check_target(folder, base, written)
     adapters = {request_id: GUIDANCE / request_id for request_id in requests}
-    check_adapters(adapters, base / "unet")
+    check_adapters(adapters, base)
     return adapters
 
 

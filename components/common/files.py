@@ -28,7 +28,8 @@ def canonical(value: object) -> str:
 def digest(path: Path) -> str:
     """SHA-256 of a file, or of a folder's files by sorted relative name; `ArtifactError` if there is nothing."""
     if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
     if not files:
         raise ArtifactError(f"{path} holds no file", "run the stage that writes it: dvc repro")

@@ -13,9 +13,11 @@ from components.common.files import SIDECAR, canonical, digest, key_of, new_fold
 from components.common.paths import CONCEPTS, CORPUS, EVALUATE, FILTER, GUIDANCE
 from components.common.sections import read_section
 from components.common.stage import log, run_stage
+from components.diffusion.device import accelerator_device
 from components.diffusion.folder import folder_digests
-from components.diffusion.load import accelerator_device, load_pipeline
+from components.diffusion.load import load_pipeline
 from components.diffusion.params import BaseParams
+from components.diffusion.text import towers_of
 from components.eraser import Eraser, check_filters
 from components.evaluate.detection import measure_filters
 from components.evaluate.drift import measure_drift
@@ -25,7 +27,7 @@ from components.evaluate.measure import make_plan, measure_scope
 from components.evaluate.page import write_page
 from components.evaluate.params import EvaluateParams
 from components.evaluate.summary import METRICS, VERDICT
-from components.filter.artifact import read_filters
+from components.filter.artifact import open_filters, read_filters
 from components.guidance.adapters import check_adapters
 from components.worlds.judges import load_judge, load_scorer
 from components.worlds.params import JudgeParams
@@ -38,18 +40,19 @@ def evaluate() -> None:
     records, size = read_records(), settings.sizes[settings.size]
     labels = {label for record in records.values() for label in (*record.avoid, *record.labels)}
     judge = load_judge(world, judging, labels)
-    filters, hookpoint = read_filters(FILTER)
     adapters = {i: GUIDANCE / i for i, record in records.items() if "guidance" in record.request.channels}
-    check_adapters(adapters, base.path / "unet")
-    check_filters(filters, {i: record.request for i, record in records.items()})
+    check_adapters(adapters, base.path)
+    check_filters(read_filters(FILTER).filters, {i: record.request for i, record in records.items()})
+    pipe = load_pipeline(base.path, accelerator_device())
+    filters = open_filters(FILTER, towers_of(pipe, base.hookpoints), base.path)
     eraser = Eraser(
-        load_pipeline(base.path, accelerator_device()), filters, hookpoint, adapters,
-        guidance_scale=base.guidance_scale, solver_steps=base.solver_steps,
+        pipe, filters.filters, filters.hookpoints, adapters,
+        guidance_scale=base.guidance_scale, solver_steps=base.solver_steps, guard=False,
     )  # fmt: skip
     judged = {"judge": judge.digest, "base": key_of(folder_digests(base.path)), "filter": digest(FILTER / SIDECAR)}
     judged |= {f"adapter/{i}": digest(folder / SIDECAR) for i, folder in adapters.items()}
     judged |= {f"request/{i}": digest(CONCEPTS / i) for i in records}
-    scorer = load_scorer(world, judging, eraser.pipe.tokenizer, eraser.pipe.text_encoder)
+    scorer = load_scorer(world, judging, eraser.towers.first.tokenizer, eraser.towers.first.encoder)
     table = read_prompts(records).query("split == 'evaluate'")
     corpus = read_table(CORPUS).query("split == 'evaluate'")
     plan, painter = make_plan(records, table, settings, size), Painter(eraser, batch=settings.batch)

@@ -17,8 +17,7 @@ import torch
 from components.collect.record import RequestRecord
 from components.collect.tables import SOURCES, where
 from components.common.roc import auroc, roc
-from components.diffusion.encode import spelling_patterns, tokenize
-from components.diffusion.hooks import read_hookpoint
+from components.diffusion.encode import spelling_patterns
 from components.features.directions import replacement_directions
 from components.features.params import FeaturesParams
 from components.features.reading import Reader
@@ -118,8 +117,8 @@ def _name_ends(part: pd.DataFrame, ids: torch.Tensor, reader: Reader) -> torch.T
 def read_directions(chosen: pd.DataFrame, reader: Reader) -> torch.Tensor:
     """Replacement directions (K, D) from the selection prompts that have a counterpart about the anchor."""
     paired = where(chosen, chosen["counterpart"] != "")
-    encoded = [tokenize(reader.tokenizer, paired[column].tolist()) for column in ("prompt", "counterpart")]
-    hidden = [read_hookpoint(reader.encoder, reader.hookpoint, e.input_ids) for e in encoded]
+    encoded = [reader.towers.tokenize(paired[column].tolist()) for column in ("prompt", "counterpart")]
+    hidden = [reader.towers.stream(e).float().cpu() for e in encoded]
     scored = [e.scored for e in encoded]
     classes = position_classes(reader.last_tokens(encoded[0].input_ids, paired["name_used"].tolist()), scored[0])
     return replacement_directions(hidden[0], hidden[1], classes, scored[0].sum(1), scored[1].sum(1))

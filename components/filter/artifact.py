@@ -14,7 +14,11 @@ from typing import NamedTuple
 import torch
 
 from components.common.artifacts import fill_artifact, read_artifact
+from components.common.errors import ArtifactError
 from components.common.files import read_sidecar
+from components.diffusion.encode import special_tokens
+from components.diffusion.folder import TEXT_PARTS, check_made_for, part_digests
+from components.diffusion.towers import Towers
 
 FORMAT = "expunge/filter"
 
@@ -54,6 +58,17 @@ class RequestFilter(NamedTuple):
     """(V,) tokens that end a word; one tensor, on disk and in memory, for all requests."""
 
 
+class FilterSet(NamedTuple):
+    """The filters of all requests, and what they were fitted on."""
+
+    filters: dict[str, RequestFilter]
+    """By request id."""
+    hookpoints: tuple[str, ...]
+    """Of each text encoder, in the order in which their residual streams are concatenated to D."""
+    inputs: dict[str, str]
+    """Digests of what they were made of, the base's text encoders and tokenizers among them."""
+
+
 SHARED = "word_ends"
 OWN_FIELDS = tuple(field for field in RequestFilter._fields if field != SHARED)
 
@@ -62,7 +77,7 @@ def write_filters(
     folder: Path,
     filters: Mapping[str, RequestFilter],
     *,
-    hookpoint: str,
+    towers: Towers,
     params: dict[str, object],
     inputs: dict[str, str],
     facts: dict[str, object],
@@ -79,19 +94,42 @@ def write_filters(
         tensors=tensors,
         params=params,
         inputs=inputs,
-        facts={"hookpoint": hookpoint, "requests": list(filters)} | facts,
+        facts=text_facts(towers) | {"requests": list(filters)} | facts,
     )
 
 
-def read_filters(folder: Path) -> tuple[dict[str, RequestFilter], str]:
-    """(filters by request id, hookpoint); `ArtifactError` for anything but what was written."""
+def text_facts(towers: Towers) -> dict[str, object]:
+    """Hookpoint, EOS, padding and length of each tower, as its tokenizer has them; those of a single tower are not listed."""
+    names = "hookpoint", "eos_token_id", "pad_token_id", "max_length"
+    columns = zip(
+        *((t.hookpoint, *special_tokens(t.tokenizer), t.tokenizer.model_max_length) for t in towers.all), strict=True
+    )
+    return {name: column[0] if len(column) == 1 else list(column) for name, column in zip(names, columns, strict=True)}
+
+
+def read_filters(folder: Path) -> FilterSet:
+    """The filters; `ArtifactError` for anything but what was written."""
     tensors, sidecar = read_artifact(folder, FORMAT)
     facts = sidecar["facts"]
     filters = {
         request_id: RequestFilter(**{f: tensors[f"{request_id}.{f}"] for f in OWN_FIELDS}, word_ends=tensors[SHARED])
         for request_id in facts["requests"]
     }
-    return filters, facts["hookpoint"]
+    named = facts["hookpoint"]
+    return FilterSet(filters, (named,) if isinstance(named, str) else tuple(named), sidecar["inputs"])
+
+
+def open_filters(folder: Path, towers: Towers, base: Path) -> FilterSet:
+    """The filters, for these towers of the model in folder `base`; `ArtifactError` if they were fitted on others."""
+    found = read_filters(folder)
+    check_made_for(found.inputs, part_digests(base, TEXT_PARTS), f"the filter in {folder}", base)
+    facts = read_sidecar(folder, FORMAT)["facts"]
+    for name, here in text_facts(towers).items():
+        if facts.get(name) != here:
+            raise ArtifactError(
+                f"{folder} has {name} {facts.get(name)}, and the model {here}", "fit it again: dvc repro"
+            )
+    return found
 
 
 def read_names(folder: Path) -> dict[str, list[str]]:

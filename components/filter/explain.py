@@ -14,11 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
-from transformers import CLIPTokenizer
 
-from components.diffusion.encode import tokenize
-from components.diffusion.hooks import read_hookpoint
+from components.diffusion.towers import Towers
 from components.filter.artifact import RequestFilter
 from components.filter.edit import codes, evidence, find_target
 from components.filter.scores import position_scores
@@ -133,15 +130,13 @@ def explain(
 
 def explain_prompt(
     prompt: str,
-    tokenizer: CLIPTokenizer,
-    stock: nn.Module,
+    towers: Towers,
     filters: Mapping[str, RequestFilter],
-    hookpoint: str,
     names: Mapping[str, Sequence[str]],
 ) -> dict[str, Explanation]:
     """Every request's `Explanation` of one prompt, by request id, flagged or not; `names` by request id, as far as known."""
-    encoded = tokenize(tokenizer, [prompt])
-    hidden = read_hookpoint(stock, hookpoint, encoded.input_ids)
+    encoded, tokenizer = towers.tokenize([prompt]), towers.first.tokenizer
+    hidden = towers.stream(encoded).float().cpu()
     tokens = [token.removesuffix("</w>") for token in tokenizer.convert_ids_to_tokens(encoded.input_ids[0].tolist())]
     return {
         request: explain(

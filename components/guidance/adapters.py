@@ -15,12 +15,15 @@ from torch.nn.utils import parametrize
 
 from components.common.artifacts import fill_artifact, read_artifact
 from components.common.errors import ArtifactError
-from components.common.files import SIDECAR, VERSION, canonical, digest, new_folder, read_sidecar
+from components.common.files import SIDECAR, VERSION, canonical, new_folder, read_sidecar
+from components.diffusion.folder import TEXT_PARTS, check_made_for, part_digests
 
 FORMAT = "expunge/adapter"
 NO_ADAPTER = "expunge/no-adapter"
 """The format of a folder for a request without the channel `guidance`: a sidecar and nothing else."""
 WEIGHTS = "pytorch_lora_weights.safetensors"
+MADE_FOR = (*TEXT_PARTS, "scheduler", "unet")
+"""The parts of the base that an adapter is made for."""
 LAYERS = ("attn2.to_k", "attn2.to_v")
 """Keys and values of cross-attention, the only layers that read the prompt: an adapter of them is a linear map of its states."""
 _PREFIX = "unet."
@@ -139,15 +142,13 @@ def has_adapter(folder: Path) -> bool:
     return False
 
 
-def check_adapters(folders: Mapping[str, Path], unet: Path) -> None:
-    """`ArtifactError` for an adapter that is missing, or that was trained on another U-Net than the one in folder `unet`."""
+def check_adapters(folders: Mapping[str, Path], base: Path) -> None:
+    """`ArtifactError` for an adapter that is missing, or that was trained on another model than the one in folder `base`."""
     for name, folder in folders.items():
         _refuse_none(name, folder)
-        trained_on = read_sidecar(folder, FORMAT)["inputs"].get("base")
-        if trained_on != digest(unet):
-            raise ArtifactError(
-                f"the adapter {name} was trained on another U-Net than {unet}", "train it again: dvc repro"
-            )
+    here = part_digests(base, MADE_FOR) if folders else {}
+    for name, folder in folders.items():
+        check_made_for(read_sidecar(folder, FORMAT)["inputs"], here, f"the adapter {name}", base)
 
 
 def load_adapters(pipe: StableDiffusionPipeline, folders: Mapping[str, Path]) -> None:
