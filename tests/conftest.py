@@ -111,10 +111,11 @@ def make_tiny_unet() -> Callable[[], UNet2DConditionModel]:
 
 
 @pytest.fixture(scope="session")
-def spelt_filter(tokenizer: CLIPTokenizer) -> Callable[[str, int], RequestFilter]:
-    """(names, width of the residual stream) to a filter that flags the prompts in which one of them stands, and edits nothing."""
+def spelt_filter(tokenizer: CLIPTokenizer) -> Callable[..., RequestFilter]:
+    """(names, width of the residual stream, tokenizer) to a filter that flags the prompts in which one of them stands, and edits nothing."""
+    shipped = tokenizer
 
-    def make(names: str | tuple[str, ...], width: int) -> RequestFilter:
+    def make(names: str | tuple[str, ...], width: int, tokenizer: CLIPTokenizer = shipped) -> RequestFilter:
         return RequestFilter(
             features=torch.tensor([0]), own=torch.ones(1), w_enc=torch.zeros(width, 1), b_enc=torch.zeros(1),
             latent_threshold=torch.ones(1), w_dec=torch.zeros(1, width), b_dec=torch.zeros(width),

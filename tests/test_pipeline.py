@@ -38,7 +38,7 @@ SMALL = {
     "guidance": {"steps": 3},
     "evaluate": {"sizes": {"quick": {"templates": 2, "seeds": 1, "retain": 4}}, "size": "quick", "batch": 8},
 }
-STAGES = {"corpus", "sae", "concepts", "features", "guidance@r-1", "guidance@r-2", "evaluate", "export"}
+STAGES = {"base", "corpus", "sae", "concepts", "features", "guidance@r-1", "guidance@r-2", "evaluate", "export"}
 
 
 def merged(content, changes):

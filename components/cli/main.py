@@ -23,7 +23,8 @@ from components.cli.purify import purify
 from components.common.errors import ExpungeError, UserError
 from components.common.paths import EVALUATE, GUIDANCE
 from components.common.sections import read_section
-from components.evaluate.summary import read_evaluation, summarise
+from components.diffusion.params import BaseParams
+from components.evaluate.summary import check_evaluated, read_evaluation, summarise
 from components.requests.edit import add_request, remove_request
 from components.requests.requests import load_requests
 
@@ -132,6 +133,7 @@ def verdict(
 ) -> None:
     """Says what the last evaluation found; exits with 1 if the verdict is fail."""
     metrics, found = read_evaluation(EVALUATE)
+    check_evaluated(found, read_section("base", BaseParams).path)
     for gate in found["gates"] if gates else []:
         mark = "pass" if gate["passed"] else "FAIL"
         about = metrics["targets"].get(gate["request"], {}).get("target", "all requests")

@@ -130,7 +130,7 @@ class Towers:
             outputs = [tower.run(part.to(tower.device)) for tower, part in zip(self.all, ids, strict=True)]
         states = [part.to(outputs[0][0].device) for part, _ in outputs]
         pooled = next((part for _, part in outputs if part is not None), None)
-        count = len(encoded.input_ids)
+        count = encoded.input_ids.shape[0]  # `len` would fix the batch of an exported graph
         time_ids = None if self.time_ids is None else self.time_ids.to(states[0].device).expand(count, -1)
         return Conditioning(
             states[0] if len(states) == 1 else torch.cat(states, -1),

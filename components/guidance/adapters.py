@@ -10,6 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from torch.nn.utils import parametrize
 
@@ -152,13 +153,17 @@ def check_adapters(folders: Mapping[str, Path], base: Path) -> None:
 
 
 def load_adapters(pipe: StableDiffusionPipeline, folders: Mapping[str, Path]) -> None:
-    """Loads adapters by name and leaves all of them switched off; `ArtifactError` for one that is missing or altered."""
+    """Loads adapters by name and leaves them switched off; `ArtifactError` for one that is missing or altered.
+
+    A LoRA that the user loaded before stays as it is.
+    """
+    foreign = active_adapters(pipe.unet)
     for name, folder in folders.items():
         _refuse_none(name, folder)
         tensors, _ = read_artifact(folder, FORMAT)
         pipe.load_lora_weights(dict(tensors), adapter_name=name)
     if folders:
-        pipe.unet.disable_adapters()
+        _only(pipe.unet, foreign)
 
 
 def _refuse_none(name: str, folder: Path) -> None:
@@ -171,13 +176,27 @@ def _refuse_none(name: str, folder: Path) -> None:
 
 @contextmanager
 def use_adapters(pipe: StableDiffusionPipeline, names: Iterable[str]) -> Iterator[None]:
-    """Within the block the U-Net draws with the named adapters, summed; after it with none."""
-    wanted = list(names)
+    """Within the block the U-Net draws with the named adapters, summed, beside those that were active; after it with these alone."""
+    wanted, before = list(names), active_adapters(pipe.unet)
     if wanted:
-        pipe.unet.set_adapter(wanted)  # `set_adapters` assumes as many layers at every level
-        pipe.unet.enable_adapters()
+        _only(pipe.unet, [*before, *wanted])
     try:
         yield
     finally:
         if wanted:
-            pipe.unet.disable_adapters()
+            _only(pipe.unet, before)
+
+
+def active_adapters(unet: UNet2DConditionModel) -> list[str]:
+    """The adapters that act on every pass."""
+    layers = [module for module in unet.modules() if isinstance(module, LoraLayer)]
+    return unet.active_adapters() if layers and not layers[0].disable_adapters else []
+
+
+def _only(unet: UNet2DConditionModel, names: list[str]) -> None:
+    """Lets these adapters act and no others."""
+    if names:
+        unet.set_adapter(names)  # `set_adapters` assumes as many layers at every level
+        unet.enable_adapters()
+    else:
+        unet.disable_adapters()
