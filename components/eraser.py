@@ -41,7 +41,7 @@ from components.diffusion.load import load_pipeline
 from components.diffusion.params import BaseParams
 from components.diffusion.sampling import sample
 from components.diffusion.text import towers_of
-from components.filter.artifact import RequestFilter, open_filters, read_filters
+from components.filter.artifact import RequestFilter, open_filters
 from components.filter.encoder import Decision, FilteredTextEncoder
 from components.guidance.adapters import check_adapters, load_adapters, use_adapters
 from components.guidance.gating import gate_adapters
@@ -153,12 +153,11 @@ class Eraser:
         adapters = {i: root / GUIDANCE / i for i in guided}
         check_folder(folder)
         check_adapters(adapters, folder)
-        if filtered:
-            check_filters(read_filters(root / FILTER).filters, wanted)
-        pipe = load_pipeline(folder, device or accelerator_device())
-        towers = towers_of(pipe, base.hookpoints)
-        filters = open_filters(root / FILTER, towers, folder).filters if filtered else {}
+        filters = open_filters(root / FILTER, folder, base.hookpoints).filters if filtered else {}
         chosen = {i: item for i, item in filters.items() if i in wanted}
+        if filtered:
+            check_filters(chosen, wanted)
+        pipe = load_pipeline(folder, device or accelerator_device())
         return cls(
             pipe, chosen, base.hookpoints, adapters, guidance_scale=base.guidance_scale, solver_steps=base.solver_steps
         )
@@ -221,20 +220,28 @@ class Eraser:
         `UserError` inside another such block of this thread, which would end with the adapters switched off. For a pipeline call inside the block: `pipe(**erased.for_pipeline(), num_images_per_prompt=images_per_prompt)`.
         """
         masks = {name: mask.repeat_interleave(images_per_prompt) for name, mask in erased.acting.items() if mask.any()}
+        drawn = erased.cond.map(lambda part: part.repeat_interleave(images_per_prompt, 0))
+        adapted = use_adapters(self.pipe, masks) if erased.everywhere else gate_adapters(self.pipe, masks)
+        with self._turn(), self._allow(drawn), adapted:
+            yield
+
+    @contextmanager
+    def unguarded(self) -> Iterator[None]:
+        """Within the block this thread may ask the U-Net anything, as the base; no adapter acts, and other threads wait."""
+        with self._turn(), self._allow(None):
+            yield
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Holds the U-Net for this thread; `UserError` if it holds it already."""
         if self._drawer == get_ident():
             raise UserError("this eraser is drawing already", "leave the block before you draw something else")
-        adapted = use_adapters(self.pipe, masks) if erased.everywhere else gate_adapters(self.pipe, masks)
-        drawn = erased.cond.map(lambda part: part.repeat_interleave(images_per_prompt, 0))
-        with self._drawing, self._allow(drawn), adapted:
+        with self._drawing:
             self._drawer = get_ident()
             try:
                 yield
             finally:
                 self._drawer = 0
-
-    def unguarded(self) -> AbstractContextManager[None]:
-        """Within the block this thread may ask the U-Net anything, as the base; no adapter acts."""
-        return self._allow(None)
 
     def _allow(self, cond: Conditioning | None) -> AbstractContextManager[None]:
         return nullcontext() if self._guard is None else self._guard.allow(cond)

@@ -122,7 +122,7 @@ def test_text_stages_write_prompts_autoencoder_and_filter(fitted):
     assert sae.W_dec.norm(dim=1).sub(1).abs().max() < 1e-4
     base = fitted / "assets/openmoji"
     towers = load_towers(base, ["encoder.layers.0"])
-    filters = open_filters(fitted / "models/filter", towers, base).filters
+    filters = open_filters(fitted / "models/filter", base, towers.hookpoints).filters
     assert set(filters) == {"r-1", "r-2"}
     _, seen = FilteredTextEncoder(towers, filters).encode(towers.tokenize(["a feline", "a spook"]))
     assert seen.flagged[0].tolist()[0]

@@ -17,7 +17,6 @@ from components.diffusion.device import accelerator_device
 from components.diffusion.folder import folder_digests
 from components.diffusion.load import load_pipeline
 from components.diffusion.params import BaseParams
-from components.diffusion.text import towers_of
 from components.eraser import Eraser, check_filters
 from components.evaluate.detection import measure_filters
 from components.evaluate.drift import measure_drift
@@ -27,7 +26,7 @@ from components.evaluate.measure import make_plan, measure_scope
 from components.evaluate.page import write_page
 from components.evaluate.params import EvaluateParams
 from components.evaluate.summary import METRICS, VERDICT
-from components.filter.artifact import open_filters, read_filters
+from components.filter.artifact import open_filters
 from components.guidance.adapters import check_adapters
 from components.worlds.judges import load_judge, load_scorer
 from components.worlds.params import JudgeParams
@@ -42,11 +41,10 @@ def evaluate() -> None:
     judge = load_judge(world, judging, labels)
     adapters = {i: GUIDANCE / i for i, record in records.items() if "guidance" in record.request.channels}
     check_adapters(adapters, base.path)
-    check_filters(read_filters(FILTER).filters, {i: record.request for i, record in records.items()})
-    pipe = load_pipeline(base.path, accelerator_device())
-    filters = open_filters(FILTER, towers_of(pipe, base.hookpoints), base.path)
+    filters = open_filters(FILTER, base.path, base.hookpoints).filters
+    check_filters(filters, {i: record.request for i, record in records.items()})
     eraser = Eraser(
-        pipe, filters.filters, filters.hookpoints, adapters,
+        load_pipeline(base.path, accelerator_device()), filters, base.hookpoints, adapters,
         guidance_scale=base.guidance_scale, solver_steps=base.solver_steps, guard=False,
     )  # fmt: skip
     judged = {"judge": judge.digest, "base": key_of(folder_digests(base.path)), "filter": digest(FILTER / SIDECAR)}

@@ -26,8 +26,9 @@ GRAPH = "filter.onnx"
 def export() -> None:
     """Exports, checks, compares, and refuses to leave a graph that decides differently."""
     base, settings = read_section("base", BaseParams), read_section("export", ExportParams)
+    filters = open_filters(FILTER, base.path, base.hookpoints).filters
     towers = load_towers(base.path, base.hookpoints)
-    encoder = FilteredTextEncoder(towers, open_filters(FILTER, towers, base.path).filters)
+    encoder = FilteredTextEncoder(towers, filters)
     table, corpus = read_prompts(read_records()), read_table(CORPUS)
     naming = where(table, (table["split"] == "evaluate") & table["names_target"])["prompt"].tolist()
     benign = where(corpus, corpus["split"] == "evaluate")["prompt"].tolist()

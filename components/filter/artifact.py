@@ -7,7 +7,7 @@ Only the rows of the selected features are stored: JumpReLU decides latent by la
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,16 +119,16 @@ def read_filters(folder: Path) -> FilterSet:
     return FilterSet(filters, (named,) if isinstance(named, str) else tuple(named), sidecar["inputs"])
 
 
-def open_filters(folder: Path, towers: Towers, base: Path) -> FilterSet:
-    """The filters, for these towers of the model in folder `base`; `ArtifactError` if they were fitted on others."""
+def open_filters(folder: Path, base: Path, hookpoints: Sequence[str]) -> FilterSet:
+    """The filters, for the model in folder `base` read at `hookpoints`, before any of it is loaded.
+
+    `ArtifactError` if they were fitted on other text encoders or tokenizers, or elsewhere in them.
+    """
     found = read_filters(folder)
     check_made_for(found.inputs, part_digests(base, TEXT_PARTS), f"the filter in {folder}", base)
-    facts = read_sidecar(folder, FORMAT)["facts"]
-    for name, here in text_facts(towers).items():
-        if facts.get(name) != here:
-            raise ArtifactError(
-                f"{folder} has {name} {facts.get(name)}, and the model {here}", "fit it again: dvc repro"
-            )
+    if found.hookpoints != tuple(hookpoints):
+        fact = f"the filter in {folder} was fitted at {', '.join(found.hookpoints)}, not at {', '.join(hookpoints)}"
+        raise ArtifactError(fact, "fit it again: expunge run features")
     return found
 
 
