@@ -92,7 +92,7 @@ def variant_of(folder: Path) -> str | None:
         if not lacking:
             return variant
         missing = missing or lacking
-    pickled = any((folder / missing[0]).glob(f"*{end}") for end in (".bin", ".ckpt", ".pt"))
+    pickled = any(path.suffix in (".bin", ".ckpt", ".pt") for path in (folder / missing[0]).glob("*"))
     fact = "holds pickles and no safetensors file" if pickled else "holds no safetensors file"
     remedy = (
         "save it as safetensors: pipe.save_pretrained(FOLDER)" if pickled else "restore its weights, as safetensors"

@@ -38,7 +38,9 @@ def test_nobody_else_reads_a_pipelines_text_side(folder):
 
 def test_the_search_finds_what_it_looks_for():
     """Each form is found; the tokenizer's own EOS is allowed."""
-    wrong = "a = pipe.text_encoder(x)\nb = self.pipe.tokenizer\nc = encoder.config.eos_token_id\nd = pipe.text_encoder_2\n"
+    wrong = (
+        "a = pipe.text_encoder(x)\nb = self.pipe.tokenizer\nc = encoder.config.eos_token_id\nd = pipe.text_encoder_2\n"
+    )
 
     assert len(misuses(wrong)) == 4
     assert misuses("a = tokenizer.eos_token_id\nb = tower.tokenizer\n") == []

@@ -24,7 +24,9 @@ def eraser(request, standin, spelt_filter):
     """A cat is erased by a filter; the pipeline is the user's own."""
     pipe = load_pipeline(standin(request.param))
     width = pipe.unet.config.cross_attention_dim
-    item = spelt_filter("cat", width, pipe.tokenizer)._replace(directions=torch.full((4, width), 0.5))
+    item = spelt_filter("cat", width, pipe.tokenizer)._replace(
+        directions=torch.randn(4, width, generator=torch.Generator().manual_seed(0))
+    )
     return Eraser(pipe, {"r": item}, HOOKPOINTS[request.param], {}, guidance_scale=2.0, solver_steps=1)
 
 
