@@ -37,8 +37,10 @@ from components.diffusion.encode import encode, tokenize
 from components.diffusion.load import accelerator_device, load_pipeline
 from components.diffusion.params import BaseParams
 from components.diffusion.sampling import sample
-from components.filter.artifact import RequestFilter, read_filters
+from components.filter.artifact import RequestFilter, read_filters, read_targets
 from components.filter.encoder import Decision, FilteredTextEncoder
+from components.filter.targets import TargetNames
+from components.filter.text import Names, positions
 from components.guidance.adapters import check_adapters, load_adapters, use_adapters
 from components.guidance.gating import gate_adapters
 from components.requests.requests import REQUESTS, Request, load_requests
@@ -104,10 +106,15 @@ class Eraser:
         hookpoint: str,
         adapters: Mapping[str, Path],
         *,
+        targets: Mapping[str, TargetNames] | None = None,
         guidance_scale: float = 7.5,
         solver_steps: int = 25,
     ) -> None:
-        """Loads the adapters, by request, into `pipe` and leaves them off; `ArtifactError` for an altered one."""
+        """Loads the adapters, by request, into `pipe` and leaves them off; `ArtifactError` for an altered one.
+
+        `targets` says what text finds of each request that has a filter; without them names are found in tokens alone.
+        """
+        self.names = Names({name: item for name, item in (targets or {}).items() if name in filters})
         self.pipe, self.filters, self.hookpoint = pipe, dict(filters), hookpoint
         self.guidance_scale, self.solver_steps = guidance_scale, solver_steps
         load_adapters(pipe, adapters)
@@ -144,8 +151,15 @@ class Eraser:
         chosen = {i: item for i, item in filters.items() if i in wanted}
         if filtered:
             check_filters(chosen, wanted)
+        targets = read_targets(root / FILTER) if filtered else {}
         return cls(
-            pipe, chosen, hookpoint, adapters, guidance_scale=base.guidance_scale, solver_steps=base.solver_steps
+            pipe,
+            chosen,
+            hookpoint,
+            adapters,
+            targets=targets,
+            guidance_scale=base.guidance_scale,
+            solver_steps=base.solver_steps,
         )
 
     def read(
@@ -190,11 +204,20 @@ class Eraser:
         if requests not in self._encoders:
             filters = {name: self.filters[name] for name in requests}
             self._encoders[requests] = FilteredTextEncoder(self.pipe.text_encoder, filters, self.hookpoint)
-        ids = tokenize(self.pipe.tokenizer, unique).input_ids
-        parts = [self._encoders[requests].encode(ids[i : i + _BATCH]) for i in range(0, len(ids), _BATCH)]
+        ids, named = tokenize(self.pipe.tokenizer, unique).input_ids, self._named(unique, requests)
+        parts = [
+            self._encoders[requests].encode(ids[i : i + _BATCH], None if named is None else named[i : i + _BATCH])
+            for i in range(0, len(ids), _BATCH)
+        ]
         decisions = [decision for _, decision in parts]
         scores, flagged = (torch.cat([getattr(d, field) for d in decisions]) for field in ("scores", "flagged"))
         return torch.cat([states for states, _ in parts])[order], Decision(requests, scores[order], flagged[order])
+
+    def _named(self, prompts: Sequence[str], requests: tuple[str, ...]) -> torch.Tensor | None:
+        """(B, L, R) at which tokens text finds a name; None where some request says nothing of its names in text."""
+        if not set(requests) <= set(self.names.requests):
+            return None
+        return positions(self.pipe.tokenizer, prompts, [self.names.find(prompt) for prompt in prompts], requests)
 
     @contextmanager
     def acting(self, erased: Erased, *, images_per_prompt: int = 1) -> Iterator[None]:

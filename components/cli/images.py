@@ -57,11 +57,13 @@ def explain(
     """Says of every request whether its filter flags a prompt, and why."""
     base, requests = read_section("base", BaseParams), load_requests()
     from components.diffusion.text import load_text  # noqa: PLC0415 - slow to import
-    from components.filter.artifact import read_filters, read_names  # noqa: PLC0415
+    from components.filter.artifact import read_filters, read_names, read_targets  # noqa: PLC0415
     from components.filter.explain import explain_prompt  # noqa: PLC0415
 
     filters, hookpoint = read_filters(FILTER)
-    reasons = explain_prompt(prompt, *load_text(base.path), filters, hookpoint, read_names(FILTER))
+    reasons = explain_prompt(
+        prompt, *load_text(base.path), filters, hookpoint, read_names(FILTER), read_targets(FILTER)
+    )
     targets = {request_id: item.target for request_id, item in requests.items()}
     if as_json:
         listed = [r.record() | {"target": targets.get(i), "flagged": r.flagged} for i, r in reasons.items()]

@@ -20,17 +20,22 @@ class Encoded(NamedTuple):
     input_ids: torch.Tensor
     """(B, L) int64."""
     scored: torch.Tensor
-    """(B, L) bool: content tokens and the first EOS; never BOS, never padding."""
+    """(B, L) bool: content tokens and the EOS that ends them; never BOS, never padding."""
 
 
 def content_mask(input_ids: torch.Tensor, eos_token_id: int) -> torch.Tensor:
-    """(B, L) bool: positions that are scored, from position 1 to the first EOS.
+    """(B, L) bool: positions that are scored, from position 1 to the EOS that ends the prompt.
 
-    The mask is a function of each row alone, so a prompt's decision cannot depend on its batch (invariant 2).
+    That EOS is the first of the last run of them, whatever pads the row after it. An EOS before it is one that somebody typed:
+    the U-Net reads on behind it, and so does the filter. The mask is a function of each row alone, so that a prompt's
+    decision cannot depend on its batch (invariant 2).
     """
     is_eos = input_ids == eos_token_id
-    before = is_eos.int().cumsum(1) - is_eos.int()  # EOS tokens strictly before each position
-    mask = before == 0
+    ahead = is_eos.int().flip(1).cumsum(1).flip(1)  # EOS tokens from each position on
+    content = ~is_eos & ((ahead > 0) | (ahead[:, :1] == 0))  # not what pads the row after its EOS
+    behind = content.int().flip(1).cumsum(1).flip(1)  # content from each position on
+    mask = content | (behind > 0)
+    mask = mask | torch.cat([mask[:, :1], mask[:, :-1]], 1)  # and the EOS after it
     mask[:, 0] = False  # BOS is the same for every prompt, and an outlier
     return mask
 

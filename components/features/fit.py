@@ -140,7 +140,7 @@ def fit_own(
 ) -> tuple[RequestFilter, dict[str, Any]]:
     """As `fit_request`, from prompts that were read."""
     reader, listed = shared.reader, record.names["evaluate"]
-    forms = [*(name + end for name in listed for end in ("", "s", "es")), *record.misspellings]
+    forms = [*(name + end for name in listed for end in ("", "s", "es")), *record.forms, *record.misspellings]
     free = np.flatnonzero(~shared.background.words.find(forms)[shared.background.prompt])
     often, rest = np.split(free, [len(free) // SHARE])
     named = np.flatnonzero(own.labels >= 0)
@@ -169,9 +169,16 @@ def fit_own(
         directions=own.directions,
         gain=0.0 if record.anchor else -1.0,
         positions=settings.positions,
-        spellings=spelling_patterns(reader.tokenizer, listed, record.misspellings),
+        spellings=spelling_patterns(reader.tokenizer, listed, spelt_forms(record)),
     )
     return item, facts_of(own.names, fitted, threshold, positives, groups, settings.fpr)
+
+
+def spelt_forms(record: RequestRecord) -> list[str]:
+    """Further forms of the names that tokens alone tell: irregular plurals, translations, misspellings; no emoji."""
+    plain = {name + end for name in record.names["evaluate"] for end in ("", "s", "es")}
+    listed = dict.fromkeys([*record.forms, *record.misspellings])
+    return [form for form in listed if form not in plain and any(c.isalpha() for c in form)]
 
 
 def as_filter(

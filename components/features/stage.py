@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from components.collect.record import read_records
+from components.collect.record import RequestRecord, read_records
 from components.collect.tables import read_table
 from components.common.files import SIDECAR, canonical, digest, new_folder
 from components.common.paths import CONCEPTS, CORPUS, FILTER, SAE
@@ -41,10 +41,19 @@ def features() -> None:
             hookpoint=base.hookpoint,
             params=settings.model_dump(),
             inputs=inputs,
-            facts={"detail": facts},
+            facts={"detail": facts, "text": {i: text_facts(record) for i, record in records.items()}},
         )
         (partial / "roc.json").write_text(canonical(curves), encoding="utf-8")
         plot_roc(partial / "roc.png", {records[i].request.target: curve for i, curve in curves.items()})
+
+
+def text_facts(record: RequestRecord) -> dict[str, list[str]]:
+    """What the artifact says of a request's names in text, as `read_targets` reads it."""
+    return {
+        "forms": list(record.forms),
+        "shields": list(record.shields),
+        "languages": list(record.request.languages),
+    }
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 
 from components.common.artifacts import fill_artifact, read_artifact
 from components.common.files import read_sidecar
+from components.filter.targets import TargetNames
 
 FORMAT = "expunge/filter"
 
@@ -92,6 +93,15 @@ def read_filters(folder: Path) -> tuple[dict[str, RequestFilter], str]:
         for request_id in facts["requests"]
     }
     return filters, facts["hookpoint"]
+
+
+def read_targets(folder: Path) -> dict[str, TargetNames]:
+    """What text says of each request's target, by request id; none for an artifact that lists no forms."""
+    listed = read_sidecar(folder, FORMAT)["facts"].get("text", {})
+    return {
+        request_id: TargetNames(*(tuple(item[field]) for field in TargetNames._fields))
+        for request_id, item in listed.items()
+    }
 
 
 def read_names(folder: Path) -> dict[str, list[str]]:

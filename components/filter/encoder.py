@@ -60,9 +60,15 @@ class FilteredTextEncoder(nn.Module):
         return items, trie
 
     def rewrite(
-        self, hidden: torch.Tensor, input_ids: torch.Tensor, scored: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        input_ids: torch.Tensor,
+        scored: torch.Tensor,
+        named: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Decision]:
         """(residual stream (B, L, D) with every flagged request replaced, decision); unflagged rows keep their bits.
+
+        `named` (B, L, R) says at which tokens text has found a name (components/filter/text.py); without it the listed tokens do.
 
         All requests look at the stream as it came, so that neither detection nor edit depends on their order. They compute
         in float32, whatever the encoder computes in.
@@ -73,8 +79,8 @@ class FilteredTextEncoder(nn.Module):
         items, trie = self._on(hidden.device)
         stream = hidden.float()
         code = [codes(stream, item) for item in items]
-        named = find_names(input_ids, trie).unbind(-1)
-        seen = [evidence(z, n, item) for z, n, item in zip(code, named, items, strict=True)]
+        listed = find_names(input_ids, trie) if named is None else named.to(hidden.device)
+        seen = [evidence(z, n, item) for z, n, item in zip(code, listed.unbind(-1), items, strict=True)]
         scores = torch.stack([prompt_scores(each, scored) for each in seen], 1)  # (B, R)
         flagged = scores >= torch.stack([item.decision_threshold for item in items])
         out = stream
@@ -83,13 +89,19 @@ class FilteredTextEncoder(nn.Module):
             out = torch.where(flagged[:, column, None, None], new, out)
         return out.to(hidden.dtype), Decision(self.requests, scores, flagged)
 
-    def run(self, input_ids: torch.Tensor, **kwargs: Any) -> tuple[Any, Decision]:  # noqa: ANN401 - as the stock encoder
-        """(the stock encoder's outputs for tokens (B, L), decision); `kwargs` go to the stock encoder's forward."""
+    def run(
+        self,
+        input_ids: torch.Tensor,
+        *,
+        named: torch.Tensor | None = None,
+        **kwargs: Any,  # noqa: ANN401 - as the stock encoder
+    ) -> tuple[Any, Decision]:
+        """(the stock encoder's outputs for tokens (B, L), decision); `named` as in `rewrite`, `kwargs` go to its forward."""
         scored = content_mask(input_ids, self.eos_token_id)
         decisions: list[Decision] = []
 
         def edit(hidden: torch.Tensor) -> torch.Tensor:
-            out, decision = self.rewrite(hidden, input_ids, scored)
+            out, decision = self.rewrite(hidden, input_ids, scored, named)
             decisions.append(decision)
             return out
 
@@ -98,9 +110,9 @@ class FilteredTextEncoder(nn.Module):
         (decision,) = decisions
         return outputs, decision
 
-    def encode(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, Decision]:
-        """(last hidden states (B, L, D), decision) of tokens (B, L)."""
-        outputs, decision = self.run(input_ids)
+    def encode(self, input_ids: torch.Tensor, named: torch.Tensor | None = None) -> tuple[torch.Tensor, Decision]:
+        """(last hidden states (B, L, D), decision) of tokens (B, L); `named` as in `rewrite`."""
+        outputs, decision = self.run(input_ids, named=named)
         return outputs[0], decision
 
     def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:  # noqa: ANN401 - as the stock encoder
