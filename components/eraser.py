@@ -183,7 +183,7 @@ class Eraser:
         loaded = [name for name in wanted if name in self.adapters and variant in _ADAPTED]
         states, decision = self._encode(prompts, named)
         everyone = torch.ones(len(prompts), dtype=torch.bool)
-        columns = dict(zip(decision.requests, decision.flagged.unbind(1), strict=True)) if variant == "gated" else {}
+        columns = self._gates(decision) if variant == "gated" else {}
         return Erased(
             tuple(prompts),
             states,
@@ -212,6 +212,15 @@ class Eraser:
         decisions = [decision for _, decision in parts]
         scores, flagged = (torch.cat([getattr(d, field) for d in decisions]) for field in ("scores", "flagged"))
         return torch.cat([states for states, _ in parts])[order], Decision(requests, scores[order], flagged[order])
+
+    def _gates(self, decision: Decision) -> dict[str, torch.Tensor]:
+        """By request with a filter: (B,) bool, the prompts on which its adapter acts when gated."""
+        return {
+            name: flagged | (scores >= self.filters[name].gate_threshold.to(scores.device))
+            for name, scores, flagged in zip(
+                decision.requests, decision.scores.unbind(1), decision.flagged.unbind(1), strict=True
+            )
+        }
 
     def _named(self, prompts: Sequence[str], requests: tuple[str, ...]) -> torch.Tensor | None:
         """(B, L, R) at which tokens text finds a name; None where some request says nothing of its names in text."""

@@ -30,7 +30,7 @@ def features() -> None:
     filters: dict[str, RequestFilter] = {}
     facts: dict[str, dict[str, Any]] = {}
     for i, record in tqdm(records.items(), desc="features", unit="request"):
-        filters[i], facts[i] = fit_request(record, read_table(CONCEPTS / i), shared, settings)
+        filters[i], facts[i] = fit_request(record, read_table(CONCEPTS / i), shared, settings, requests=len(records))
         log.info("%s %r: %s", i, record.request.target, facts[i]["calibration"])
     curves = {i: each.pop("roc") for i, each in facts.items()}
     inputs = {"sae": digest(SAE / SIDECAR), "concepts": digest(CONCEPTS), "corpus": digest(CORPUS)}

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from components.common.artifacts import fill_artifact, read_artifact
+from components.common.errors import ArtifactError
 from components.common.files import read_sidecar
 from components.filter.targets import TargetNames
 
@@ -49,6 +50,8 @@ class RequestFilter(NamedTuple):
     """(): what the edit adds for each unit of an own feature's code, along its decoder row: 0 with an anchor, -1 without."""
     classes: torch.Tensor = torch.ones(4)
     """(K,) 1 for the position classes that are edited, 0 for the others."""
+    gate_threshold: torch.Tensor = torch.tensor(float("inf"))
+    """(): the request's adapter acts on a prompt from this score on, and wherever the prompt is flagged; -inf: on every prompt."""
     spellings: torch.Tensor = torch.zeros(0, 1, dtype=torch.int64)
     """(M, W) token patterns of the target's names and misspellings; a prompt that contains one is flagged at any score."""
     word_ends: torch.Tensor = torch.zeros(1, dtype=torch.bool)
@@ -88,6 +91,9 @@ def read_filters(folder: Path) -> tuple[dict[str, RequestFilter], str]:
     """(filters by request id, hookpoint); `ArtifactError` for anything but what was written."""
     tensors, sidecar = read_artifact(folder, FORMAT)
     facts = sidecar["facts"]
+    wanted = {f"{request_id}.{field}" for request_id in facts["requests"] for field in OWN_FIELDS}
+    if missing := sorted(wanted - set(tensors)):
+        raise ArtifactError(f"{folder} holds no {missing[0]}", "fit it with this version: expunge run features")
     filters = {
         request_id: RequestFilter(**{f: tensors[f"{request_id}.{f}"] for f in OWN_FIELDS}, word_ends=tensors[SHARED])
         for request_id in facts["requests"]
