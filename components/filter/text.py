@@ -197,8 +197,9 @@ class Names:
         for n in range(2, self._width + 1):
             for first in range(max(0, at - n + 1), min(at, len(seen) - n) + 1):
                 solid = "".join(w.text for w in seen[first : first + n])
-                for form in self._slips(solid) if solid.isascii() else ():
-                    yield first, first + n - 1, self._solid[form], "slip"
+                alike = {**self._drawn_out(solid), **self._slips(solid)} if solid.isascii() else {}
+                for form, kind in alike.items():
+                    yield first, first + n - 1, self._solid[form], kind
 
     def _slips(self, word: str) -> dict[str, str]:
         """Forms of which `word` is a slip."""

@@ -74,4 +74,15 @@ def adding(
     run(count)
 
 
+@app.command()
+def text(
+    prompts: Annotated[Path, typer.Option(help="Folder with coco-10k.csv and parti.csv.")],
+    requests: Annotated[list[int], typer.Option(help="How many act at once; repeatable.")] = [10, 100, 1000],  # noqa: B006
+) -> None:
+    """Finds names in text: by kind of evasion, false alarms on real prompts, latency."""
+    from research.filter.text import run  # noqa: PLC0415
+
+    run(prompts, sorted(set(requests)))
+
+
 app()

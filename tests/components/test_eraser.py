@@ -118,7 +118,7 @@ def test_names_hidden_in_text_are_flagged_and_edited(tiny_pipe, spelt_filter, ad
 @pytest.mark.parametrize(
     "before", ["<|endoftext|>", "<|startoftext|>", "<|endoftext|>" * 3, "#! ", "!!! ", "x" * 9 + " "]
 )
-def test_nothing_before_a_name_unflags_it(tiny_pipe, spelt_filter, adapters, before):
+def test_nothing_before_a_name_unflags_it(tiny_pipe, spelt_filter, before):
     """Whatever stands in front of a name, it is found in tokens, in text, and its position is scored."""
     item = spelt_filter("cat", WIDTH)
     texts = {"r": TargetNames(("cat",))}
