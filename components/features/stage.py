@@ -41,13 +41,13 @@ def features() -> None:
             hookpoint=base.hookpoint,
             params=settings.model_dump(),
             inputs=inputs,
-            facts={"detail": facts, "text": {i: text_facts(record) for i, record in records.items()}},
+            facts={"detail": facts, "text": {i: target_facts(record) for i, record in records.items()}},
         )
         (partial / "roc.json").write_text(canonical(curves), encoding="utf-8")
         plot_roc(partial / "roc.png", {records[i].request.target: curve for i, curve in curves.items()})
 
 
-def text_facts(record: RequestRecord) -> dict[str, list[str]]:
+def target_facts(record: RequestRecord) -> dict[str, list[str]]:
     """What the artifact says of a request's names in text, as `read_targets` reads it."""
     return {
         "forms": list(record.forms),
