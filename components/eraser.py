@@ -43,6 +43,8 @@ from components.diffusion.sampling import sample
 from components.diffusion.text import towers_of
 from components.filter.artifact import RequestFilter, open_filters
 from components.filter.encoder import Decision, FilteredTextEncoder
+from components.filter.targets import TargetNames
+from components.filter.text import Names, positions
 from components.guidance.adapters import check_adapters, load_adapters, use_adapters
 from components.guidance.gating import gate_adapters
 from components.requests.requests import REQUESTS, Request, load_requests
@@ -112,11 +114,16 @@ class Eraser:
         hookpoint: str | Sequence[str],  # of each text encoder
         adapters: Mapping[str, Path],
         *,
+        targets: Mapping[str, TargetNames] | None = None,
         guidance_scale: float = 7.5,
         solver_steps: int = 25,
         guard: bool = True,  # False where passes of the base itself are wanted too, as in an evaluation
     ) -> None:
-        """Loads the adapters, by request, into `pipe` and leaves them off; `ArtifactError` for an altered one."""
+        """Loads the adapters, by request, into `pipe` and leaves them off; `ArtifactError` for an altered one.
+
+        `targets` says what text finds of each request that has a filter; without them names are found in tokens alone.
+        """
+        self.names = Names({name: item for name, item in (targets or {}).items() if name in filters})
         self.pipe, self.filters = pipe, dict(filters)
         hookpoints = [hookpoint] if isinstance(hookpoint, str) else hookpoint
         self.towers = towers_of(pipe, hookpoints if filters else None)
@@ -153,14 +160,15 @@ class Eraser:
         adapters = {i: root / GUIDANCE / i for i in guided}
         check_folder(folder)
         check_adapters(adapters, folder)
-        filters = open_filters(root / FILTER, folder, base.hookpoints).filters if filtered else {}
-        chosen = {i: item for i, item in filters.items() if i in wanted}
+        found = open_filters(root / FILTER, folder, base.hookpoints) if filtered else None
+        chosen = {i: item for i, item in found.filters.items() if i in wanted} if found else {}
         if filtered:
             check_filters(chosen, wanted)
         pipe = load_pipeline(folder, device or accelerator_device())
         return cls(
-            pipe, chosen, base.hookpoints, adapters, guidance_scale=base.guidance_scale, solver_steps=base.solver_steps
-        )
+            pipe, chosen, base.hookpoints, adapters, targets=found.targets if found else {},
+            guidance_scale=base.guidance_scale, solver_steps=base.solver_steps,
+        )  # fmt: skip
 
     def read(
         self,
@@ -184,7 +192,7 @@ class Eraser:
         loaded = [name for name in wanted if name in self.adapters and variant in _ADAPTED]
         cond, decision = self._encode(prompts, named)
         everyone = torch.ones(len(prompts), dtype=torch.bool)
-        columns = dict(zip(decision.requests, decision.flagged.unbind(1), strict=True)) if variant == "gated" else {}
+        columns = self._gates(decision) if variant == "gated" else {}
         return Erased(
             tuple(prompts),
             cond,
@@ -205,13 +213,31 @@ class Eraser:
         if requests not in self._encoders:
             filters = {name: self.filters[name] for name in requests}
             self._encoders[requests] = FilteredTextEncoder(self.towers, filters)
-        encoded, host = self.towers.tokenize(unique), torch.device("cpu")
-        starts = range(0, len(unique), _BATCH)
-        parts = [self._encoders[requests].encode(encoded.rows(slice(i, i + _BATCH))) for i in starts]
+        encoded, named, host = self.towers.tokenize(unique), self._named(unique, requests), torch.device("cpu")
+        rows = [slice(start, start + _BATCH) for start in range(0, len(unique), _BATCH)]
+        encoder = self._encoders[requests]
+        parts = [encoder.encode(encoded.rows(part), None if named is None else named[part]) for part in rows]
         decisions = [decision for _, decision in parts]
         scores, flagged = (torch.cat([getattr(d, field).cpu() for d in decisions]) for field in ("scores", "flagged"))
         cond = joined([each.to(host) for each, _ in parts])
         return cond.rows(order), Decision(requests, scores[order], flagged[order])
+
+    def _gates(self, decision: Decision) -> dict[str, torch.Tensor]:
+        """By request with a filter: (B,) bool, the prompts on which its adapter acts when gated."""
+        return {
+            name: flagged | (scores >= self.filters[name].gate_threshold.to(scores.device))
+            for name, scores, flagged in zip(
+                decision.requests, decision.scores.unbind(1), decision.flagged.unbind(1), strict=True
+            )
+        }
+
+    def _named(self, prompts: Sequence[str], requests: tuple[str, ...]) -> torch.Tensor | None:
+        """(B, L, R) at which tokens text finds a name; None where some request says nothing of its names in text."""
+        if not set(requests) <= set(self.names.requests):
+            return None
+        return positions(
+            self.towers.first.tokenizer, prompts, [self.names.find(prompt) for prompt in prompts], requests
+        )
 
     @contextmanager
     def acting(self, erased: Erased, *, images_per_prompt: int = 1) -> Iterator[None]:

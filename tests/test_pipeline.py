@@ -34,7 +34,7 @@ SMALL = {
     "corpus": {"captions": 500, "english": 300, "benign": {"calibrate": 700, "evaluate": 1200}},
     "concepts": {"per_name": 3, "retain": 60, "mixed": 6},
     "sae": {"d_sae": 512, "k": 16, "steps": 60, "batch": 512},
-    "features": {"fpr": 0.01, "min_contrast": 0.05},
+    "features": {"fpr": 0.01, "fpr_all": 0.02, "min_contrast": 0.05},
     "guidance": {"steps": 3},
     "evaluate": {"sizes": {"quick": {"templates": 2, "seeds": 1, "retain": 4}}, "size": "quick", "batch": 8},
 }

@@ -60,8 +60,9 @@ def explain(
     from components.filter.artifact import open_filters, read_names  # noqa: PLC0415
     from components.filter.explain import explain_prompt  # noqa: PLC0415
 
-    filters = open_filters(FILTER, base.path, base.hookpoints).filters
-    reasons = explain_prompt(prompt, load_towers(base.path, base.hookpoints), filters, read_names(FILTER))
+    found = open_filters(FILTER, base.path, base.hookpoints)
+    towers = load_towers(base.path, base.hookpoints)
+    reasons = explain_prompt(prompt, towers, found.filters, read_names(FILTER), found.targets)
     targets = {request_id: item.target for request_id, item in requests.items()}
     if as_json:
         listed = [r.record() | {"target": targets.get(i), "flagged": r.flagged} for i, r in reasons.items()]

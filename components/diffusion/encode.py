@@ -31,7 +31,7 @@ class Encoded(NamedTuple):
     input_ids: torch.Tensor
     """(B, L) int64, of the first tower."""
     scored: torch.Tensor
-    """(B, L) bool: content tokens and the first EOS; never BOS, never padding."""
+    """(B, L) bool: content tokens and the EOS that ends them; never BOS, never padding."""
     others: tuple[Matched, ...] = ()
     """The tokens of further towers (SDXL)."""
 
@@ -50,18 +50,21 @@ class Encoded(NamedTuple):
         return Encoded(ids, scored, tuple(others))
 
 
-def content_mask(input_ids: torch.Tensor, eos_token_id: int, pad_token_id: int | None = None) -> torch.Tensor:
+def content_mask(input_ids: torch.Tensor, eos_token_id: int) -> torch.Tensor:
     """(B, L) bool: positions that are scored, from position 1 to the EOS that ends the prompt.
 
-    That is the first EOS after which nothing but EOS and padding (default: EOS) follows: an end-of-text token inside a prompt
-    hides nothing. The mask is a function of each row alone, so a prompt's decision cannot depend on its batch (invariant 2).
+    That EOS is the first of the last run of them, whatever pads the row after it. An EOS before it is one that somebody typed:
+    the U-Net reads on behind it, and so does the filter. The mask is a function of each row alone, so that a prompt's
+    decision cannot depend on its batch (invariant 2).
     """
-    is_eos, index = input_ids == eos_token_id, torch.arange(input_ids.shape[1], device=input_ids.device)
-    filler = is_eos if pad_token_id is None else is_eos | (input_ids == pad_token_id)
-    last = torch.where(filler, 0, index).amax(1, keepdim=True)  # (B, 1) of all other tokens
-    closing = is_eos & (index > last)
-    before = closing.int().cumsum(1) - closing.int()  # closing tokens strictly before each position
-    return (before == 0) & (index > 0)  # BOS is the same for every prompt, and an outlier
+    is_eos = input_ids == eos_token_id
+    ahead = is_eos.int().flip(1).cumsum(1).flip(1)  # EOS tokens from each position on
+    content = ~is_eos & ((ahead > 0) | (ahead[:, :1] == 0))  # not what pads the row after its EOS
+    behind = content.int().flip(1).cumsum(1).flip(1)  # content from each position on
+    mask = content | (behind > 0)
+    mask = mask | torch.cat([mask[:, :1], mask[:, :-1]], 1)  # and the EOS after it
+    mask[:, 0] = False  # BOS is the same for every prompt, and an outlier
+    return mask
 
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Encoded:
@@ -76,7 +79,7 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Encoded:
     ids = torch.tensor(rows, dtype=torch.int64).reshape(
         len(rows), tokenizer.model_max_length
     )  # "pt" takes twice as long
-    return Encoded(ids, content_mask(ids, *special_tokens(tokenizer)))
+    return Encoded(ids, content_mask(ids, special_tokens(tokenizer)[0]))
 
 
 def special_tokens(tokenizer: CLIPTokenizer) -> tuple[int, int]:

@@ -41,10 +41,11 @@ def evaluate() -> None:
     judge = load_judge(world, judging, labels)
     adapters = {i: GUIDANCE / i for i, record in records.items() if "guidance" in record.request.channels}
     check_adapters(adapters, base.path)
-    filters = open_filters(FILTER, base.path, base.hookpoints).filters
+    found = open_filters(FILTER, base.path, base.hookpoints)
+    filters = found.filters
     check_filters(filters, {i: record.request for i, record in records.items()})
     eraser = Eraser(
-        load_pipeline(base.path, accelerator_device()), filters, base.hookpoints, adapters,
+        load_pipeline(base.path, accelerator_device()), filters, base.hookpoints, adapters, targets=found.targets,
         guidance_scale=base.guidance_scale, solver_steps=base.solver_steps, guard=False,
     )  # fmt: skip
     judged = {"judge": judge.digest, "base": key_of(folder_digests(base.path)), "filter": digest(FILTER / SIDECAR)}

@@ -2,10 +2,11 @@
 
     B prompts (dynamic), L token positions (fixed), D hidden, E pooled, R requests
 
-    SD 1.x, 2.x   input_ids                                 last_hidden_state, concept_scores, flagged
-    SDXL          input_ids, input_ids_2, forth_2, back_2   prompt_embeds, pooled_prompt_embeds, concept_scores, flagged
+    SD 1.x, 2.x   input_ids, named                                 last_hidden_state, concept_scores, flagged
+    SDXL          input_ids, named, input_ids_2, forth_2, back_2   prompt_embeds, pooled_prompt_embeds, concept_scores, flagged
 
-`forth_2` and `back_2` say which positions of the two tokenizations correspond (components/diffusion/towers.py). A graph of
+`named` says at which tokens text has found a name (components/filter/text.py): 1, 0, or -1 where the graph shall look for the
+listed tokens itself. `forth_2` and `back_2` say which positions of the two tokenizations correspond (components/diffusion/towers.py). A graph of
 more than 2 GiB, which a file of ONNX cannot hold, has its weights beside it in `<graph>.data`.
 """
 
@@ -28,8 +29,12 @@ _STATES = {1: ("last_hidden_state",), 2: ("prompt_embeds", "pooled_prompt_embeds
 
 
 def input_names(towers: int) -> tuple[str, ...]:
-    """The graph's inputs, each (B, L) int64."""
-    return ("input_ids", *(f"{name}_{t}" for t in range(2, towers + 1) for name in ("input_ids", "forth", "back")))
+    """The graph's inputs: `named` (B, L, R) int64, the others (B, L) int64."""
+    return (
+        "input_ids",
+        "named",
+        *(f"{name}_{t}" for t in range(2, towers + 1) for name in ("input_ids", "forth", "back")),
+    )
 
 
 def output_names(towers: int) -> tuple[str, ...]:
@@ -37,9 +42,11 @@ def output_names(towers: int) -> tuple[str, ...]:
     return (*_STATES[towers], "concept_scores", "flagged")
 
 
-def feed_of(encoded: Encoded) -> dict[str, np.ndarray]:
-    """Tokens as the graph takes them, by input."""
-    tensors = [encoded.input_ids, *(part for other in encoded.others for part in other)]
+def feed_of(encoded: Encoded, requests: int, named: torch.Tensor | None = None) -> dict[str, np.ndarray]:
+    """Tokens as the graph of so many requests takes them, by input; `named` (B, L, R) bool is what text has found, if asked."""
+    shape = (*encoded.input_ids.shape, requests)
+    at = torch.full(shape, -1, dtype=torch.int64) if named is None else named.long()
+    tensors = [encoded.input_ids, at, *(part for other in encoded.others for part in other)]
     return {n: t.cpu().numpy() for n, t in zip(input_names(1 + len(encoded.others)), tensors, strict=True)}
 
 
@@ -54,20 +61,23 @@ class ExportedFilter(nn.Module):
     def __init__(self, encoder: FilteredTextEncoder) -> None:
         super().__init__()
         self.encoder = encoder
-        self.special = special_tokens(encoder.towers.first.tokenizer)
+        self.eos_token_id, _ = special_tokens(encoder.towers.first.tokenizer)
 
     def forward(
         self,
         input_ids: torch.Tensor,
+        named: torch.Tensor,
         input_ids_2: torch.Tensor | None = None,
         forth_2: torch.Tensor | None = None,
         back_2: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """Tokens (B, L) int64, in SDXL with the second tokenizer's and both maps, to the graph's outputs."""
+        """Tokens (B, L) and names (B, L, R), in SDXL with the second tokenizer's and both maps, to the graph's outputs."""
         others = ()
         if input_ids_2 is not None and forth_2 is not None and back_2 is not None:
             others = (Matched(input_ids_2, forth_2, back_2),)
-        cond, decision = self.encoder.encode(Encoded(input_ids, content_mask(input_ids, *self.special), others))
+        encoded = Encoded(input_ids, content_mask(input_ids, self.eos_token_id), others)
+        listed = self.encoder.listed(input_ids)
+        cond, decision = self.encoder.encode(encoded, torch.where(named < 0, listed, named > 0))
         pooled = () if cond.pooled is None else (cond.pooled,)
         return cond.states, *pooled, decision.scores, decision.flagged
 
@@ -80,7 +90,7 @@ def export_graph(
     batch = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH)}
     program = torch.onnx.export(
         ExportedFilter(encoder).eval(),
-        tuple(torch.from_numpy(array) for array in feed_of(example).values()),
+        tuple(torch.from_numpy(array) for array in feed_of(example, len(encoder.requests)).values()),
         dynamo=True,
         input_names=list(input_names(towers)),
         output_names=list(output_names(towers)),

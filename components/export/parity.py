@@ -55,13 +55,14 @@ def measure_parity(session: ort.InferenceSession, module: ExportedFilter, encode
     sizes = [1, 2, 3, 4]
     hidden = score = 0.0
     agree, flagged, start = True, 0, 0
-    names = list(output_names(1 + len(encoded.others)))
+    names, requests = list(output_names(1 + len(encoded.others))), len(module.encoder.requests)
     while start < len(encoded.input_ids):
         part = encoded.rows(slice(start, start + (sizes.pop(0) if sizes else 16)))
         start += len(part.input_ids)
-        found = session.run(names, feed_of(part))
+        feed = feed_of(part, requests)
+        found = session.run(names, feed)
         with torch.no_grad():
-            wanted = [tensor.numpy() for tensor in module(*map(torch.from_numpy, feed_of(part).values()))]
+            wanted = [tensor.numpy() for tensor in module(*map(torch.from_numpy, feed.values()))]
         states = [float(np.abs(f - w).max()) for f, w in zip(found[:-2], wanted[:-2], strict=True)]
         hidden = max(hidden, *states)
         score = max(score, float(np.abs(found[-2] - wanted[-2]).max(initial=0.0)))
@@ -97,7 +98,7 @@ def write_report(
 
 def latency(session: ort.InferenceSession, encoded: Encoded, *, repeats: int = 20) -> float:
     """Median seconds of one call on the tokens of B prompts."""
-    feed = feed_of(encoded)
+    feed = feed_of(encoded, session.get_outputs()[-1].shape[-1])
     session.run(None, feed)
     times = []
     for _ in range(repeats):

@@ -64,11 +64,12 @@ class OnnxTextEncoder:
         if found != wanted:
             raise ArtifactError(f"{graph} takes (length, requests) {found}, not {wanted} as {REPORT} says", RESTORE)
         self.session, self.requests, self.length = session, tuple(report["requests"]), int(report["max_length"])
-        self.towers = (len(session.get_inputs()) + 2) // 3
+        self.towers = (len(session.get_inputs()) + 1) // 3
 
-    def encode(self, encoded: Encoded) -> tuple[Conditioning, Decision]:
+    def encode(self, encoded: Encoded, named: torch.Tensor | None = None) -> tuple[Conditioning, Decision]:
         """(states and pooled output, fp32 on the CPU and without time ids; decision) of the tokens of B prompts.
 
+        `named` (B, L, R) bool says where text has found names (components/filter/text.py); without it listed tokens decide.
         `UserError` for tokens of another length or of another number of tokenizers.
         """
         found = encoded.input_ids.shape[1], 1 + len(encoded.others)
@@ -77,6 +78,6 @@ class OnnxTextEncoder:
                 f"the graph takes {self.length} tokens a prompt from {self.towers} tokenizer(s), not {found[0]} from {found[1]}",
                 "use the base model's tokenizers",
             )
-        outputs = self.session.run(list(output_names(self.towers)), feed_of(encoded))
+        outputs = self.session.run(list(output_names(self.towers)), feed_of(encoded, len(self.requests), named))
         *states, scores, flagged = map(torch.from_numpy, outputs)
         return Conditioning(*states), Decision(self.requests, scores, flagged)

@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from components.collect.record import read_records
+from components.collect.record import RequestRecord, read_records
 from components.collect.tables import read_table
 from components.common.files import SIDECAR, canonical, digest, new_folder
 from components.common.paths import CONCEPTS, CORPUS, FILTER, SAE
@@ -33,7 +33,7 @@ def features() -> None:
     filters: dict[str, RequestFilter] = {}
     facts: dict[str, dict[str, Any]] = {}
     for i, record in tqdm(records.items(), desc="features", unit="request"):
-        filters[i], facts[i] = fit_request(record, read_table(CONCEPTS / i), shared, settings)
+        filters[i], facts[i] = fit_request(record, read_table(CONCEPTS / i), shared, settings, requests=len(records))
         log.info("%s %r: %s", i, record.request.target, facts[i]["calibration"])
     curves = {i: each.pop("roc") for i, each in facts.items()}
     inputs = part_digests(base.path, TEXT_PARTS)
@@ -45,10 +45,19 @@ def features() -> None:
             towers=towers,
             params=settings.model_dump(),
             inputs=inputs,
-            facts={"detail": facts},
+            facts={"detail": facts, "text": {i: target_facts(record) for i, record in records.items()}},
         )
         (partial / "roc.json").write_text(canonical(curves), encoding="utf-8")
         plot_roc(partial / "roc.png", {records[i].request.target: curve for i, curve in curves.items()})
+
+
+def target_facts(record: RequestRecord) -> dict[str, list[str]]:
+    """What the artifact says of a request's names in text, as `read_targets` reads it."""
+    return {
+        "forms": list(record.forms),
+        "shields": list(record.shields),
+        "languages": list(record.request.languages),
+    }
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from components.common.files import read_sidecar
 from components.diffusion.encode import special_tokens
 from components.diffusion.folder import TEXT_PARTS, check_made_for, part_digests
 from components.diffusion.towers import Towers
+from components.filter.targets import TargetNames
 
 FORMAT = "expunge/filter"
 
@@ -52,6 +53,8 @@ class RequestFilter(NamedTuple):
     """(): what the edit adds for each unit of an own feature's code, along its decoder row: 0 with an anchor, -1 without."""
     classes: torch.Tensor = torch.ones(4)
     """(K,) 1 for the position classes that are edited, 0 for the others."""
+    gate_threshold: torch.Tensor = torch.tensor(float("inf"))
+    """(): the request's adapter acts on a prompt from this score on, and wherever the prompt is flagged; -inf: on every prompt."""
     spellings: torch.Tensor = torch.zeros(0, 1, dtype=torch.int64)
     """(M, W) token patterns of the target's names and misspellings; a prompt that contains one is flagged at any score."""
     word_ends: torch.Tensor = torch.zeros(1, dtype=torch.bool)
@@ -67,6 +70,8 @@ class FilterSet(NamedTuple):
     """Of each text encoder, in the order in which their residual streams are concatenated to D."""
     inputs: dict[str, str]
     """Digests of what they were made of, the base's text encoders and tokenizers among them."""
+    targets: dict[str, TargetNames]
+    """What text says of each request's target; none for an artifact that lists no forms."""
 
 
 SHARED = "word_ends"
@@ -111,12 +116,17 @@ def read_filters(folder: Path) -> FilterSet:
     """The filters; `ArtifactError` for anything but what was written."""
     tensors, sidecar = read_artifact(folder, FORMAT)
     facts = sidecar["facts"]
+    wanted = {f"{request_id}.{field}" for request_id in facts["requests"] for field in OWN_FIELDS}
+    if missing := sorted(wanted - set(tensors)):
+        raise ArtifactError(f"{folder} holds no {missing[0]}", "fit it with this version: expunge run features")
     filters = {
         request_id: RequestFilter(**{f: tensors[f"{request_id}.{f}"] for f in OWN_FIELDS}, word_ends=tensors[SHARED])
         for request_id in facts["requests"]
     }
     named = facts["hookpoint"]
-    return FilterSet(filters, (named,) if isinstance(named, str) else tuple(named), sidecar["inputs"])
+    return FilterSet(
+        filters, (named,) if isinstance(named, str) else tuple(named), sidecar["inputs"], read_targets(folder)
+    )
 
 
 def open_filters(folder: Path, base: Path, hookpoints: Sequence[str]) -> FilterSet:
@@ -130,6 +140,15 @@ def open_filters(folder: Path, base: Path, hookpoints: Sequence[str]) -> FilterS
         fact = f"the filter in {folder} was fitted at {', '.join(found.hookpoints)}, not at {', '.join(hookpoints)}"
         raise ArtifactError(fact, "fit it again: expunge run features")
     return found
+
+
+def read_targets(folder: Path) -> dict[str, TargetNames]:
+    """What text says of each request's target, by request id; none for an artifact that lists no forms."""
+    listed = read_sidecar(folder, FORMAT)["facts"].get("text", {})
+    return {
+        request_id: TargetNames(*(tuple(item[field]) for field in TargetNames._fields))
+        for request_id, item in listed.items()
+    }
 
 
 def read_names(folder: Path) -> dict[str, list[str]]:

@@ -60,10 +60,20 @@ class FilteredTextEncoder(nn.Module):
             self._placed = items, trie = tuple(moved(item, device) for item in items), moved(trie, device)
         return items, trie
 
+    def listed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(B, L, R) bool: the listed names' tokens in tokens (B, L)."""
+        return find_names(input_ids, self._on(input_ids.device)[1])
+
     def rewrite(
-        self, hidden: torch.Tensor, input_ids: torch.Tensor, scored: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        input_ids: torch.Tensor,
+        scored: torch.Tensor,
+        named: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Decision]:
         """(residual stream (B, L, D) with every flagged request replaced, decision); unflagged rows keep their bits.
+
+        `named` (B, L, R) says at which tokens text has found a name (components/filter/text.py); without it the listed tokens do.
 
         All requests look at the stream as it came, so that neither detection nor edit depends on their order. They compute
         in float32, whatever the encoder computes in.
@@ -74,8 +84,8 @@ class FilteredTextEncoder(nn.Module):
         items, trie = self._on(hidden.device)
         stream = hidden.float()
         code = [codes(stream, item) for item in items]
-        named = find_names(input_ids, trie).unbind(-1)
-        seen = [evidence(z, n, item) for z, n, item in zip(code, named, items, strict=True)]
+        listed = find_names(input_ids, trie) if named is None else named.to(hidden.device)
+        seen = [evidence(z, n, item) for z, n, item in zip(code, listed.unbind(-1), items, strict=True)]
         scores = torch.stack([prompt_scores(each, scored) for each in seen], 1)  # (B, R)
         flagged = scores >= torch.stack([item.decision_threshold for item in items])
         out = stream
@@ -84,13 +94,13 @@ class FilteredTextEncoder(nn.Module):
             out = torch.where(flagged[:, column, None, None], new, out)
         return out.to(hidden.dtype), Decision(self.requests, scores, flagged)
 
-    def encode(self, encoded: Encoded) -> tuple[Conditioning, Decision]:
-        """(what the U-Net reads of the prompts, decision), both on the device of the first stock encoder."""
+    def encode(self, encoded: Encoded, named: torch.Tensor | None = None) -> tuple[Conditioning, Decision]:
+        """(what the U-Net reads of the prompts, decision), both on the device of the first stock encoder; `named` as in `rewrite`."""
         decisions: list[Decision] = []
 
         def edit(hidden: torch.Tensor) -> torch.Tensor:
             ids, scored = encoded.input_ids.to(hidden.device), encoded.scored.to(hidden.device)
-            out, decision = self.rewrite(hidden, ids, scored)
+            out, decision = self.rewrite(hidden, ids, scored, named)
             decisions.append(decision)
             return out
 

@@ -6,8 +6,10 @@ import torch
 
 from components.common.errors import ArtifactError, UserError
 from components.common.variants import VARIANTS
+from components.diffusion.encode import tokenize
 from components.eraser import Eraser, check_filters
 from components.evaluate.images import ImageSpec, Painter, Wanted
+from components.filter.targets import TargetNames
 from components.guidance.adapters import attach, write_adapter
 from components.requests.requests import Request
 from tests.states import encode
@@ -75,6 +77,59 @@ def test_an_adapter_without_a_filter_acts_on_every_prompt(tiny_pipe, adapters):
     eraser = Eraser(tiny_pipe, {}, HOOKPOINT, {"r": adapters["r"]})
 
     assert eraser.read(["a cat", "a castle"]).adapters() == [("r",), ("r",)]
+
+
+def test_a_gated_adapter_acts_from_its_own_threshold_on(tiny_pipe, spelt_filter, adapters):
+    """With a gate of -inf it acts on every prompt, with one of inf where the filter flags; what is encoded stays the same."""
+    item = spelt_filter("cat", WIDTH)
+
+    def acting(gate):
+        filters = {"r": item._replace(gate_threshold=torch.tensor(gate))}
+        return Eraser(tiny_pipe, filters, HOOKPOINT, {"r": adapters["r"]}).read(PROMPTS)
+
+    always, flagged = acting(float("-inf")), acting(float("inf"))
+    assert always.adapters() == [("r",)] * 4
+    assert flagged.adapters() == [("r",), (), (), ("r",)]
+    assert always.flagged() == flagged.flagged()
+    assert torch.equal(always.cond.states, flagged.cond.states)
+
+
+def test_names_hidden_in_text_are_flagged_and_edited(tiny_pipe, spelt_filter, adapters):
+    """A name that no token spells flags its request, edits the states at its tokens and lets the adapter act; others keep their bits."""
+    item = spelt_filter("kitten", WIDTH)._replace(directions=torch.full((4, WIDTH), 0.5))
+    targets = {"r": TargetNames(("kitten", "kittens"), ("kitten heels",))}
+    prompts = [
+        "a kitt\u0435n",
+        "a k-i-t-t-e-n",
+        "a kitteg",
+        "a mitten",
+        "kitten heels",
+        "<|endoftext|> kitten",
+        "a kitten",
+    ]
+    eraser = Eraser(tiny_pipe, {"r": item}, HOOKPOINT, {"r": adapters["r"]}, targets=targets)
+    found, stock = eraser.read(prompts), encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, prompts)
+    named = [True, True, True, False, False, True, True]
+
+    assert [bool(f) for f in found.flagged()] == named
+    assert [bool(a) for a in found.adapters()] == named
+    assert (found.cond.states != stock).flatten(1).any(1).tolist() == named
+
+
+@pytest.mark.parametrize(
+    "before", ["<|endoftext|>", "<|startoftext|>", "<|endoftext|>" * 3, "#! ", "!!! ", "x" * 9 + " "]
+)
+def test_nothing_before_a_name_unflags_it(tiny_pipe, spelt_filter, before):
+    """Whatever stands in front of a name, it is found in tokens, in text, and its position is scored."""
+    item = spelt_filter("cat", WIDTH)
+    texts = {"r": TargetNames(("cat",))}
+    scored = tokenize(tiny_pipe.tokenizer, [before + "a cat"])
+    last = scored.input_ids[0].tolist().index(tiny_pipe.tokenizer.convert_tokens_to_ids("cat</w>"))
+
+    assert bool(scored.scored[0, last])
+    for targets in (None, texts):
+        eraser = Eraser(tiny_pipe, {"r": item}, HOOKPOINT, {}, targets=targets)
+        assert eraser.read([before + "a cat"]).flagged() == [("r",)]
 
 
 def test_each_prompt_is_encoded_once(eraser):

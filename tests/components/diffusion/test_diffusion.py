@@ -63,10 +63,17 @@ def test_sample_does_not_depend_on_the_batch(tiny_pipe):
 
 
 def test_content_mask_by_hand():
-    """BOS a b EOS EOS EOS: positions 1 to 3 count, the first EOS among them."""
-    ids = torch.tensor([[8, 1, 2, 9, 9, 9], [8, 9, 9, 9, 9, 9]])
+    """BOS a b EOS EOS EOS: positions 1 to 3 count, the first EOS among them; so do an EOS that was typed and what follows it."""
+    rows = {
+        (8, 1, 2, 9, 9, 9): [0, 1, 1, 1, 0, 0],
+        (8, 9, 9, 9, 9, 9): [0, 1, 0, 0, 0, 0],
+        (8, 9, 1, 9, 9, 9): [0, 1, 1, 1, 0, 0],
+        (8, 1, 9, 9, 2, 9): [0, 1, 1, 1, 1, 1],
+        (8, 1, 9, 0, 0, 0): [0, 1, 1, 0, 0, 0],  # padded with another token
+        (8, 1, 2, 1, 2, 1): [0, 1, 1, 1, 1, 1],  # cut
+    }
 
-    assert content_mask(ids, 9).int().tolist() == [[0, 1, 1, 1, 0, 0], [0, 1, 0, 0, 0, 0]]
+    assert content_mask(torch.tensor(list(rows)), 9).int().tolist() == list(rows.values())
 
 
 def test_find_tokens_by_hand():
@@ -169,7 +176,7 @@ def test_read_hookpoint_is_the_stream_of_a_whole_pass(tiny_encoder, tokenizer):
 
 
 def find(ids, patterns, ends):
-    """Where a pattern of one request ends, (B, L)."""
+    """The tokens of one request's patterns, (B, L)."""
     return find_names(ids, build_trie([patterns], ends))[..., 0]
 
 
@@ -189,10 +196,11 @@ def test_names_are_found_where_a_search_for_words_finds_them(tokenizer):
     assert not all(found)
 
 
-def test_find_names_marks_the_last_token(tokenizer):
-    """A name of several tokens is marked where it ends; without names nothing is."""
+def test_find_names_marks_every_token(tokenizer):
+    """A name of several tokens is marked from its first to its last; without names nothing is."""
     ids, ends = tokenize(tokenizer, ["a big cat here"]).input_ids, word_ends(tokenizer)
     end = find_tokens(ids, tokenizer("big cat", add_special_tokens=False).input_ids)
+    end |= end.roll(-1, 1)
 
     assert torch.equal(find(ids, spelling_patterns(tokenizer, ["big cat"]), ends), end)
     assert not find(ids, spelling_patterns(tokenizer, ["dog"]), ends).any()
@@ -210,13 +218,15 @@ def test_find_names_equals_comparing_every_pattern_everywhere():
             before = int(torch.randint(5, (), generator=rng))
             row[:before], row[before] = ANY, WORD_END
 
-    def ends_at(line, j, row):
+    def covers(line, j, row):
         tokens = [t for t in row if t >= 0]
-        first = j - len(tokens) + 1
-        return first >= 0 and line[first : j + 1] == tokens and (first == 0 or bool(ends[line[first - 1]]))
+        return any(
+            line[first : first + len(tokens)] == tokens and (first == 0 or bool(ends[line[first - 1]]))
+            for first in range(max(0, j - len(tokens) + 1), j + 1)
+        )
 
     wanted = [
-        [[any(ends_at(line, j, row) for row in rows.tolist()) for rows in patterns] for j in range(9)]
+        [[any(covers(line, j, row) for row in rows.tolist()) for rows in patterns] for j in range(9)]
         for line in ids.tolist()
     ]
     found = find_names(ids, build_trie(patterns, ends))

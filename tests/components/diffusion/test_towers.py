@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from components.common.errors import UserError
-from components.diffusion.encode import content_mask, spelling_patterns, word_ends
+from components.diffusion.encode import spelling_patterns, word_ends
 from components.diffusion.load import load_pipeline
 from components.diffusion.text import load_towers, towers_of
 from components.filter.artifact import RequestFilter
@@ -131,14 +131,6 @@ def test_positions_of_two_tokenizers_correspond(standin):
         assert there[other.forth[row, end]] == "<|endoftext|>", text
         assert other.back[row, other.forth[row, name]] == name
         assert other.forth[row, 0] == other.back[row, 0] == 0
-
-
-def test_content_reaches_to_the_eos_that_ends_the_prompt():
-    """An EOS inside a prompt ends nothing; `!` before the end is content where `!` is padding."""
-    ids = torch.tensor([[9, 5, 7, 6, 7, 7], [9, 5, 0, 7, 0, 0], [9, 0, 0, 7, 0, 0], [9, 7, 0, 0, 0, 0]])
-
-    assert content_mask(ids[:1], 7).tolist() == [[False, True, True, True, True, False]]
-    assert content_mask(ids[1:], 7, 0).int().tolist() == [[0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 0, 0], [0, 1, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_export_agrees_with_torch(exported):
 def test_export_finds_each_requests_names(exported):
     """Two requests whose score never reaches the threshold: each flags the prompts that hold its names, in torch and in the graph."""
     encoder, path, ids = exported
-    flagged = open_session(path).run(["flagged"], feed_of(ids))[0]
+    flagged = open_session(path).run(["flagged"], feed_of(ids, 3))[0]
     pairs = [(a, b) for a in ("cat", "dog", "owl") for b in ("car", "key", "bee")]
 
     assert flagged[:, 1].tolist() == [a == "owl" or b == "key" for a, b in pairs]
@@ -69,11 +69,22 @@ def test_export_finds_each_requests_names(exported):
     assert encoder.encode(ids)[1].flagged.tolist() == flagged.tolist()
 
 
+def test_export_takes_names_that_text_has_found(exported):
+    """Where text says so a token is a name or is none, whatever is listed; it flags as torch does, told the same."""
+    encoder, path, ids = exported
+    named = torch.zeros(9, ids.input_ids.shape[1], 3, dtype=torch.bool)
+    named[4, 2, 1] = True
+    found = open_session(path).run(["flagged"], feed_of(ids, 3, named))[0]
+
+    assert found[:, 1].tolist() == [row == 4 for row in range(9)]
+    assert encoder.encode(ids, named)[1].flagged.tolist() == found.tolist()
+
+
 def test_export_takes_any_batch(exported):
     """The batch is dynamic: one prompt and nine give the same row."""
     _, path, ids = exported
     session = open_session(path)
-    one, nine = (session.run(["concept_scores"], feed_of(ids.rows(slice(n))))[0] for n in (1, 9))
+    one, nine = (session.run(["concept_scores"], feed_of(ids.rows(slice(n)), 3))[0] for n in (1, 9))
 
     np.testing.assert_allclose(one[0], nine[0], atol=1e-4)
 
