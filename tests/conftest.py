@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,10 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from components.diffusion.encode import spelling_patterns, word_ends
+from components.diffusion.towers import Towers
 from components.filter.artifact import RequestFilter
+from tests.standins import build_standin
+from tests.states import one_tower
 from training.openmoji.unet import build_scheduler
 
 os.environ["ACCELERATE_USE_CPU"] = "true"  # on any machine the same; test_gpu.py lifts it
@@ -56,6 +60,17 @@ def expunge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.fixture(scope="session")
+def standin(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Opens the folder of a stand-in, `sd15`, `sd21` or `sdxl`, in a form (tests/standins.py); a test copies what it changes."""
+
+    @cache
+    def folder(kind: str, form: str = "published") -> Path:
+        return build_standin(kind, tmp_path_factory.mktemp(f"{kind}-{form}"), form)
+
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tokenizer() -> CLIPTokenizer:
     """The shipped tokenizer."""
     return CLIPTokenizer.from_pretrained(BASE / "tokenizer", local_files_only=True)
@@ -71,6 +86,12 @@ def tiny_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     return CLIPTextModel(config).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_towers(tokenizer: CLIPTokenizer, tiny_encoder: CLIPTextModel) -> Towers:
+    """The tiny encoder as the one tower of a pipeline, read after its first layer."""
+    return one_tower(tokenizer, tiny_encoder)
 
 
 def build_tiny_unet() -> UNet2DConditionModel:
@@ -90,10 +111,11 @@ def make_tiny_unet() -> Callable[[], UNet2DConditionModel]:
 
 
 @pytest.fixture(scope="session")
-def spelt_filter(tokenizer: CLIPTokenizer) -> Callable[[str, int], RequestFilter]:
-    """(names, width of the residual stream) to a filter that flags the prompts in which one of them stands, and edits nothing."""
+def spelt_filter(tokenizer: CLIPTokenizer) -> Callable[..., RequestFilter]:
+    """(names, width of the residual stream, tokenizer) to a filter that flags the prompts in which one of them stands, and edits nothing."""
+    shipped = tokenizer
 
-    def make(names: str | tuple[str, ...], width: int) -> RequestFilter:
+    def make(names: str | tuple[str, ...], width: int, tokenizer: CLIPTokenizer = shipped) -> RequestFilter:
         return RequestFilter(
             features=torch.tensor([0]), own=torch.ones(1), w_enc=torch.zeros(width, 1), b_enc=torch.zeros(1),
             latent_threshold=torch.ones(1), w_dec=torch.zeros(1, width), b_dec=torch.zeros(width),

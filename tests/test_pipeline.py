@@ -34,11 +34,11 @@ SMALL = {
     "corpus": {"captions": 500, "english": 300, "benign": {"calibrate": 700, "evaluate": 1200}},
     "concepts": {"per_name": 3, "retain": 60, "mixed": 6},
     "sae": {"d_sae": 512, "k": 16, "steps": 60, "batch": 512},
-    "features": {"fpr": 0.01, "min_contrast": 0.05},
+    "features": {"fpr": 0.01, "fpr_all": 0.02, "min_contrast": 0.05},
     "guidance": {"steps": 3},
     "evaluate": {"sizes": {"quick": {"templates": 2, "seeds": 1, "retain": 4}}, "size": "quick", "batch": 8},
 }
-STAGES = {"corpus", "sae", "concepts", "features", "guidance@r-1", "guidance@r-2", "evaluate", "export"}
+STAGES = {"base", "corpus", "sae", "concepts", "features", "guidance@r-1", "guidance@r-2", "evaluate", "export"}
 
 
 def merged(content, changes):
@@ -107,10 +107,8 @@ def evaluated(fitted):
 
 def test_text_stages_write_prompts_autoencoder_and_filter(fitted):
     """Records, disjoint prompts, an autoencoder in SAELens' layout and a filter that flags a listed name and not its neighbour."""
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    from components.diffusion.encode import tokenize
-    from components.filter.artifact import read_filters
+    from components.diffusion.text import load_towers
+    from components.filter.artifact import open_filters
     from components.filter.encoder import FilteredTextEncoder
     from components.sae.model import read_sae
 
@@ -127,13 +125,11 @@ def test_text_stages_write_prompts_autoencoder_and_filter(fitted):
     sae, _ = read_sae(fitted / "models/sae")
     assert (sae.d_sae, sae.d_in) == (512, 256)
     assert sae.W_dec.norm(dim=1).sub(1).abs().max() < 1e-4
-    filters, hookpoint = read_filters(fitted / "models/filter")
+    base = fitted / "assets/openmoji"
+    towers = load_towers(base, ["encoder.layers.0"])
+    filters = open_filters(fitted / "models/filter", base, towers.hookpoints).filters
     assert set(filters) == {"r-1", "r-2"}
-    tokenizer = CLIPTokenizer.from_pretrained(fitted / "assets/openmoji/tokenizer", local_files_only=True)
-    stock = CLIPTextModel.from_pretrained(fitted / "assets/openmoji/text_encoder", local_files_only=True).eval()
-    _, seen = FilteredTextEncoder(stock, filters, hookpoint).encode(
-        tokenize(tokenizer, ["a feline", "a spook"]).input_ids
-    )
+    _, seen = FilteredTextEncoder(towers, filters).encode(towers.tokenize(["a feline", "a spook"]))
     assert seen.flagged[0].tolist()[0]
     assert seen.flagged[1].tolist()[1]
 

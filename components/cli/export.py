@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from components.cli.options import DryRun, Named, guided_requests
+from components.common.errors import UserError
 from components.common.paths import GUIDANCE
 from components.common.sections import read_section
 from components.diffusion.params import BaseParams
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from components.collect.record import RequestRecord
 
+FORMS = ("diffusers", "kohya")
 export = typer.Typer(no_args_is_help=True, help="The erased model in forms that other programs open.")
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write: new, empty or a previous export.")]
@@ -56,18 +58,30 @@ def export_diffusers(
 def export_adapter(
     folder: Folder,
     named: Named = None,
+    form: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMS)}.")] = "diffusers",
     dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
 ) -> None:
-    """Writes one LoRA in place of several requests' adapters, for programs that have no filter to gate them."""
-    base, requests = read_section("base", BaseParams), guided_requests(named)
-    from components.guidance.fuse import fused_files, write_fused  # noqa: PLC0415 - slow to import
+    """Writes one LoRA in place of several requests' adapters, for programs that have no filter to gate them.
 
-    adapters = check_export(folder, base.path, requests, fused_files)
-    several = prompts_to_fuse(adapters)
+    `diffusers` is what load_lora_weights reads; `kohya` what ComfyUI, A1111 and others read.
+    """
+    if form not in FORMS:
+        raise UserError(f"--format {form!r} is unknown", f"use one of: {', '.join(FORMS)}")
+    base, requests = read_section("base", BaseParams), guided_requests(named)
+    from components.export.kohya import kohya_files, write_kohya  # noqa: PLC0415 - slow to import
+    from components.guidance.fuse import fused_files, write_fused  # noqa: PLC0415
+
+    adapters = check_export(folder, base.path, requests, fused_files if form == "diffusers" else kohya_files)
+    several = prompts_to_fuse(adapters) if form == "diffusers" or len(adapters) > 1 else None
     if dry_run:
         typer.echo(f"would write one adapter in place of {', '.join(adapters)} into {folder}")
         return
-    write_fused(folder, base.path, adapters, *several)
+    with tempfile.TemporaryDirectory() as workspace:
+        one = folder if form == "diffusers" else Path(workspace) / "fused"
+        if several is not None:
+            write_fused(one, base.path, adapters, *several)
+        if form == "kohya":
+            write_kohya(folder, one if several is not None else next(iter(adapters.values())), list(adapters))
     typer.echo(f"{folder}: one adapter that erases {', '.join(adapters)}")
 
 
@@ -82,7 +96,7 @@ def check_export(
     check_folder(base)
     check_target(folder, base, written)
     adapters = {request_id: GUIDANCE / request_id for request_id in requests}
-    check_adapters(adapters, base / "unet")
+    check_adapters(adapters, base)
     return adapters
 
 

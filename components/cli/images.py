@@ -13,7 +13,7 @@ from components.cli.options import DryRun, PromptText, writable_png
 from components.common.errors import UserError
 from components.common.files import write_bytes
 from components.common.paths import FILTER
-from components.common.sections import read_section
+from components.common.sections import PARAMS, read_section
 from components.common.variants import DEFAULT, VARIANTS, Variant
 from components.diffusion.params import BaseParams
 from components.requests.requests import load_requests
@@ -77,15 +77,20 @@ def explain(
     """Says of every request whether its filter flags a prompt, and why."""
     from components.registry.served import find_base, find_release  # noqa: PLC0415 - slow to import
 
-    found = None if release is None else find_release(release)
-    base = read_section("base", BaseParams).path if found is None else find_base(found)
-    requests, folder = (load_requests(), FILTER) if found is None else (found.requests, found.folder / FILTER.name)
-    from components.diffusion.text import load_text  # noqa: PLC0415 - slow to import
-    from components.filter.artifact import read_filters, read_names  # noqa: PLC0415
+    released = None if release is None else find_release(release)
+    here = read_section("base", BaseParams, PARAMS if released is None else released.folder / PARAMS)
+    base = here.path if released is None else find_base(released)
+    requests, folder = (
+        (load_requests(), FILTER) if released is None else (released.requests, released.folder / FILTER.name)
+    )
+    from components.diffusion.text import load_towers  # noqa: PLC0415 - slow to import
+    from components.filter.artifact import open_filters, read_names  # noqa: PLC0415
     from components.filter.explain import explain_prompt  # noqa: PLC0415
 
-    filters, hookpoint = read_filters(folder)
-    reasons = explain_prompt(prompt, *load_text(base), filters, hookpoint, read_names(folder))
+    found = open_filters(folder, base, here.hookpoints)
+    reasons = explain_prompt(
+        prompt, load_towers(base, here.hookpoints), found.filters, read_names(folder), found.targets
+    )
     targets = {request_id: item.target for request_id, item in requests.items()}
     if as_json:
         listed = [r.record() | {"target": targets.get(i), "flagged": r.flagged} for i, r in reasons.items()]

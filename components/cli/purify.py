@@ -45,7 +45,7 @@ def purify(
     side, scheduler = read_geometry(base.path)
     photo = read_photo(image, side)
     ddim_steps(scheduler, steps=steps, strength=strength)
-    check_adapters(adapters, base.path / "unet")
+    check_adapters(adapters, base.path)
     wanted = prompt or default_prompt(requests.values())
     if photo.size != (side, side):
         typer.echo(f"{image} is {photo.size[0]}×{photo.size[1]}; it is resized to {side}×{side}, the model's size")

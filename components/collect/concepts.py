@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from components.collect.names import shields, target_forms
 from components.collect.params import ConceptsParams
 from components.collect.record import RequestRecord
 from components.collect.spelling import misspellings
@@ -31,7 +32,9 @@ def make_record(request_id: str, request: Request, world: World) -> RequestRecor
         id=request_id,
         request=request,
         names=names,
-        misspellings=tuple(misspellings(names["evaluate"], world.known_words())),
+        misspellings=tuple(misspellings(names["evaluate"], world.known_words(), request.languages)),
+        forms=target_forms(names["evaluate"], request.languages),
+        shields=shields(names["evaluate"], (*request.neighbours, *world.known_names())),
         labels=labels,
         is_style=request.kind == "style",
         avoid=tuple(dict.fromkeys([*labels, *beside])),

@@ -36,6 +36,10 @@ class RequestRecord(Section):
     """The target's names that the prompts of each split use; the last alias is in the evaluation alone (invariant 6)."""
     misspellings: tuple[str, ...]
     """Forms of the names one slip away from them that are no words of the world; the filter finds them too."""
+    forms: tuple[str, ...] = ()
+    """What the target is called in text: its names and their plurals, in the request's languages, and its emoji."""
+    shields: tuple[str, ...] = ()
+    """Longer names of other things that hold one of the target's: text does not flag those."""
     labels: tuple[str, ...]
     """What the judge calls the target: several for a category."""
     is_style: bool

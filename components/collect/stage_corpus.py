@@ -16,7 +16,11 @@ from components.worlds.load import load_world
 def corpus() -> None:
     """Draws, deduplicates and splits the prompts that no request changes."""
     params, world = read_section("corpus", CorpusParams), load_world(read_section("world", str))
-    table = build_corpus(world, params, [prompt for source in params.sources for prompt in read_source(source)])
+    extra, real = (
+        [prompt for source in listed for prompt in read_source(source)]
+        for listed in (params.sources, params.benign.real)
+    )
+    table = build_corpus(world, params, extra, real)
     with new_folder(CORPUS) as partial:
         write_table(partial, table, counted=["split", "source"])
     log.info("%s: %d prompts", CORPUS, len(table))

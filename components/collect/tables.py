@@ -12,8 +12,8 @@ from components.common.files import canonical
 
 TABLE = "prompts.parquet"
 COUNTS = "counts.json"
-SOURCES = "sources"
-"""Where a prompt of `corpus.sources` says that it comes from."""
+SOURCES, REAL = "sources", "real"
+"""Where a prompt of `corpus.sources`, and one of `corpus.benign.real`, says that it comes from."""
 
 
 def write_table(folder: Path, table: pd.DataFrame, *, counted: list[str]) -> None:

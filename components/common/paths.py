@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+BASE = Path("data/base")
 CORPUS = Path("data/corpus")
 CONCEPTS = Path("data/concepts")
 SAE = Path("models/sae")

@@ -1,6 +1,6 @@
-"""Prompts to hidden states, as the stock pipeline does it: always the full length, EOS padding, no attention mask.
+"""Prompts to tokens, as the stock pipeline does it: always the full length, padded as the tokenizer pads.
 
-B prompts, L token positions (the tokenizer's full length), D hidden
+B prompts, L token positions (the tokenizer's full length)
 """
 
 from __future__ import annotations
@@ -9,28 +9,60 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from components.diffusion.trie import ANY, WORD_END
+
+
+class Matched(NamedTuple):
+    """Tokens of a further tower, and which of its positions correspond to the first tower's."""
+
+    input_ids: torch.Tensor
+    """(B, L) int64."""
+    forth: torch.Tensor
+    """(B, L) int64: for each position of the first tower the one here."""
+    back: torch.Tensor
+    """(B, L) int64: for each position here the one of the first tower."""
 
 
 class Encoded(NamedTuple):
     """Tokens of some prompts and which positions are scored."""
 
     input_ids: torch.Tensor
-    """(B, L) int64."""
+    """(B, L) int64, of the first tower."""
     scored: torch.Tensor
-    """(B, L) bool: content tokens and the first EOS; never BOS, never padding."""
+    """(B, L) bool: content tokens and the EOS that ends them; never BOS, never padding."""
+    others: tuple[Matched, ...] = ()
+    """The tokens of further towers (SDXL)."""
+
+    def all_ids(self) -> list[torch.Tensor]:
+        """The tokens of every tower, (B, L) each."""
+        return [self.input_ids, *(other.input_ids for other in self.others)]
+
+    def rows(self, index: torch.Tensor | slice, length: int | None = None) -> Encoded:
+        """Some prompts; with `length` only as many positions of the first tower, and those of the others that correspond."""
+        ids, scored, others = self.input_ids[index, :length], self.scored[index, :length], []
+        for other in self.others:
+            forth = other.forth[index, :length]
+            reach = int(forth[scored].max()) + 1 if length is not None else None
+            back = other.back[index, :reach].clamp(max=ids.shape[1] - 1)
+            others.append(Matched(other.input_ids[index, :reach], forth.clamp(max=back.shape[1] - 1), back))
+        return Encoded(ids, scored, tuple(others))
 
 
 def content_mask(input_ids: torch.Tensor, eos_token_id: int) -> torch.Tensor:
-    """(B, L) bool: positions that are scored, from position 1 to the first EOS.
+    """(B, L) bool: positions that are scored, from position 1 to the EOS that ends the prompt.
 
-    The mask is a function of each row alone, so a prompt's decision cannot depend on its batch (invariant 2).
+    That EOS is the first of the last run of them, whatever pads the row after it. An EOS before it is one that somebody typed:
+    the U-Net reads on behind it, and so does the filter. The mask is a function of each row alone, so that a prompt's
+    decision cannot depend on its batch (invariant 2).
     """
     is_eos = input_ids == eos_token_id
-    before = is_eos.int().cumsum(1) - is_eos.int()  # EOS tokens strictly before each position
-    mask = before == 0
+    ahead = is_eos.int().flip(1).cumsum(1).flip(1)  # EOS tokens from each position on
+    content = ~is_eos & ((ahead > 0) | (ahead[:, :1] == 0))  # not what pads the row after its EOS
+    behind = content.int().flip(1).cumsum(1).flip(1)  # content from each position on
+    mask = content | (behind > 0)
+    mask = mask | torch.cat([mask[:, :1], mask[:, :-1]], 1)  # and the EOS after it
     mask[:, 0] = False  # BOS is the same for every prompt, and an outlier
     return mask
 
@@ -47,17 +79,15 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Encoded:
     ids = torch.tensor(rows, dtype=torch.int64).reshape(
         len(rows), tokenizer.model_max_length
     )  # "pt" takes twice as long
-    assert isinstance(tokenizer.eos_token_id, int)  # a CLIPTokenizer has one
-    return Encoded(ids, content_mask(ids, tokenizer.eos_token_id))
+    return Encoded(ids, content_mask(ids, special_tokens(tokenizer)[0]))
 
 
-@torch.no_grad()
-def encode(
-    encoder: CLIPTextModel | torch.nn.Module, tokenizer: CLIPTokenizer, prompts: Sequence[str], *, batch: int = 256
-) -> torch.Tensor:
-    """Last hidden states of `prompts`, (B, L, D): what the U-Net's cross-attention sees."""
-    ids = tokenize(tokenizer, prompts).input_ids
-    return torch.cat([encoder(ids[i : i + batch])[0] for i in range(0, len(ids), batch)])
+def special_tokens(tokenizer: CLIPTokenizer) -> tuple[int, int]:
+    """(EOS, padding) as the tokenizer has them; the encoder's configuration may name others and is never asked."""
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    assert isinstance(eos, int)  # a CLIPTokenizer has both
+    assert isinstance(pad, int)
+    return eos, pad
 
 
 def find_tokens(input_ids: torch.Tensor, pattern: Sequence[int]) -> torch.Tensor:

@@ -1,15 +1,30 @@
-"""What can be known of a pipeline's folder without reading a weight; it refuses what the erasers do not support."""
+"""What can be known of a pipeline's folder without reading a weight; it refuses what the erasers do not support.
+
+A folder may hold more weight files than loading reads: fp16 and non-EMA variants, `.bin` files. Digests are of the files
+that are read, so that the others neither matter nor are ever opened.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from components.common.errors import ArtifactError, UserError
 from components.common.files import SIDECAR, digest, key_of
 
 FORMAT = "expunge/base"
-SUPPORTED = {"StableDiffusionPipeline": {"text_encoder": "CLIPTextModel", "unet": "UNet2DConditionModel"}}
+_TEXT = {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
+_SECOND = {"text_encoder_2": "CLIPTextModelWithProjection", "tokenizer_2": "CLIPTokenizer"}
+_IMAGE = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+SUPPORTED = {"StableDiffusionPipeline": _TEXT | _IMAGE, "StableDiffusionXLPipeline": _TEXT | _SECOND | _IMAGE}
+TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+IMAGE_PARTS = ("scheduler", "unet", "vae")
+_WEIGHED = ("text_encoder", "text_encoder_2", "unet", "vae")
+_VARIANTS = (None, "fp16", "bf16")
+_PREDICTIONS = ("epsilon", "v_prediction")
 
 
 def check_folder(folder: Path) -> None:
@@ -18,25 +33,16 @@ def check_folder(folder: Path) -> None:
     `UserError` for a folder that is no pipeline or of an architecture that is not supported; `ArtifactError` for a
     component without weights, and, where the folder has a sidecar, for bytes that are not the ones it names.
     """
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise UserError(
-            f"{folder} is no diffusers pipeline (it has no model_index.json)", "mend base.path in params.yaml"
-        )
-    try:
-        named = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ArtifactError(f"{index} is not JSON", "restore it: git checkout") from error
+    named = read_index(folder)
     kind = named.get("_class_name")
     if kind not in SUPPORTED:
         raise UserError(f"{folder} is a {kind}, which is not supported", f"use a {' or '.join(SUPPORTED)}")
     for part, wanted in SUPPORTED[kind].items():
         found = (named.get(part) or [None, None])[1]
-        if found != wanted:
+        if str(found).removesuffix("Fast") != wanted:
             raise UserError(f"{part} of {folder} is a {found}, which is not supported", f"use a {wanted}")
-    for part in ("text_encoder", "unet", "vae"):
-        if not any((folder / part).glob("*.safetensors")):
-            raise ArtifactError(f"{folder / part} holds no safetensors file", "restore the weights, as safetensors")
+    variant_of(folder)
+    _check_widths(folder)
     sidecar = folder / SIDECAR
     if sidecar.is_file():
         for name, wanted in json.loads(sidecar.read_text(encoding="utf-8"))["files"].items():
@@ -47,13 +53,137 @@ def check_folder(folder: Path) -> None:
                 raise ArtifactError(f"{path} was altered or cut short", "restore it: git checkout or dvc checkout")
 
 
+def read_index(folder: Path) -> dict[str, Any]:
+    """The pipeline's model_index.json; `UserError` for a folder without one."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        part = _read_json(folder / "config.json").get("_class_name") if (folder / "config.json").is_file() else None
+        fact = f"it is a single {part}" if part else "it has no model_index.json"
+        raise UserError(f"{folder} is no diffusers pipeline ({fact})", "mend base.path in params.yaml")
+    return _read_json(index)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(f"{path} is missing", "restore it") from error
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not JSON", "restore it: git checkout") from error
+    return content if isinstance(content, dict) else {}
+
+
+def parts_of(folder: Path) -> tuple[str, ...]:
+    """The names of the pipeline's parts that are loaded, each a folder."""
+    named = read_index(folder)
+    wanted = SUPPORTED.get(str(named.get("_class_name")), {})
+    return tuple(part for part in (*TEXT_PARTS, *IMAGE_PARTS) if part in wanted or part == "scheduler")
+
+
+def variant_of(folder: Path) -> str | None:
+    """Which weight files loading reads: None the plain ones, otherwise `fp16` or `bf16`, where only those are there.
+
+    `ArtifactError` if no variant is whole, in safetensors.
+    """
+    parts = [part for part in parts_of(folder) if part in _WEIGHED]
+    missing: list[str] = []
+    for variant in _VARIANTS:
+        lacking = [part for part in parts if not _weights(folder / part, variant)]
+        if not lacking:
+            return variant
+        missing = missing or lacking
+    pickled = any(path.suffix in (".bin", ".ckpt", ".pt") for path in (folder / missing[0]).glob("*"))
+    fact = "holds pickles and no safetensors file" if pickled else "holds no safetensors file"
+    remedy = (
+        "save it as safetensors: pipe.save_pretrained(FOLDER)" if pickled else "restore its weights, as safetensors"
+    )
+    raise ArtifactError(f"{folder / missing[0]} {fact}", remedy)
+
+
+def _weights(part: Path, variant: str | None) -> list[Path]:
+    """The weight files of a part in a variant: one, or an index and its shards; empty if they are not all there."""
+    for stem in ("model", "diffusion_pytorch_model"):
+        dotted = f".{variant}" if variant else ""
+        whole = part / f"{stem}{dotted}.safetensors"
+        if whole.is_file():
+            return [whole]
+        index = part / f"{stem}.safetensors.index{dotted}.json"
+        if index.is_file():
+            shards = sorted({part / name for name in _read_json(index).get("weight_map", {}).values()})
+            if shards and all(shard.is_file() for shard in shards):
+                return [index, *shards]
+    return []
+
+
+def loaded_files(folder: Path, part: str) -> list[Path]:
+    """The files of a part that loading reads: its configuration or vocabulary, and the weights of one variant."""
+    plain = [
+        path
+        for path in (folder / part).glob("*")
+        if path.suffix in (".json", ".txt", ".model") and not path.name.endswith(".index.json")
+    ]
+    plain = [path for path in plain if ".safetensors.index." not in path.name and ".bin.index." not in path.name]
+    weights = _weights(folder / part, variant_of(folder)) if part in _WEIGHED else []
+    return sorted([*plain, *weights])
+
+
+def plain_name(name: str) -> str:
+    """The name of a weight file without its variant, under which `from_pretrained` finds it unasked; shards keep theirs."""
+    for variant in filter(None, _VARIANTS):
+        if name.endswith(f".{variant}.safetensors") and "-of-" not in name:
+            return name.replace(f".{variant}.", ".")
+    return name
+
+
+def part_digests(folder: Path, parts: tuple[str, ...] = (*TEXT_PARTS, *IMAGE_PARTS)) -> dict[str, str]:
+    """SHA-256 of each of `parts` that the pipeline has, over the files that loading reads; no sidecar is needed."""
+    found = {}
+    for part in parts:
+        if part in parts_of(folder):
+            whole = hashlib.sha256()
+            for path in loaded_files(folder, part):
+                whole.update(f"{path.relative_to(folder / part).as_posix()}\0{digest(path)}\n".encode())
+            found[part] = whole.hexdigest()
+    return found
+
+
 def folder_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of the pipeline but the sidecar and the judge, by relative name."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    keep = [p.relative_to(folder) for p in files if p.name != SIDECAR]
-    return {p.as_posix(): digest(folder / p) for p in keep if p.parts[0] != "judge" and p.suffix != ".md"}
+    """SHA-256 of every file of the pipeline that loading reads, by relative name."""
+    files = [path for part in parts_of(folder) for path in loaded_files(folder, part)]
+    return {p.relative_to(folder).as_posix(): digest(p) for p in sorted([*files, folder / "model_index.json"])}
 
 
 def base_digest(folder: Path) -> str:
-    """A short name for the pipeline's bytes: equal files, equal name."""
+    """A short name for the pipeline's bytes that loading reads: equal files, equal name."""
     return key_of(folder_digests(folder))
+
+
+def check_made_for(inputs: Mapping[str, str], here: Mapping[str, str], what: str, folder: Path) -> None:
+    """`ArtifactError` unless `what`, whose sidecar names `inputs`, was made for these parts of the base, as `part_digests` has them."""
+    for part, found in here.items():
+        if inputs.get(part) != found:
+            fact = "another" if part in inputs else "an unknown"
+            raise ArtifactError(
+                f"{what} was made for {fact} {part} than the one of {folder}", "make it again: dvc repro"
+            )
+
+
+def _check_widths(folder: Path) -> None:
+    """`UserError` for a U-Net that does not read what the text encoders write, or predicts what is not supported."""
+    named = [part for part in parts_of(folder) if part.startswith("text_encoder")]
+    widths = [int(_read_json(folder / part / "config.json").get("hidden_size", 0)) for part in named]
+    unet = _read_json(folder / "unet" / "config.json")
+    cross = unet.get("cross_attention_dim")
+    if cross != sum(widths):
+        raise UserError(
+            f"the U-Net of {folder} reads states of width {cross}, and its text encoders write {sum(widths)}",
+            "use the parts of one model",
+        )
+    if unet.get("in_channels", 4) != unet.get("out_channels", 4):
+        raise UserError(
+            f"the U-Net of {folder} takes {unet['in_channels']} channels, as one for inpainting does",
+            "use the text-to-image model that it was made from",
+        )
+    prediction = _read_json(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon")
+    if prediction not in _PREDICTIONS:
+        raise UserError(f"{folder} predicts {prediction!r}, which is not supported", f"use {' or '.join(_PREDICTIONS)}")

@@ -1,34 +1,32 @@
-"""Opens a diffusers StableDiffusionPipeline folder, frozen and in fp32."""
+"""Opens a diffusers folder of Stable Diffusion 1.x, 2.x or XL, frozen and in fp32."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from components.diffusion.folder import check_folder
+from components.diffusion.folder import check_folder, read_index, variant_of
 
-
-def accelerator_device() -> torch.device:
-    """Where accelerate computes: this process's GPU if it has one, else the CPU; the CPU where ACCELERATE_USE_CPU is true."""
-    return Accelerator(mixed_precision="no").device  # `PartialState`, asked first, would not read that variable
+CLASSES = {"StableDiffusionPipeline": StableDiffusionPipeline, "StableDiffusionXLPipeline": StableDiffusionXLPipeline}
+_NO_CHECKER: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
-def load_pipeline(folder: Path, device: torch.device | None = None) -> StableDiffusionPipeline:
-    """The pipeline in fp32, nothing requiring a gradient, without safety checker or progress bar.
+def load_pipeline(folder: Path, device: torch.device | None = None) -> Any:  # noqa: ANN401 - one of `CLASSES`
+    """The pipeline in fp32 on `device` (default: the CPU), nothing requiring a gradient, without safety checker or progress bar.
 
-    U-Net and VAE are put on `device`, by default the CPU. The text encoder stays on the CPU, where all that reads hidden
-    states has its own tensors; what samples takes states and noise from there.
+    Only safetensors are read, of the variant that `variant_of` finds.
     """
     check_folder(folder)
-    pipe = StableDiffusionPipeline.from_pretrained(
-        folder, dtype=torch.float32, safety_checker=None, requires_safety_checker=False, local_files_only=True
-    )
-    for part in (pipe.text_encoder, pipe.unet, pipe.vae):
-        part.eval().requires_grad_(False)
-    for part in (pipe.unet, pipe.vae):
-        part.to(device)
+    kind = read_index(folder)["_class_name"]
+    pipe = CLASSES[kind].from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, variant=variant_of(folder),
+        **(_NO_CHECKER if kind == "StableDiffusionPipeline" else {"add_watermarker": False}),
+    )  # fmt: skip
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval().requires_grad_(False).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -14,9 +14,15 @@ class BaseParams(Section):
 
     path: Path
     """Folder of a diffusers StableDiffusionPipeline; an input, never written."""
-    hookpoint: str
-    """Module of the text encoder whose output (its residual stream) the SAE reads, such as encoder.layers.2."""
+    hookpoint: str | tuple[str, ...]
+    """Module of the text encoder whose output (its residual stream) the SAE reads, such as encoder.layers.2; for SDXL a list
+    of two, one for each encoder."""
     guidance_scale: float = Field(ge=1)
     """Classifier-free guidance with which images are drawn, in training, evaluation and purification alike."""
     solver_steps: int = Field(gt=0)
     """Solver steps with which images are drawn, in evaluation and by `expunge generate`."""
+
+    @property
+    def hookpoints(self) -> tuple[str, ...]:
+        """One for each text encoder."""
+        return (self.hookpoint,) if isinstance(self.hookpoint, str) else self.hookpoint

@@ -16,6 +16,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from components.common.seeding import generator
+from components.diffusion.conditioning import Conditioning, denoise, joined
 
 
 class Trajectory(NamedTuple):
@@ -42,8 +43,8 @@ def solver(pipe: StableDiffusionPipeline) -> Any:  # noqa: ANN401 - a DPMSolverM
 @torch.no_grad()
 def trajectories(
     pipe: StableDiffusionPipeline,
-    cond: torch.Tensor,  # (B, L, D) of the prompts
-    uncond: torch.Tensor,  # (1, L, D) of the empty or negative prompt
+    cond: Conditioning,  # of B prompts
+    uncond: Conditioning,  # of one: the empty or negative prompt
     latents: torch.Tensor,  # (B, Z, h, w) unit noise
     *,
     steps: int,  # solver steps
@@ -53,12 +54,13 @@ def trajectories(
     scheduler = solver(pipe)
     scheduler.set_timesteps(steps)
     x = latents.to(pipe.unet.device) * scheduler.init_noise_sigma
-    both = torch.cat([uncond.expand_as(cond), cond]).to(x.device)
+    both = joined([uncond.expand(len(x)), cond]).to(x.device)
     said = None
     for timestep in scheduler.timesteps:
         yield Trajectory(int(timestep), x, said)
         doubled = scheduler.scale_model_input(torch.cat([x, x]), timestep)
-        out_uncond, out_cond = said = pipe.unet(doubled, timestep, both, return_dict=False)[0].to(x.dtype).chunk(2)
+        out_uncond, out_cond = denoise(pipe.unet, doubled, timestep, both).to(x.dtype).chunk(2)
+        said = out_uncond, out_cond
         x = scheduler.step(out_uncond + guidance_scale * (out_cond - out_uncond), timestep, x).prev_sample
     yield Trajectory(0, x, said)
 
@@ -73,8 +75,8 @@ def decode_latents(pipe: StableDiffusionPipeline, latents: torch.Tensor) -> np.n
 @torch.no_grad()
 def sample(
     pipe: StableDiffusionPipeline,
-    cond: torch.Tensor,  # (B, L, D)
-    uncond: torch.Tensor,  # (1, L, D)
+    cond: Conditioning,  # of B prompts
+    uncond: Conditioning,  # of one
     seeds: Sequence[int],
     *,
     steps: int,
@@ -86,6 +88,6 @@ def sample(
     for start in range(0, len(seeds), batch):
         part = slice(start, start + batch)
         noise = start_noise(pipe, seeds[part])
-        *_, last = trajectories(pipe, cond[part], uncond, noise, steps=steps, guidance_scale=guidance_scale)
+        *_, last = trajectories(pipe, cond.rows(part), uncond, noise, steps=steps, guidance_scale=guidance_scale)
         images.append(decode_latents(pipe, last.latents))
     return np.concatenate(images) if images else np.zeros((0, 64, 64, 3), np.uint8)

@@ -61,16 +61,20 @@ def build_trie(patterns: Sequence[torch.Tensor], ends: torch.Tensor) -> Trie:
 
 
 def find_names(input_ids: torch.Tensor, trie: Trie) -> torch.Tensor:
-    """(B, L, R) bool: where a name of each request ends in tokens (B, L)."""
+    """(B, L, R) bool: the tokens of every name of each request in tokens (B, L), from its first to its last."""
     length, size = input_ids.shape[1], len(trie.ends)
     padded = F.pad(input_ids, (trie.depth, 0), value=size - 1)
     state = torch.full_like(input_ids, _START)
-    found = trie.names[torch.zeros_like(input_ids)]  # none
+    ends: list[torch.Tensor] = []  # by length: where a name of so many tokens ends, (B, L, R)
     for back in range(trie.depth):
         first = trie.depth - back
         key = state * size + padded[:, first : first + length]
         bucket = key % len(trie.keys)
         state = torch.where(trie.keys[bucket] == key[..., None], trie.leads_to[bucket], _NOWHERE).sum(-1)
         begins = trie.ends[padded[:, first - 1 : first - 1 + length]]  # (B, L): a word ends before
-        found = found | (trie.names[state] & begins[..., None])
+        ends.append(trie.names[state] & begins[..., None])
+    found = reach = trie.names[torch.zeros_like(input_ids)]  # none
+    for ahead in range(trie.depth - 1, -1, -1):
+        reach = reach | ends[ahead]  # a name of more than `ahead` tokens ends here
+        found = found | F.pad(reach[:, ahead:], (0, 0, 0, ahead))
     return found

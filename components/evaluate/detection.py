@@ -18,12 +18,20 @@ import torch
 from components.collect.record import RequestRecord
 from components.collect.tables import SOURCES, where
 from components.common.words import mentions
-from components.diffusion.encode import tokenize
+from components.diffusion.conditioning import Conditioning
 from components.eraser import Eraser
 from components.evaluate.metrics import Metric, auroc_of, proportion
 from components.filter.edit import find_target
 
 _BATCH = 256
+
+
+def largest_change(one: Conditioning, other: Conditioning) -> torch.Tensor:
+    """(B,) the largest difference of any number that the U-Net reads of a prompt, pooled output included."""
+    change = (one.states - other.states).abs().amax((1, 2))
+    if one.pooled is None or other.pooled is None:
+        return change
+    return torch.maximum(change, (one.pooled - other.pooled).abs().amax(1))
 
 
 class Seen(NamedTuple):
@@ -37,7 +45,7 @@ class Seen(NamedTuple):
     named: np.ndarray
     """(P, R) whether a name on the request's list, or a slip of one, stands in the prompt."""
     moved: np.ndarray
-    """(P,) largest change of a hidden state with all filters."""
+    """(P,) largest change of what the U-Net reads, with all filters."""
 
     def of(self, prompts: Sequence[str]) -> list[int]:
         """Their rows."""
@@ -52,11 +60,11 @@ def see(eraser: Eraser, prompts: Sequence[str]) -> Seen:
     for start in range(0, len(unique), _BATCH):
         part = unique[start : start + _BATCH]
         edited = eraser.read(part, variant="filter", requests=names)
-        stock = eraser.read(part, variant="base").states
-        ids = tokenize(eraser.pipe.tokenizer, part).input_ids
+        stock = eraser.read(part, variant="base")
+        ids = eraser.towers.tokenize(part).input_ids
         margin.append(edited.decision.scores - limits)
         named.append(torch.stack([find_target(ids, eraser.filters[name]).any(1) for name in names], 1))
-        moved.append((edited.states - stock).abs().amax((1, 2)))
+        moved.append(largest_change(edited.cond, stock.cond))
     rows = {prompt: row for row, prompt in enumerate(unique)}
     return Seen(rows, names, *(torch.cat(parts).numpy() for parts in (margin, named, moved)))
 
@@ -139,6 +147,6 @@ def passthrough(eraser: Eraser, names: Sequence[str], seen: Seen, quiet: Sequenc
     moved = max((float(seen.moved[seen.rows[p]]) for p in set(quiet) - set(again)), default=0.0)
     for start in range(0, len(again), _BATCH):
         part = again[start : start + _BATCH]
-        change = eraser.read(part, variant="filter", requests=names).states - eraser.read(part, variant="base").states
-        moved = max(moved, float(change.abs().max()))
+        edited, stock = eraser.read(part, variant="filter", requests=names), eraser.read(part, variant="base")
+        moved = max(moved, float(largest_change(edited.cond, stock.cond).max()))
     return Metric(moved, len(quiet), moved, moved)

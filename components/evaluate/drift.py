@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from components.common.seeding import stream_seed
+from components.diffusion.conditioning import denoise
 from components.diffusion.sampling import start_noise, trajectories
 from components.eraser import Eraser
 from components.evaluate.metrics import mean_interval
@@ -32,16 +33,16 @@ def measure_drift(
     frozen = eraser.read(prompts, variant="base")
     noise = start_noise(pipe, [stream_seed(seed, "drift", i) for i in range(len(prompts))])
     track = trajectories(
-        pipe, frozen.states, frozen.uncond, noise, steps=eraser.solver_steps, guidance_scale=eraser.guidance_scale
+        pipe, frozen.cond, frozen.uncond, noise, steps=eraser.solver_steps, guidance_scale=eraser.guidance_scale
     )
     found: list[dict[int, list[float]]] = [{} for _ in members]
     for state, after in pairwise(track):
         assert after.said is not None  # on every step but the first
-        empty = frozen.uncond.expand(len(prompts), -1, -1).to(state.latents.device)
+        empty = frozen.uncond.expand(len(prompts)).to(state.latents.device)
         bucket = min(BUCKETS - 1, state.timestep * BUCKETS // total)
         for group, names in zip(found, members, strict=True):
             with torch.no_grad(), eraser.acting(eraser.read([""], variant="guidance", requests=names)):
-                edited = pipe.unet(state.latents, state.timestep, empty).sample
+                edited = denoise(pipe.unet, state.latents, state.timestep, empty)
             group.setdefault(bucket, []).extend(relative_drift(edited, after.said[0]).tolist())
     width = total // BUCKETS
     return [

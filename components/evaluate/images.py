@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from components.common.variants import Variant
+from components.diffusion.conditioning import Conditioning, joined
 from components.eraser import Erased, Eraser
 from components.filter.encoder import Decision
 
@@ -68,17 +69,17 @@ class Painter:
 
     def paint(self, listed: Sequence[Wanted]) -> None:
         """Draws what is missing of all that is listed, with a bar that counts images."""
-        missing: dict[Key, torch.Tensor] = {}
+        missing: dict[Key, Conditioning] = {}
         for wanted in listed:
             erased = self._read(wanted)
             self.asked += len(wanted.specs)
-            for key, state in zip(keys_of(wanted, erased), erased.states, strict=True):
+            for row, key in enumerate(keys_of(wanted, erased)):
                 if key not in self._drawn:
-                    missing.setdefault(key, state)
+                    missing.setdefault(key, erased.cond.rows([row]))
         with tqdm(total=len(missing), desc="images", unit="image", mininterval=2, disable=not missing) as bar:
             for _, group in groupby(sorted(missing), key=lambda key: (key.adapters, key.everywhere)):
                 keys = list(group)
-                together = self._together(keys, torch.stack([missing[key] for key in keys]))
+                together = self._together(keys, joined([missing[key] for key in keys]))
                 for rows, images in self.eraser.paint(together, [key.seed for key in keys], batch=self.batch):
                     self._drawn |= {keys[row]: image for row, image in zip(rows, images, strict=True)}
                     bar.update(len(rows))
@@ -88,13 +89,13 @@ class Painter:
             [spec.prompt for spec in wanted.specs], variant=wanted.variant, requests=wanted.requests
         )
 
-    def _together(self, keys: Sequence[Key], states: torch.Tensor) -> Erased:
+    def _together(self, keys: Sequence[Key], cond: Conditioning) -> Erased:
         """Prompts on which the same adapters act, as one."""
         none, everyone = torch.zeros(len(keys), 0), torch.ones(len(keys), dtype=torch.bool)
         return Erased(
             tuple(key.prompt for key in keys),
-            states,
-            self.eraser.read([""], variant="base").states,
+            cond,
+            self.eraser.read([""], variant="base").uncond,
             Decision((), none, none.bool()),
             dict.fromkeys(keys[0].adapters, everyone),
             keys[0].everywhere,

@@ -14,8 +14,9 @@ from components.common.files import SIDECAR, canonical, digest, new_folder
 from components.common.paths import CONCEPTS, CORPUS, EVALUATE, FILTER, GUIDANCE
 from components.common.sections import read_section
 from components.common.stage import log, run_stage
+from components.diffusion.device import accelerator_device
 from components.diffusion.folder import base_digest
-from components.diffusion.load import accelerator_device, load_pipeline
+from components.diffusion.load import load_pipeline
 from components.diffusion.params import BaseParams
 from components.eraser import Eraser, check_filters
 from components.evaluate.detection import measure_filters
@@ -26,7 +27,7 @@ from components.evaluate.measure import make_plan, measure_scope
 from components.evaluate.page import write_page
 from components.evaluate.params import EvaluateParams
 from components.evaluate.summary import METRICS, VERDICT
-from components.filter.artifact import read_filters
+from components.filter.artifact import open_filters
 from components.guidance.adapters import check_adapters
 from components.worlds.judges import load_judge, load_scorer
 from components.worlds.params import JudgeParams
@@ -39,20 +40,21 @@ def evaluate() -> None:
     records, size = read_records(), settings.sizes[settings.size]
     labels = {label for record in records.values() for label in (*record.avoid, *record.labels)}
     judge = load_judge(world, judging, labels)
-    filters, hookpoint = read_filters(FILTER)
     adapters = {i: GUIDANCE / i for i, record in records.items() if "guidance" in record.request.channels}
-    check_adapters(adapters, base.path / "unet")
+    check_adapters(adapters, base.path)
+    found = open_filters(FILTER, base.path, base.hookpoints)
+    filters = found.filters
     requests = {i: record.request for i, record in records.items()}
     check_filters(filters, requests)
     eraser = Eraser(
-        load_pipeline(base.path, accelerator_device()), filters, hookpoint, adapters,
-        guidance_scale=base.guidance_scale, solver_steps=base.solver_steps,
+        load_pipeline(base.path, accelerator_device()), filters, base.hookpoints, adapters, targets=found.targets,
+        guidance_scale=base.guidance_scale, solver_steps=base.solver_steps, guard=False,
     )  # fmt: skip
     judged = {"judge": judge.digest, "base": base_digest(base.path), "filter": digest(FILTER / SIDECAR)}
     judged |= {f"adapter/{i}": digest(folder / SIDECAR) for i, folder in adapters.items()}
     judged |= {f"request/{i}": digest(CONCEPTS / i) for i in records} | {"corpus": digest(CORPUS)}
     judged |= {"requests": requests_digest(requests), "params": params_digest(world, base, judging, settings)}
-    scorer = load_scorer(world, judging, eraser.pipe.tokenizer, eraser.pipe.text_encoder)
+    scorer = load_scorer(world, judging, eraser.towers.first.tokenizer, eraser.towers.first.encoder)
     table = read_prompts(records).query("split == 'evaluate'")
     corpus = read_table(CORPUS).query("split == 'evaluate'")
     plan, painter = make_plan(records, table, settings, size), Painter(eraser, batch=settings.batch)

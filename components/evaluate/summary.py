@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from components.common.errors import ArtifactError
+from components.common.files import key_of
 from components.common.variants import DEFAULT
+from components.diffusion.folder import folder_digests
 
 METRICS, VERDICT, PAGE = "metrics.json", "verdict.json", "report.html"
 JOINT = "joint"
@@ -28,6 +30,12 @@ def read_evaluation(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not {"targets", "requests", "size"} <= set(out[0]) or not {"passed", "gates"} <= set(out[1]):
         raise ArtifactError(f"{folder} holds an evaluation of another version", "write it again: expunge run evaluate")
     return out[0], out[1]
+
+
+def check_evaluated(verdict: Mapping[str, Any], base: Path) -> None:
+    """`ArtifactError` unless the verdict is about the model in folder `base`, byte by byte."""
+    if verdict.get("judged", {}).get("base") != key_of(folder_digests(base)):
+        raise ArtifactError(f"the last evaluation is of another model than {base}", "evaluate it: expunge run evaluate")
 
 
 def summarise(metrics: Mapping[str, Any], verdict: Mapping[str, Any], folder: Path) -> list[str]:

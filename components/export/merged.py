@@ -2,26 +2,27 @@
 
     W' = W + Σ_r B_r A_r          (Hu et al. 2021; one LoRA r a request, or one fused of several; its scale within B)
 
-Every file of the base is copied as it is, but those of the U-Net's weights, whose changed tensors are replaced in the dtype
-that they have there. `StableDiffusionPipeline.from_pretrained` opens the folder with nothing of ours installed. The filter
-sits in the text encoder's forward pass and is no weight, so it is not part of it.
+Only what loading the base reads is written: configurations, vocabularies and one weight file (or its shards) of each part;
+other variants, `.bin` files and a safety checker are left out, since they were not edited. In the U-Net's file the changed
+tensors are replaced, in the dtype that they have there. `from_pretrained` of diffusers opens the folder with nothing of ours
+installed. The filter sits in the text encoders' forward passes and is no weight, so it is not part of it.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from components.common.errors import ArtifactError, UserError
-from components.common.files import SIDECAR, VERSION, digest, new_folder, read_sidecar, write_sidecar
-from components.diffusion.folder import folder_digests
+from components.common.files import SIDECAR, VERSION, canonical, digest, new_folder, read_sidecar, write_sidecar
+from components.diffusion.folder import folder_digests, loaded_files, parts_of, plain_name, read_index
 from components.diffusion.load import load_pipeline
 from components.guidance.adapters import load_adapters
 
@@ -30,7 +31,7 @@ _CHANGED = """
 ## Changed
 
 This is an edited copy: {added} into the U-Net's weights by `expunge export diffusers`, so that it no longer
-draws what they erase. Nothing above was measured on this copy. The licence is the base model's.
+draws what they erase. Nothing above was measured on this copy, and it has no safety checker. The licence is the base model's.
 """
 
 
@@ -86,12 +87,13 @@ def write_merged(folder: Path, base: Path, adapters: Mapping[str, Path], fused: 
         inputs["fused"] = digest(fused)
         added = f"one adapter, fused of those of {', '.join(adapters)}, was added"
     inputs |= {f"base/{name}": value for name, value in folder_digests(base).items()}
-    named = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
-    parts = [name for name, kind in named.items() if isinstance(kind, list) and kind[0] is not None]
+    parts = parts_of(base)
     with new_folder(folder.resolve()) as partial:
-        shutil.copy(base / "model_index.json", partial)
+        (partial / "model_index.json").write_text(canonical(_index(base, parts)), encoding="utf-8")
         for part in parts:
-            shutil.copytree(base / part, partial / part)
+            (partial / part).mkdir()
+            for path in loaded_files(base, part):
+                shutil.copy(path, partial / part / plain_name(path.name))
         written = {n for path in (partial / "unet").glob("*.safetensors") for n in _replace(path, changed)}
         assert written == set(changed)  # load_pipeline read the same names from the same files
         card = base / "README.md"
@@ -107,6 +109,14 @@ def write_merged(folder: Path, base: Path, adapters: Mapping[str, Path], fused: 
         }
         write_sidecar(partial, sidecar)
     return sorted(changed)
+
+
+def _index(base: Path, parts: Sequence[str]) -> dict[str, Any]:
+    """model_index.json without the parts that are not written."""
+    named = read_index(base)
+    absent = {n: [None, None] for n, kind in named.items() if isinstance(kind, list) and n not in parts}
+    checked = {"requires_safety_checker": False} if "requires_safety_checker" in named else {}
+    return named | absent | checked
 
 
 def _replace(path: Path, changed: Mapping[str, torch.Tensor]) -> set[str]:

@@ -1,6 +1,6 @@
 """Holds the ONNX graph against torch: hidden states within a tolerance, decisions identical.
 
-P prompts, L token positions
+P prompts
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ import torch
 
 from components.common.errors import UserError
 from components.common.files import canonical, digest
-from components.export.graph import INPUTS, OUTPUTS, ExportedFilter
+from components.diffusion.encode import Encoded
+from components.export.graph import ExportedFilter, data_of, feed_of, input_names, output_names
+from components.filter.artifact import text_facts
+from components.filter.encoder import FilteredTextEncoder
 
 REPORT = "parity.json"
 """Stands beside the graph."""
@@ -47,50 +50,57 @@ def open_session(path: Path, providers: Sequence[str] = ("CPUExecutionProvider",
     return session
 
 
-def measure_parity(session: ort.InferenceSession, module: ExportedFilter, input_ids: torch.Tensor) -> Parity:
-    """Runs both on tokens (P, L) in batches of 1, 2, 3, 4, 16, 16, … and compares everything that they return."""
+def measure_parity(session: ort.InferenceSession, module: ExportedFilter, encoded: Encoded) -> Parity:
+    """Runs both on the tokens of P prompts in batches of 1, 2, 3, 4, 16, 16, … and compares everything that they return."""
     sizes = [1, 2, 3, 4]
     hidden = score = 0.0
     agree, flagged, start = True, 0, 0
-    while start < len(input_ids):
-        ids = input_ids[start : start + (sizes.pop(0) if sizes else 16)]
-        start += len(ids)
-        found = session.run(list(OUTPUTS), {INPUTS[0]: ids.numpy()})
+    names, requests = list(output_names(1 + len(encoded.others))), len(module.encoder.requests)
+    while start < len(encoded.input_ids):
+        part = encoded.rows(slice(start, start + (sizes.pop(0) if sizes else 16)))
+        start += len(part.input_ids)
+        feed = feed_of(part, requests)
+        found = session.run(names, feed)
         with torch.no_grad():
-            wanted = [tensor.numpy() for tensor in module(ids)]
-        hidden = max(hidden, float(np.abs(found[0] - wanted[0]).max()))
-        score = max(score, float(np.abs(found[1] - wanted[1]).max(initial=0.0)))
-        agree &= bool((found[2] == wanted[2]).all())
-        flagged += int(wanted[2].any(1).sum())
-    return Parity(len(input_ids), hidden, score, agree, flagged)
+            wanted = [tensor.numpy() for tensor in module(*map(torch.from_numpy, feed.values()))]
+        states = [float(np.abs(f - w).max()) for f, w in zip(found[:-2], wanted[:-2], strict=True)]
+        hidden = max(hidden, *states)
+        score = max(score, float(np.abs(found[-2] - wanted[-2]).max(initial=0.0)))
+        agree &= bool((found[-1] == wanted[-1]).all())
+        flagged += int(wanted[-1].any(1).sum())
+    return Parity(len(encoded.input_ids), hidden, score, agree, flagged)
 
 
 def write_report(
     graph: Path,
     parity: Parity,
+    encoder: FilteredTextEncoder,
     *,
-    requests: Sequence[str],
-    max_length: int,
     providers: Sequence[str],
+    inputs: Mapping[str, str],  # digests of the base's text parts
     made_from: Mapping[str, object] | None = None,
 ) -> None:
-    """Writes, beside the graph, what a server may rely on: its digest, what it was made from, its requests in order, and how it compares."""
-    report = {
+    """Writes, beside the graph, what a server may rely on: its digest, what it was made from and for, its requests in order, and how it compares."""
+    towers = encoder.towers
+    data = data_of(graph)
+    report = text_facts(towers) | {
         "parity": parity._asdict(),
         "sha256": digest(graph),
-        "inputs": list(INPUTS),
-        "outputs": list(OUTPUTS),
-        "requests": list(requests),
-        "max_length": max_length,
+        "data_sha256": digest(data) if data.is_file() else None,
+        "inputs": list(input_names(len(towers.all))),
+        "outputs": list(output_names(len(towers.all))),
+        "requests": list(encoder.requests),
+        "max_length": towers.max_length,
         "providers": list(providers),
         "made_from": dict(made_from or {}),
+        "made_for": dict(inputs),
     }
     graph.with_name(REPORT).write_text(canonical(report), encoding="utf-8")
 
 
-def latency(session: ort.InferenceSession, input_ids: torch.Tensor, *, repeats: int = 20) -> float:
-    """Median seconds of one call on tokens (B, L)."""
-    feed = {INPUTS[0]: input_ids.numpy()}
+def latency(session: ort.InferenceSession, encoded: Encoded, *, repeats: int = 20) -> float:
+    """Median seconds of one call on the tokens of B prompts."""
+    feed = feed_of(encoded, session.get_outputs()[-1].shape[-1])
     session.run(None, feed)
     times = []
     for _ in range(repeats):

@@ -11,13 +11,13 @@ from components.common.files import SIDECAR, digest, new_folder
 from components.common.paths import CORPUS, FILTER, ONNX
 from components.common.sections import read_section
 from components.common.stage import log, run_stage
-from components.diffusion.encode import tokenize
+from components.diffusion.folder import TEXT_PARTS, part_digests
 from components.diffusion.params import BaseParams
-from components.diffusion.text import load_text
+from components.diffusion.text import load_towers
 from components.export.graph import ExportedFilter, export_graph
 from components.export.params import ExportParams
 from components.export.parity import latency, measure_parity, open_session, write_report
-from components.filter.artifact import read_filters
+from components.filter.artifact import open_filters
 from components.filter.encoder import FilteredTextEncoder
 
 GRAPH = "filter.onnx"
@@ -26,18 +26,18 @@ GRAPH = "filter.onnx"
 def export() -> None:
     """Exports, checks, compares, and refuses to leave a graph that decides differently."""
     base, settings = read_section("base", BaseParams), read_section("export", ExportParams)
-    tokenizer, stock = load_text(base.path)
-    filters, hookpoint = read_filters(FILTER)
-    encoder = FilteredTextEncoder(stock, filters, hookpoint)
+    filters = open_filters(FILTER, base.path, base.hookpoints).filters
+    towers = load_towers(base.path, base.hookpoints)
+    encoder = FilteredTextEncoder(towers, filters)
     table, corpus = read_prompts(read_records()), read_table(CORPUS)
     naming = where(table, (table["split"] == "evaluate") & table["names_target"])["prompt"].tolist()
     benign = where(corpus, corpus["split"] == "evaluate")["prompt"].tolist()
     half = settings.prompts // 2
-    ids = tokenize(tokenizer, naming[:half] + benign[: settings.prompts - min(half, len(naming))]).input_ids
+    encoded = towers.tokenize(naming[:half] + benign[: settings.prompts - min(half, len(naming))])
     with new_folder(ONNX) as partial:
-        export_graph(encoder, ids[:2], partial / GRAPH, opset=settings.opset)
+        export_graph(encoder, encoded.rows(slice(2)), partial / GRAPH, opset=settings.opset)
         session = open_session(partial / GRAPH)
-        parity = measure_parity(session, ExportedFilter(encoder), ids)
+        parity = measure_parity(session, ExportedFilter(encoder), encoded)
         if not parity.decisions_agree or parity.max_abs_hidden > settings.tolerance:
             raise StageError(
                 f"ONNX and torch differ by {parity.max_abs_hidden:.2g} on {parity.prompts} prompts "
@@ -47,12 +47,12 @@ def export() -> None:
         write_report(
             partial / GRAPH,
             parity,
-            requests=list(filters),
-            max_length=tokenizer.model_max_length,
+            encoder,
             providers=session.get_providers(),
+            inputs=part_digests(base.path, TEXT_PARTS),
             made_from={"filter": digest(FILTER / SIDECAR), "params": settings.model_dump(mode="json")},
         )
-        seconds = {str(b): latency(session, ids[:b]) for b in (1, 16)}
+        seconds = {str(b): latency(session, encoded.rows(slice(b))) for b in (1, 16)}
     log.info("export: %s; seconds a call %s; onnxruntime %s", parity, seconds, ort.__version__)
 
 

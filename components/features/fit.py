@@ -15,14 +15,13 @@ import pandas as pd
 import torch
 
 from components.collect.record import RequestRecord
-from components.collect.tables import SOURCES, where
+from components.collect.tables import REAL, SOURCES, where
 from components.common.roc import auroc, roc
-from components.diffusion.encode import spelling_patterns, tokenize
-from components.diffusion.hooks import read_hookpoint
+from components.diffusion.encode import spelling_patterns
 from components.features.directions import replacement_directions
 from components.features.params import FeaturesParams
 from components.features.reading import Reader
-from components.features.scores import stands_alone, strictest_threshold
+from components.features.scores import gate_threshold, stands_alone, strictest_threshold
 from components.features.selection import Fitted, fit_scores
 from components.features.store import Store, TokenSet
 from components.filter.artifact import RequestFilter
@@ -43,6 +42,8 @@ class Shared(NamedTuple):
     """Prompts to calibrate against."""
     traffic: Store | None
     """The user's own prompts to calibrate against, if there are any."""
+    real: Store | None = None
+    """Prompts that people wrote, to calibrate against."""
 
 
 class OwnPrompts(NamedTuple):
@@ -66,13 +67,17 @@ class OwnPrompts(NamedTuple):
 
 def read_shared(corpus: pd.DataFrame, reader: Reader) -> Shared:
     """Reads the prompts of the corpus that every request is selected and calibrated against."""
-    calibrate, own = corpus["split"] == "calibrate", corpus["source"] == SOURCES
+    calibrate, source = corpus["split"] == "calibrate", corpus["source"]
 
     def read(rows: Any) -> Store:  # noqa: ANN401 - pandas types no comparison
         return read_store(where(corpus, rows)["prompt"].tolist(), reader)
 
-    traffic = read(calibrate & own) if bool((calibrate & own).any()) else None
-    return Shared(reader, read(corpus["split"] == "train"), read(calibrate & ~own), traffic)
+    traffic, real = (
+        read(calibrate & (source == name)) if bool((calibrate & (source == name)).any()) else None
+        for name in (SOURCES, REAL)
+    )
+    english = calibrate & ~source.isin([SOURCES, REAL])
+    return Shared(reader, read(corpus["split"] == "train"), read(english), traffic, real)
 
 
 def read_store(prompts: Sequence[str], reader: Reader) -> Store:
@@ -118,29 +123,29 @@ def _name_ends(part: pd.DataFrame, ids: torch.Tensor, reader: Reader) -> torch.T
 def read_directions(chosen: pd.DataFrame, reader: Reader) -> torch.Tensor:
     """Replacement directions (K, D) from the selection prompts that have a counterpart about the anchor."""
     paired = where(chosen, chosen["counterpart"] != "")
-    encoded = [tokenize(reader.tokenizer, paired[column].tolist()) for column in ("prompt", "counterpart")]
-    hidden = [read_hookpoint(reader.encoder, reader.hookpoint, e.input_ids) for e in encoded]
+    encoded = [reader.towers.tokenize(paired[column].tolist()) for column in ("prompt", "counterpart")]
+    hidden = [reader.towers.stream(e).float().cpu() for e in encoded]
     scored = [e.scored for e in encoded]
     classes = position_classes(reader.last_tokens(encoded[0].input_ids, paired["name_used"].tolist()), scored[0])
     return replacement_directions(hidden[0], hidden[1], classes, scored[0].sum(1), scored[1].sum(1))
 
 
 def fit_request(
-    record: RequestRecord, table: pd.DataFrame, shared: Shared, settings: FeaturesParams
+    record: RequestRecord, table: pd.DataFrame, shared: Shared, settings: FeaturesParams, *, requests: int = 1
 ) -> tuple[RequestFilter, dict[str, Any]]:
-    """(filter of one request, facts about it); `table` holds its prompts.
+    """(filter of one of so many requests, facts about it); `table` holds its prompts.
 
     `UserError` when no latent separates the target from the rest or the calibration prompts cannot support the budget.
     """
-    return fit_own(record, read_own(record, table, shared.reader), shared, settings)
+    return fit_own(record, read_own(record, table, shared.reader), shared, settings, requests=requests)
 
 
 def fit_own(
-    record: RequestRecord, own: OwnPrompts, shared: Shared, settings: FeaturesParams
+    record: RequestRecord, own: OwnPrompts, shared: Shared, settings: FeaturesParams, *, requests: int = 1
 ) -> tuple[RequestFilter, dict[str, Any]]:
     """As `fit_request`, from prompts that were read."""
     reader, listed = shared.reader, record.names["evaluate"]
-    forms = [*(name + end for name in listed for end in ("", "s", "es")), *record.misspellings]
+    forms = [*(name + end for name in listed for end in ("", "s", "es")), *record.forms, *record.misspellings]
     free = np.flatnonzero(~shared.background.words.find(forms)[shared.background.prompt])
     often, rest = np.split(free, [len(free) // SHARE])
     named = np.flatnonzero(own.labels >= 0)
@@ -157,21 +162,35 @@ def fit_own(
 
     measured = scores(own.calibrate)
     positives, near = measured[own.names_target], measured[own.negative]
-    benign, *traffic = (
-        scores(store)[~store.words.find(forms)] for store in (shared.benign, shared.traffic) if store is not None
+    benign, traffic, real = (
+        scores(store)[~store.words.find(forms)] if store is not None else None
+        for store in (shared.benign, shared.traffic, shared.real)
     )
-    groups = [np.concatenate([near, benign]), *traffic]
-    threshold = strictest_threshold(groups, settings.fpr)
+    assert benign is not None  # of the stores only traffic and real may be missing
+    groups = {"english": np.concatenate([near, benign])} | {
+        name: found for name, found in (("traffic", traffic), ("real", real)) if found is not None
+    }
+    budget = settings.budget(requests)
+    threshold = strictest_threshold(list(groups.values()), budget)
+    gate = gate_threshold(list(groups.values()), settings.acting / requests) if settings.acting else threshold
     item = as_filter(
         fitted,
         threshold,
         reader,
+        gate=min(gate, threshold),
         directions=own.directions,
         gain=0.0 if record.anchor else -1.0,
         positions=settings.positions,
-        spellings=spelling_patterns(reader.tokenizer, listed, record.misspellings),
+        spellings=spelling_patterns(reader.tokenizer, listed, spelt_forms(record)),
     )
-    return item, facts_of(own.names, fitted, threshold, positives, groups, settings.fpr)
+    return item, facts_of(own.names, fitted, threshold, positives, groups, budget)
+
+
+def spelt_forms(record: RequestRecord) -> list[str]:
+    """Further forms of the names that tokens alone tell: irregular plurals, translations, misspellings; no emoji."""
+    plain = {name + end for name in record.names["evaluate"] for end in ("", "s", "es")}
+    listed = dict.fromkeys([*record.forms, *record.misspellings])
+    return [form for form in listed if form not in plain and any(c.isalpha() for c in form)]
 
 
 def as_filter(
@@ -179,6 +198,7 @@ def as_filter(
     threshold: float,
     reader: Reader,
     *,
+    gate: float,
     directions: torch.Tensor,
     gain: float,
     positions: Sequence[str],
@@ -197,6 +217,7 @@ def as_filter(
         weights=torch.from_numpy(fitted.score.weights).float(),
         bias=torch.from_numpy(fitted.score.bias).float(),
         decision_threshold=torch.tensor(threshold, dtype=torch.float32),
+        gate_threshold=torch.tensor(gate, dtype=torch.float32),
         directions=directions,
         gain=torch.tensor(gain),
         classes=torch.tensor([float(name in positions) for name in POSITION_CLASSES]),
@@ -206,10 +227,10 @@ def as_filter(
 
 
 def facts_of(
-    names: list[str], fitted: Fitted, threshold: float, positives: np.ndarray, groups: Sequence[np.ndarray], fpr: float
+    names: list[str], fitted: Fitted, threshold: float, positives: np.ndarray, groups: dict[str, np.ndarray], fpr: float
 ) -> dict[str, Any]:
-    """What the artifact's sidecar says of a request; `groups` holds the scores that must not be flagged, traffic second."""
-    negatives = np.concatenate(groups)
+    """What the artifact's sidecar says of a request; `groups` holds the scores that must not be flagged, by source."""
+    negatives = np.concatenate(list(groups.values()))
     curve = roc(positives, negatives)
     keep = np.unique(np.linspace(0, len(curve.fpr) - 1, _POINTS).astype(int))
     facts: dict[str, Any] = {
@@ -229,7 +250,9 @@ def facts_of(
             "tpr": [round(float(v), 6) for v in curve.tpr[keep]],
         },
     }
-    for traffic in groups[1:]:
-        flagged = {"fpr": round(float((traffic >= threshold).mean()), 6)} if len(traffic) else {}
-        facts["calibration"]["traffic"] = {"n": len(traffic), "alone": stands_alone(traffic, fpr)} | flagged
+    facts["calibration"]["budget"] = fpr
+    for name in groups.keys() & {"traffic", "real"}:
+        found = groups[name]
+        flagged = {"fpr": round(float((found >= threshold).mean()), 6)} if len(found) else {}
+        facts["calibration"][name] = {"n": len(found), "alone": stands_alone(found, fpr)} | flagged
     return facts

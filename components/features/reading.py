@@ -10,11 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import CLIPTokenizer
 
-from components.diffusion.encode import find_tokens, tokenize, word_ends
-from components.diffusion.hooks import read_hookpoint
+from components.diffusion.encode import find_tokens, word_ends
+from components.diffusion.towers import Towers
 from components.sae.model import SparseAutoencoder, jump_codes
 
 
@@ -32,9 +30,9 @@ class Tokens(NamedTuple):
 class Reader:
     """Reads prompts into the residual stream and its SAE codes."""
 
-    def __init__(self, tokenizer: CLIPTokenizer, encoder: nn.Module, hookpoint: str, sae: SparseAutoencoder) -> None:
-        self.tokenizer, self.encoder, self.hookpoint, self.sae = tokenizer, encoder, hookpoint, sae
-        self.word_ends = word_ends(tokenizer)
+    def __init__(self, towers: Towers, sae: SparseAutoencoder) -> None:
+        self.towers, self.sae, self.tokenizer = towers, sae, towers.first.tokenizer
+        self.word_ends = word_ends(self.tokenizer)
 
     def tokens(self, prompts: Sequence[str], *, batch: int = 128) -> Tokens:
         """The scored positions of `prompts`.
@@ -42,13 +40,14 @@ class Reader:
         Prompts of like length are read together and without their padding, which a causal encoder's scored positions
         cannot see.
         """
-        ids, scored = tokenize(self.tokenizer, prompts)
+        encoded = self.towers.tokenize(prompts)
+        ids, scored = encoded.input_ids, encoded.scored
         counts = scored.sum(1)  # (P,)
         starts = [0, *counts.cumsum(0).tolist()]
         hidden = torch.empty(int(counts.sum()), self.sae.d_in)
         for rows in counts.argsort(stable=True).split(batch):
             length = int(counts[rows].max()) + 1  # BOS
-            states = read_hookpoint(self.encoder, self.hookpoint, ids[rows, :length])
+            states = self.towers.stream(encoded.rows(rows, length)).float().cpu()
             places = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows.tolist()])
             hidden[torch.from_numpy(places)] = states[scored[rows, :length]]
         return Tokens(hidden, ids, scored)

@@ -13,8 +13,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.stats import genpareto
 
 from components.common.errors import UserError
+
+ENOUGH, MANY = 10, 500
+"""Scores above a threshold from which on their rank says where it lies, and scores from which on a tail can be fitted."""
+TAIL, LEAST, REACH = 0.02, 50, 100
+"""The share of scores that is the tail, the fewest that are, and how many times rarer than 1/N a tail is trusted to tell."""
 
 
 def select_features(
@@ -75,17 +81,47 @@ def conformal_threshold(negatives: np.ndarray, fpr: float) -> float:
     return float(np.nextafter(np.float32(ranked[allowed]), np.float32(np.inf)))
 
 
+def tail_threshold(negatives: np.ndarray, fpr: float) -> float:
+    """The threshold that a fresh prompt like `negatives` (N,) reaches with probability `fpr`, which may be well below 1/N.
+
+    The excesses over a high quantile follow a generalised Pareto distribution, whatever the scores' own is (Pickands 1975), and it
+    is fitted to the highest share `TAIL` of them. `UserError` where the budget lies further beyond the data than `REACH`.
+    """
+    if fpr * len(negatives) * REACH < 1:
+        raise UserError(
+            f"{len(negatives)} benign calibration prompts cannot support a false-positive budget of {fpr:.1e}",
+            f"raise corpus.benign.calibrate until there are {int(np.ceil(1 / fpr / REACH))}, or features.fpr_all",
+        )
+    ranked = np.sort(negatives)[::-1].astype(float)
+    count = max(LEAST, int(TAIL * len(ranked)))
+    base = ranked[count]
+    shape, _, scale = genpareto.fit(ranked[:count] - base, floc=0)
+    beyond = float(base + genpareto.isf(min(1.0, fpr * len(ranked) / count), shape, scale=scale))
+    return float(np.nextafter(np.float32(beyond), np.float32(np.inf)))
+
+
+def budget_threshold(negatives: np.ndarray, fpr: float) -> float:
+    """The least threshold that keeps the budget: by rank where `ENOUGH` prompts lie above it, otherwise by their tail."""
+    by_rank = fpr * len(negatives) >= ENOUGH or len(negatives) < MANY
+    return conformal_threshold(negatives, fpr) if by_rank else tail_threshold(negatives, fpr)
+
+
 def strictest_threshold(groups: Sequence[np.ndarray], fpr: float) -> float:
     """The least threshold that keeps the budget in each of `groups` (Mondrian conformal prediction, Vovk et al. 2005).
 
-    A group of fewer than 1/fpr scores cannot show that on its own: for those it is kept together with the first.
+    A group that is too small to show that on its own is kept together with the first.
     """
     first, *others = groups
     pooled = np.concatenate([first, *(group for group in others if not stands_alone(group, fpr))])
     alone = [group for group in others if stands_alone(group, fpr)]
-    return max(conformal_threshold(group, fpr) for group in (first, pooled, *alone))
+    return max(budget_threshold(group, fpr) for group in (first, pooled, *alone))
+
+
+def gate_threshold(groups: Sequence[np.ndarray], rate: float) -> float:
+    """The threshold at which a prompt's adapter acts on the share `rate` of prompts like `groups`; -inf where it acts on all."""
+    return -float("inf") if rate >= 1 else strictest_threshold(groups, rate)
 
 
 def stands_alone(group: np.ndarray, fpr: float) -> bool:
-    """Whether so many scores can show a false-positive rate of `fpr`."""
-    return bool(len(group) >= np.ceil(1 / fpr))
+    """Whether so many scores can show a false-positive rate of `fpr`, by rank or by their tail."""
+    return bool(len(group) >= min(np.ceil(1 / fpr), MANY))

@@ -20,14 +20,14 @@ def codes(hidden: torch.Tensor, item: RequestFilter) -> torch.Tensor:
 
 
 def find_target(input_ids: torch.Tensor, item: RequestFilter) -> torch.Tensor:
-    """Where a name of the target ends, spelt to the letter or in a listed misspelling: tokens (B, L) to (B, L) bool."""
+    """The tokens of the target's names, spelt to the letter or in a listed misspelling: tokens (B, L) to (B, L) bool."""
     return find_names(input_ids, build_trie([item.spellings], item.word_ends))[..., 0]
 
 
 def evidence(code: torch.Tensor, named: torch.Tensor, item: RequestFilter) -> torch.Tensor:
     """The request's score at each position, (B, L), from codes (B, L, S).
 
-    Where a listed name ends, (B, L) `named`, the score is at least the decision threshold. The logistic score finds what
+    At the tokens of a name, (B, L) `named`, the score is at least the decision threshold. The logistic score finds what
     no list contains.
     """
     scores = position_scores(code, item.weights, item.bias)

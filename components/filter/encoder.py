@@ -1,18 +1,19 @@
-"""The stock text encoder with filters at its hookpoint: flagged prompts are edited, all others stay bit-identical.
+"""The stock text encoders with filters at their hookpoints: flagged prompts are edited, all others stay bit-identical.
 
-B prompts, L token positions, D = d_in, R requests
+B prompts, L token positions, D = d_in (of all towers together), R requests
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
-from components.diffusion.encode import content_mask
-from components.diffusion.hooks import rewrite_hookpoint
+from components.diffusion.conditioning import Conditioning
+from components.diffusion.encode import Encoded
+from components.diffusion.towers import Towers
 from components.diffusion.trie import Trie, build_trie, find_names
 from components.filter.artifact import RequestFilter
 from components.filter.edit import codes, delta, evidence
@@ -38,19 +39,19 @@ def moved(item: _Tensors, device: torch.device) -> _Tensors:
 
 
 class FilteredTextEncoder(nn.Module):
-    """The stock encoder with the filters of some requests at its hookpoint.
+    """The stock encoders of a pipeline with the filters of some requests at their hookpoints.
 
     Every call returns its decision and none is remembered, so that several threads may encode at once, also on one stock
-    encoder. The unconditional and negative prompts belong to `stock` (invariant 4).
+    encoder. The unconditional and negative prompts belong to the towers themselves (invariant 4).
     """
 
-    def __init__(self, stock: nn.Module, filters: Mapping[str, RequestFilter], hookpoint: str) -> None:
+    def __init__(self, towers: Towers, filters: Mapping[str, RequestFilter]) -> None:
         super().__init__()
-        self.stock, self.hookpoint, self.requests = stock, hookpoint, tuple(filters)
+        self.towers, self.requests = towers, tuple(filters)
+        self.stock = nn.ModuleList(tower.encoder for tower in towers.all)
         ends = max((item.word_ends for item in filters.values()), key=len, default=torch.zeros(0, dtype=torch.bool))
         self._placed = tuple(filters.values()), build_trie([item.spellings for item in filters.values()], ends)
         self._zeroes = [bool(item.gain) for item in filters.values()]
-        self.eos_token_id = int(getattr(stock, "config").eos_token_id)  # noqa: B009 - nn.Module declares no config
 
     def _on(self, device: torch.device) -> tuple[tuple[RequestFilter, ...], Trie]:
         """Filters and trie on the device of the stock encoder, which a pipeline may move at any time."""
@@ -59,10 +60,20 @@ class FilteredTextEncoder(nn.Module):
             self._placed = items, trie = tuple(moved(item, device) for item in items), moved(trie, device)
         return items, trie
 
+    def listed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(B, L, R) bool: the listed names' tokens in tokens (B, L)."""
+        return find_names(input_ids, self._on(input_ids.device)[1])
+
     def rewrite(
-        self, hidden: torch.Tensor, input_ids: torch.Tensor, scored: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        input_ids: torch.Tensor,
+        scored: torch.Tensor,
+        named: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Decision]:
         """(residual stream (B, L, D) with every flagged request replaced, decision); unflagged rows keep their bits.
+
+        `named` (B, L, R) says at which tokens text has found a name (components/filter/text.py); without it the listed tokens do.
 
         All requests look at the stream as it came, so that neither detection nor edit depends on their order. They compute
         in float32, whatever the encoder computes in.
@@ -73,8 +84,8 @@ class FilteredTextEncoder(nn.Module):
         items, trie = self._on(hidden.device)
         stream = hidden.float()
         code = [codes(stream, item) for item in items]
-        named = find_names(input_ids, trie).unbind(-1)
-        seen = [evidence(z, n, item) for z, n, item in zip(code, named, items, strict=True)]
+        listed = find_names(input_ids, trie) if named is None else named.to(hidden.device)
+        seen = [evidence(z, n, item) for z, n, item in zip(code, listed.unbind(-1), items, strict=True)]
         scores = torch.stack([prompt_scores(each, scored) for each in seen], 1)  # (B, R)
         flagged = scores >= torch.stack([item.decision_threshold for item in items])
         out = stream
@@ -83,26 +94,16 @@ class FilteredTextEncoder(nn.Module):
             out = torch.where(flagged[:, column, None, None], new, out)
         return out.to(hidden.dtype), Decision(self.requests, scores, flagged)
 
-    def run(self, input_ids: torch.Tensor, **kwargs: Any) -> tuple[Any, Decision]:  # noqa: ANN401 - as the stock encoder
-        """(the stock encoder's outputs for tokens (B, L), decision); `kwargs` go to the stock encoder's forward."""
-        scored = content_mask(input_ids, self.eos_token_id)
+    def encode(self, encoded: Encoded, named: torch.Tensor | None = None) -> tuple[Conditioning, Decision]:
+        """(what the U-Net reads of the prompts, decision), both on the device of the first stock encoder; `named` as in `rewrite`."""
         decisions: list[Decision] = []
 
         def edit(hidden: torch.Tensor) -> torch.Tensor:
-            out, decision = self.rewrite(hidden, input_ids, scored)
+            ids, scored = encoded.input_ids.to(hidden.device), encoded.scored.to(hidden.device)
+            out, decision = self.rewrite(hidden, ids, scored, named)
             decisions.append(decision)
             return out
 
-        with rewrite_hookpoint(self.stock, self.hookpoint, edit):
-            outputs = self.stock(input_ids, **kwargs)
+        cond = self.towers.run(encoded, edit)
         (decision,) = decisions
-        return outputs, decision
-
-    def encode(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, Decision]:
-        """(last hidden states (B, L, D), decision) of tokens (B, L)."""
-        outputs, decision = self.run(input_ids)
-        return outputs[0], decision
-
-    def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:  # noqa: ANN401 - as the stock encoder
-        """The outputs of `run` without the decision, as the stock encoder's forward gives them."""
-        return self.run(input_ids, **kwargs)[0]
+        return cond, decision

@@ -14,14 +14,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
-from transformers import CLIPTokenizer
 
-from components.diffusion.encode import tokenize
-from components.diffusion.hooks import read_hookpoint
+from components.diffusion.towers import Towers
 from components.filter.artifact import RequestFilter
 from components.filter.edit import codes, evidence, find_target
 from components.filter.scores import position_scores
+from components.filter.targets import TargetNames
+from components.filter.text import Names, positions
 
 
 class TokenScore(NamedTuple):
@@ -65,6 +64,8 @@ class Explanation(NamedTuple):
     """Of every feature that fires there, the largest first, by absolute value."""
     positions: tuple[TokenScore, ...]
     """All positions that flag the prompt, by their score or as a name, in its order; empty when none does."""
+    names: tuple[str, ...] = ()
+    """Every name that text has found, with the words in which it stands."""
 
     @property
     def flagged(self) -> bool:
@@ -87,6 +88,7 @@ class Explanation(NamedTuple):
         rest = self.contributions[top:]
         terms += [f"{sum(c.amount for c in rest):+.2f} {len(rest)} others"] if rest else []
         return [
+            *self.names,
             f"best at position {self.position} {self.token!r}{name}; flagged at {listed or 'none'}",
             f"{self.score:.2f} = {self.bias:.2f} bias {' '.join(terms)}",
         ]
@@ -101,10 +103,12 @@ def explain(
     request: str,  # its id
     tokens: Sequence[str],  # (L,) text of each position
     names: Sequence[str] = (),  # (N,) of the target, in the order of the weights' rows
+    named: torch.Tensor
+    | None = None,  # (1, L) bool: where text has found a name; by default where the listed tokens are
 ) -> Explanation:
     """The score of one request for one prompt, taken apart at its best position; flagged or not."""
     code = codes(hidden, item)  # (1, L, S)
-    named = find_target(input_ids, item)  # (1, L)
+    named = find_target(input_ids, item) if named is None else named
     scores = evidence(code, named, item).masked_fill(~scored, float("-inf"))[0]  # (L,)
     found = position_scores(code, item.weights, item.bias).masked_fill(~scored, float("-inf"))[0]
     best = int(found.argmax())
@@ -133,16 +137,21 @@ def explain(
 
 def explain_prompt(
     prompt: str,
-    tokenizer: CLIPTokenizer,
-    stock: nn.Module,
+    towers: Towers,
     filters: Mapping[str, RequestFilter],
-    hookpoint: str,
     names: Mapping[str, Sequence[str]],
+    targets: Mapping[str, TargetNames] | None = None,
 ) -> dict[str, Explanation]:
-    """Every request's `Explanation` of one prompt, by request id, flagged or not; `names` by request id, as far as known."""
-    encoded = tokenize(tokenizer, [prompt])
-    hidden = read_hookpoint(stock, hookpoint, encoded.input_ids)
+    """Every request's `Explanation` of one prompt, by request id, flagged or not; `names` by request id, as far as known.
+
+    With `targets` names are found in the prompt's text, as `Eraser` finds them; a request that is not among them lists tokens.
+    """
+    encoded, tokenizer = towers.tokenize([prompt]), towers.first.tokenizer
+    hidden = towers.stream(encoded).float().cpu()
     tokens = [token.removesuffix("</w>") for token in tokenizer.convert_ids_to_tokens(encoded.input_ids[0].tolist())]
+    index = Names(targets or {})
+    hits = index.find(prompt)
+    named = dict(zip(index.requests, positions(tokenizer, [prompt], [hits], index.requests).unbind(-1), strict=True))
     return {
         request: explain(
             hidden,
@@ -152,6 +161,7 @@ def explain_prompt(
             request=request,
             tokens=tokens,
             names=names.get(request, ()),
-        )
+            named=named.get(request),
+        )._replace(names=tuple(hit.reason(prompt) for hit in hits if hit.request == request))
         for request, item in filters.items()
     }

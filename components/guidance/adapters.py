@@ -10,17 +10,21 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from torch.nn.utils import parametrize
 
 from components.common.artifacts import fill_artifact, read_artifact
 from components.common.errors import ArtifactError
-from components.common.files import VERSION, digest, new_folder, read_sidecar, write_sidecar
+from components.common.files import VERSION, new_folder, read_sidecar, write_sidecar
+from components.diffusion.folder import TEXT_PARTS, check_made_for, part_digests
 
 FORMAT = "expunge/adapter"
 NO_ADAPTER = "expunge/no-adapter"
 """The format of a folder for a request without the channel `guidance`: a sidecar and nothing else."""
 WEIGHTS = "pytorch_lora_weights.safetensors"
+MADE_FOR = (*TEXT_PARTS, "scheduler", "unet")
+"""The parts of the base that an adapter is made for."""
 LAYERS = ("attn2.to_k", "attn2.to_v")
 """Keys and values of cross-attention, the only layers that read the prompt: an adapter of them is a linear map of its states."""
 _PREFIX = "unet."
@@ -139,25 +143,27 @@ def has_adapter(folder: Path) -> bool:
     return False
 
 
-def check_adapters(folders: Mapping[str, Path], unet: Path) -> None:
-    """`ArtifactError` for an adapter that is missing, or that was trained on another U-Net than the one in folder `unet`."""
+def check_adapters(folders: Mapping[str, Path], base: Path) -> None:
+    """`ArtifactError` for an adapter that is missing, or that was trained on another model than the one in folder `base`."""
     for name, folder in folders.items():
         _refuse_none(name, folder)
-        trained_on = read_sidecar(folder, FORMAT)["inputs"].get("base")
-        if trained_on != digest(unet):
-            raise ArtifactError(
-                f"the adapter {name} was trained on another U-Net than {unet}", "train it again: dvc repro"
-            )
+    here = part_digests(base, MADE_FOR) if folders else {}
+    for name, folder in folders.items():
+        check_made_for(read_sidecar(folder, FORMAT)["inputs"], here, f"the adapter {name}", base)
 
 
 def load_adapters(pipe: StableDiffusionPipeline, folders: Mapping[str, Path]) -> None:
-    """Loads adapters by name and leaves all of them switched off; `ArtifactError` for one that is missing or altered."""
+    """Loads adapters by name and leaves them switched off; `ArtifactError` for one that is missing or altered.
+
+    A LoRA that the user loaded before stays as it is.
+    """
+    foreign = active_adapters(pipe.unet)
     for name, folder in folders.items():
         _refuse_none(name, folder)
         tensors, _ = read_artifact(folder, FORMAT)
         pipe.load_lora_weights(dict(tensors), adapter_name=name)
     if folders:
-        pipe.unet.disable_adapters()
+        _only(pipe.unet, foreign)
 
 
 def _refuse_none(name: str, folder: Path) -> None:
@@ -170,13 +176,27 @@ def _refuse_none(name: str, folder: Path) -> None:
 
 @contextmanager
 def use_adapters(pipe: StableDiffusionPipeline, names: Iterable[str]) -> Iterator[None]:
-    """Within the block the U-Net draws with the named adapters, summed; after it with none."""
-    wanted = list(names)
+    """Within the block the U-Net draws with the named adapters, summed, beside those that were active; after it with these alone."""
+    wanted, before = list(names), active_adapters(pipe.unet)
     if wanted:
-        pipe.unet.set_adapter(wanted)  # `set_adapters` assumes as many layers at every level
-        pipe.unet.enable_adapters()
+        _only(pipe.unet, [*before, *wanted])
     try:
         yield
     finally:
         if wanted:
-            pipe.unet.disable_adapters()
+            _only(pipe.unet, before)
+
+
+def active_adapters(unet: UNet2DConditionModel) -> list[str]:
+    """The adapters that act on every pass."""
+    layers = [module for module in unet.modules() if isinstance(module, LoraLayer)]
+    return unet.active_adapters() if layers and not layers[0].disable_adapters else []
+
+
+def _only(unet: UNet2DConditionModel, names: list[str]) -> None:
+    """Lets these adapters act and no others."""
+    if names:
+        unet.set_adapter(names)  # `set_adapters` assumes as many layers at every level
+        unet.enable_adapters()
+    else:
+        unet.disable_adapters()

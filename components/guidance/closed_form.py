@@ -29,7 +29,8 @@ from tqdm import tqdm
 
 from components.collect.tables import where
 from components.common.errors import UserError
-from components.diffusion.encode import encode, tokenize
+from components.diffusion.encode import special_tokens, tokenize
+from components.diffusion.text import towers_of
 from components.guidance import recipe
 from components.guidance.adapters import adapted_layers
 
@@ -50,7 +51,7 @@ class Moments(NamedTuple):
 
 
 def corresponding(target_ids: torch.Tensor, anchor_ids: torch.Tensor, eos_token_id: int) -> torch.Tensor:
-    """For every position (P, L) of a prompt the position that corresponds in its counterpart, both padded with EOS.
+    """For every position (P, L) of a prompt the position that corresponds in its counterpart.
 
     Two prompts are alike up to where the names begin and again from where these end. In between, tokens are matched from
     the last one backwards, for the last is the one that has read the name.
@@ -80,12 +81,13 @@ def moments(pipe: StableDiffusionPipeline, table: pd.DataFrame, *, bf16: bool = 
     about = where(table, table["names_target"])
     retained = where(table, ~table["names_target"])["prompt"].drop_duplicates().tolist()
     anchored = bool((about["counterpart"] != "").all())
-    eos = pipe.tokenizer.eos_token_id
-    assert isinstance(eos, int)  # a CLIPTokenizer has one
+    towers = towers_of(pipe)
+    tokenizer = towers.first.tokenizer
+    eos, _ = special_tokens(tokenizer)
 
     def states(prompts: Sequence[str]) -> torch.Tensor:
-        with torch.autocast(pipe.text_encoder.device.type, dtype=torch.bfloat16, enabled=bf16):
-            return encode(pipe.text_encoder, pipe.tokenizer, prompts, batch=_BATCH).double()
+        with torch.autocast(towers.first.device.type, dtype=torch.bfloat16, enabled=bf16):
+            return towers.encode(prompts, batch=_BATCH).states.double()
 
     empty = states([""])
     length, size = empty.shape[1:]
@@ -95,11 +97,11 @@ def moments(pipe: StableDiffusionPipeline, table: pd.DataFrame, *, bf16: bool = 
         prompts, counterparts = rows["prompt"].tolist(), rows["counterpart"].tolist()
         c = states(prompts)
         if anchored:
-            here, there = (tokenize(pipe.tokenizer, each).input_ids for each in (prompts, counterparts))
+            here, there = (tokenize(tokenizer, each).input_ids for each in (prompts, counterparts))
             a = states(counterparts).gather(1, corresponding(here, there, eos)[:, :, None].expand(c.shape))
         else:
             before = [p.partition(name)[0] for p, name in zip(prompts, rows["name_used"], strict=True)]
-            begins = (tokenize(pipe.tokenizer, before).input_ids == eos).int().argmax(1)  # where the name begins, (P,)
+            begins = (tokenize(tokenizer, before).input_ids == eos).int().argmax(1)  # where the name begins, (P,)
             has_read = torch.arange(length) >= begins[:, None]  # (P, L)
             a = torch.where(has_read[:, :, None], empty, c)
         target += torch.einsum("pld,ple->de", c, c)

@@ -38,8 +38,9 @@ from components.common.errors import ArtifactError, UserError
 from components.common.files import SIDECAR, digest, key_of, new_folder, read_sidecar
 from components.common.splits import Split
 from components.common.words import mentions
-from components.diffusion.encode import encode
+from components.diffusion.folder import TEXT_PARTS, part_digests
 from components.diffusion.load import load_pipeline
+from components.diffusion.text import towers_of
 from components.guidance.adapters import FORMAT, LAYERS, WEIGHTS, empty_directions
 from components.guidance.recipe import RIDGE
 
@@ -115,13 +116,14 @@ def fusion_moments(pipe: StableDiffusionPipeline, chosen: FusionPrompts) -> Fusi
     some = np.asarray(naming.any(1))
     weight = (naming / naming.sum(0)).sum(1)  # (P,)
     weight[~some] = 1 / max(1, int((~some).sum()))
-    empty = encode(pipe.text_encoder, pipe.tokenizer, [""]).double()
+    towers = towers_of(pipe)
+    empty = towers.encode([""]).states.double()
     length, size = empty.shape[1:]
     by_request = torch.zeros(naming.shape[1], size, size, dtype=torch.float64)
     target, retain = torch.zeros(2, size, size, dtype=torch.float64)
     for start in tqdm(range(0, len(prompts), _BATCH), desc="states fuse", unit="batch", mininterval=5):
         part = slice(start, start + _BATCH)
-        h = encode(pipe.text_encoder, pipe.tokenizer, prompts[part]).double()
+        h = towers.encode(prompts[part]).states.double()
         h = h * torch.from_numpy(weight[part] / length).sqrt()[:, None, None]
         masks = [*naming[part].T, some[part], ~some[part]]
         for mask, total in zip(masks, [*by_request, target, retain], strict=True):
@@ -175,10 +177,11 @@ def write_fused(
     chosen = choose_prompts(table, {name: records[name] for name in adapters})
     parts = {name: read_artifact(path, FORMAT)[0] for name, path in adapters.items()}
     pipe = load_pipeline(base)
-    empty = empty_directions(encode(pipe.text_encoder, pipe.tokenizer, [""])).double()
+    empty = empty_directions(towers_of(pipe).encode([""]).states).double()
     right = fit_right_maps(fusion_moments(pipe, chosen), empty, retain_weight=RETAIN_WEIGHT)
-    inputs = {f"adapter/{name}": digest(path) for name, path in adapters.items()} | {"base": digest(base / "unet")}
-    inputs |= {part: digest(base / part) for part in ("text_encoder", "tokenizer")}
+    inputs = {f"adapter/{name}": digest(path) for name, path in adapters.items()} | part_digests(
+        base, (*TEXT_PARTS, "unet", "scheduler")
+    )
     inputs["prompts"] = key_of({"prompts": "\n".join(chosen.prompts)})
     with new_folder(folder.resolve()) as partial:
         fill_artifact(

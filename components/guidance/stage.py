@@ -15,9 +15,11 @@ from components.common.files import digest, key_of
 from components.common.paths import CACHE, CONCEPTS, GUIDANCE
 from components.common.sections import read_section
 from components.common.stage import log, run_stage
-from components.diffusion.load import accelerator_device, load_pipeline
+from components.diffusion.device import accelerator_device
+from components.diffusion.folder import part_digests
+from components.diffusion.load import load_pipeline
 from components.diffusion.params import BaseParams
-from components.guidance.adapters import write_adapter, write_no_adapter
+from components.guidance.adapters import MADE_FOR, write_adapter, write_no_adapter
 from components.guidance.params import GuidanceParams
 from components.guidance.plot import last_losses, plot_training
 from components.guidance.start import NAME
@@ -32,9 +34,8 @@ def guidance(request_id: str) -> None:
         write_no_adapter(folder)
         return
     table, pipe = read_table(CONCEPTS / request_id), load_pipeline(base.path, accelerator_device())
-    inputs = {"base": digest(base.path / "unet"), "concepts": digest(CONCEPTS / request_id)}
-    made_from = {part: digest(base.path / part) for part in ("scheduler", "text_encoder", "tokenizer")}
-    made_from |= {"code": code_of("components.guidance.train"), "params": params.model_dump_json()}
+    inputs = part_digests(base.path, MADE_FOR) | {"concepts": digest(CONCEPTS / request_id)}
+    made_from = {"code": code_of("components.guidance.train"), "params": params.model_dump_json()}
     key = key_of(inputs | made_from | {"guidance_scale": str(base.guidance_scale)})
     checkpoint = CACHE / "guidance" / f"{request_id}-{key}.safetensors"
     loop = train_adapter(pipe, record, table, params, guidance_scale=base.guidance_scale, checkpoint=checkpoint)

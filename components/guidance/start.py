@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from diffusers import StableDiffusionPipeline
 
-from components.diffusion.encode import encode
+from components.diffusion.text import towers_of
 from components.guidance import recipe
 from components.guidance.adapters import Axes, attach, empty_directions, parameters_of, parametrize_in_axes
 from components.guidance.closed_form import closed_form_loss, moments, principal_axes, start_in_closed_form
@@ -40,6 +40,6 @@ def start_adapter(pipe: StableDiffusionPipeline, table: pd.DataFrame, params: Gu
     start_in_closed_form(pipe.unet, NAME, given, rank=params.rank, **weights)
     loss = closed_form_loss(pipe.unet, NAME, given, **weights)
     null_space = params.hold == "null-space"
-    empty = empty_directions(encode(pipe.text_encoder, pipe.tokenizer, [""]))
+    empty = empty_directions(towers_of(pipe).encode([""]).states)
     axes = parametrize_in_axes(pipe.unet, NAME, principal_axes(given, empty if null_space else empty[:0], **weights))
     return InitialAdapter(parameters_of(pipe.unet, NAME), axes, null_space, loss)

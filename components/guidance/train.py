@@ -21,6 +21,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from components.collect.record import RequestRecord
 from components.common.checkpoint import load_checkpoint, save_checkpoint
 from components.common.seeding import generator
+from components.diffusion.conditioning import denoise, joined
 from components.guidance import recipe
 from components.guidance.losses import guidance_loss
 from components.guidance.params import GuidanceParams
@@ -99,16 +100,11 @@ def train_guidance(
             empty_time = torch.cat([erase.timesteps[e], retain.timesteps[f]])[:moves]
             x = torch.cat([erase.latents[e], empty_x, retain.latents[k]])  # (B + B + B/2 + K, Z, h, w)
             time = torch.cat([erase.timesteps[e], empty_time, retain.timesteps[k]])
-            states = torch.cat(
-                [
-                    data.target_states[erase.prompt[e]],
-                    data.uncond.expand(moves, -1, -1),
-                    data.retain_states[retain.prompt[k]],
-                ]
-            )
-            x, time, states = (tensor.to(accelerator.device) for tensor in (x, time, states))
+            about, survive = data.target.rows(erase.prompt[e]), data.retained.rows(retain.prompt[k])
+            cond = joined([about, data.uncond.expand(moves), survive]).to(accelerator.device)
+            x, time = x.to(accelerator.device), time.to(accelerator.device)
             with precision_of(params, accelerator.device):
-                out = model(x, time, states).sample.float().cpu()  # the caches stay where they are
+                out = denoise(model, x, time, cond).float().cpu()  # the caches stay where they are
             out_target, out_uncond, out_retain = out.split([b, moves, count])
             loss = guidance_loss(
                 out_target,

@@ -1,6 +1,6 @@
 """What one adapter is trained on: prompts, their hidden states, and the frozen model's trajectories.
 
-P prompts about the target, R prompts to retain, L token positions, D hidden
+P prompts about the target, R prompts to retain
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from diffusers import StableDiffusionPipeline
 
 from components.collect.record import RequestRecord
 from components.collect.tables import where
 from components.common.seeding import stream_seed
-from components.diffusion.encode import encode
+from components.diffusion.conditioning import Conditioning, joined
+from components.diffusion.text import towers_of
 from components.guidance import recipe
 from components.guidance.params import GuidanceParams
 from components.guidance.trajectories import TrajectoryCache, cache_trajectories
@@ -28,12 +28,12 @@ class TrainingSet(NamedTuple):
     """On trajectories of the target and of the anchor."""
     retain: TrajectoryCache
     """On trajectories of prompts to retain."""
-    target_states: torch.Tensor
-    """(P, L, D) prompts about the target, row by row those of `erase.prompt`."""
-    retain_states: torch.Tensor
-    """(R, L, D) prompts to retain, row by row those of `retain.prompt`."""
-    uncond: torch.Tensor
-    """(1, L, D) the empty prompt."""
+    target: Conditioning
+    """Of P prompts about the target, row by row those of `erase.prompt`."""
+    retained: Conditioning
+    """Of R prompts to retain, row by row those of `retain.prompt`."""
+    uncond: Conditioning
+    """Of the unconditional branch, one row."""
 
 
 def prepare(
@@ -48,15 +48,12 @@ def prepare(
     about, retained = pick_prompts(
         table, record.id, seed=params.seed, count=recipe.TRAJECTORIES, retain_count=recipe.RETAIN_TRAJECTORIES
     )
-
-    def states(prompts: list[str]) -> torch.Tensor:
-        return encode(pipe.text_encoder, pipe.tokenizer, prompts)
-
-    uncond, target, retain = states([""]), states(about["prompt"].tolist()), states(retained)
-    wanted = states(about["counterpart"].tolist()) if record.anchor else None
+    towers = towers_of(pipe)
+    uncond, target, retain = towers.unconditional(), towers.encode(about["prompt"].tolist()), towers.encode(retained)
+    wanted = towers.encode(about["counterpart"].tolist()) if record.anchor else None
     # the first trajectories draw the target's prompts, the last their counterparts about the anchor
     own = len(about) - round(recipe.ANCHOR_SHARE * len(about))
-    drawn = target if wanted is None else torch.cat([target[:own], wanted[own:]])
+    drawn = target if wanted is None else joined([target.rows(slice(own)), wanted.rows(slice(own, None))])
     erase_cache = cache_trajectories(
         pipe, drawn, wanted, uncond, params,
         scope="erase", solver_steps=recipe.SOLVER_STEPS, guidance_scale=guidance_scale,

@@ -1,6 +1,6 @@
 """Trajectories of the frozen model, sampled once: the states that an adapter trains on, and the outputs that it aims at.
 
-    N cached states, P prompts, Z latent channels, h = w latent side, L token positions, D hidden
+    N cached states, P prompts, Z latent channels, h = w latent side
 
 The frozen outputs that the loss needs are computed on the way, so that a training step runs the trained model alone.
 """
@@ -18,6 +18,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from tqdm import tqdm
 
 from components.common.seeding import stream_seed
+from components.diffusion.conditioning import Conditioning, denoise
 from components.diffusion.sampling import start_noise, trajectories
 from components.guidance.params import GuidanceParams
 
@@ -59,9 +60,9 @@ def in_training_form(unet: UNet2DConditionModel, params: GuidanceParams) -> Iter
 
 def cache_trajectories(
     pipe: StableDiffusionPipeline,
-    drawn: torch.Tensor,  # (P, L, D): what the trajectories draw
-    wanted: torch.Tensor | None,  # (P, L, D): the prompts whose frozen output is the aim; None: the empty prompt's
-    uncond: torch.Tensor,  # (1, L, D)
+    drawn: Conditioning,  # of P prompts: what the trajectories draw
+    wanted: Conditioning | None,  # of P: the prompts whose frozen output is the aim; None: the unconditional one
+    uncond: Conditioning,  # of one
     params: GuidanceParams,
     *,
     scope: str,  # names the stream of the noise
@@ -74,21 +75,24 @@ def cache_trajectories(
     The outputs of sampling itself are used, so that only an aim that differs from what is drawn costs another pass.
     """
     parts: list[TrajectoryCache] = []
-    for start in tqdm(range(0, len(drawn), batch), desc=f"trajectories {scope}", unit="batch", mininterval=5):
-        rows = torch.arange(start, min(start + batch, len(drawn)))
+    count = len(drawn.states)
+    for start in tqdm(range(0, count, batch), desc=f"trajectories {scope}", unit="batch", mininterval=5):
+        rows = torch.arange(start, min(start + batch, count))
         noise = start_noise(pipe, [stream_seed(params.seed, scope, int(r)) for r in rows])
         with torch.no_grad(), in_training_form(pipe.unet, params), precision_of(params, pipe.unet.device):
-            states = trajectories(pipe, drawn[rows], uncond, noise, steps=solver_steps, guidance_scale=guidance_scale)
+            states = trajectories(
+                pipe, drawn.rows(rows), uncond, noise, steps=solver_steps, guidance_scale=guidance_scale
+            )
             for state, after in pairwise(states):
                 assert after.said is not None  # on every step
                 out_uncond, cond = after.said
                 if wanted is None:
                     cond = out_uncond
-                elif (elsewhere := (drawn[rows] != wanted[rows]).flatten(1).any(1)).any():
+                elif (elsewhere := (drawn.states[rows] != wanted.states[rows]).flatten(1).any(1)).any():
                     x = state.latents[elsewhere]
-                    aim = wanted[rows][elsewhere].to(x.device)
+                    aim = wanted.rows(rows[elsewhere]).to(x.device)
                     cond = cond.clone()
-                    cond[elsewhere] = pipe.unet(x, state.timestep, aim).sample.to(cond.dtype)
+                    cond[elsewhere] = denoise(pipe.unet, x, state.timestep, aim).to(cond.dtype)
                 time = torch.full((len(rows),), state.timestep)
                 parts.append(TrajectoryCache(state.latents.cpu(), time, rows, out_uncond.cpu(), cond.cpu()))
     return TrajectoryCache(*(torch.cat(column) for column in zip(*parts, strict=True)))

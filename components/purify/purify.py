@@ -1,6 +1,6 @@
 """Purifies a real image: deterministic DDIM inversion with the base, then resampling with the erased model.
 
-    B images, Z latent channels, h = w latent side, L token positions, D hidden; t the noisier timestep of a step, s the next
+    B images, Z latent channels, h = w latent side; t the noisier timestep of a step, s the next
 
 All but One (arXiv 2312.12807) names the procedure; this is DDIM (Song et al. 2021, arXiv 2010.02502) at η = 0. With
 x_t = √ᾱ_t z₀ + √(1-ᾱ_t) ε, a step is linear in the state and in the model's output,
@@ -27,6 +27,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from components.common.errors import UserError
 from components.common.words import with_article
+from components.diffusion.conditioning import Conditioning, denoise, joined
 from components.diffusion.sampling import decode_latents
 from components.eraser import Erased, Eraser
 from components.requests.requests import Request
@@ -76,10 +77,11 @@ def purify(
     taken = ddim_steps(pipe.scheduler.config, steps=steps, strength=strength)
     base = guided(pipe, uncond)
     latents = encode_image(pipe, image[None])
-    noise = invert(base, latents, taken, iterations=iterations)
-    reconstruction = resample(base, noise, taken)
+    with eraser.unguarded():
+        noise = invert(base, latents, taken, iterations=iterations)
+        reconstruction = resample(base, noise, taken)
     with eraser.acting(erased):
-        out = resample(guided(pipe, uncond, erased.states, guidance_scale=eraser.guidance_scale), noise, taken)
+        out = resample(guided(pipe, uncond, erased.cond, guidance_scale=eraser.guidance_scale), noise, taken)
     return Purified(*decode_latents(pipe, torch.cat([out, reconstruction, latents])))
 
 
@@ -129,8 +131,8 @@ def ddim_steps(config: Any, *, steps: int, strength: float) -> list[DdimStep]:  
 
 def guided(
     pipe: StableDiffusionPipeline,
-    uncond: torch.Tensor,  # (1, L, D) of the empty prompt
-    cond: torch.Tensor | None = None,  # (1, L, D) of the prompt; None: the unconditional output alone
+    uncond: Conditioning,  # of the empty prompt
+    cond: Conditioning | None = None,  # of one prompt; None: the unconditional output alone
     *,
     guidance_scale: float = 1.0,
 ) -> Model:
@@ -144,9 +146,9 @@ def guided(
     @torch.no_grad()
     def model(x: torch.Tensor, timestep: int) -> torch.Tensor:
         if cond is None:
-            return pipe.unet(x, timestep, uncond.expand(len(x), -1, -1), return_dict=False)[0]
-        both = torch.cat([uncond.expand(len(x), -1, -1), cond.expand(len(x), -1, -1)])
-        out_uncond, out_cond = pipe.unet(torch.cat([x, x]), timestep, both, return_dict=False)[0].chunk(2)
+            return denoise(pipe.unet, x, timestep, uncond.expand(len(x)))
+        both = joined([uncond.expand(len(x)), cond.expand(len(x))])
+        out_uncond, out_cond = denoise(pipe.unet, torch.cat([x, x]), timestep, both).chunk(2)
         return out_uncond + guidance_scale * (out_cond - out_uncond)
 
     return model

@@ -22,6 +22,8 @@ Kind = Literal["object", "style", "character", "category", "person", "explicit"]
 
 RequestId = str
 LONGEST_NAME, MOST_ALIASES = 200, 100
+LANGUAGES = ("ar", "de", "en", "es", "fa", "fr", "id", "it", "ja", "ko", "pt", "ru", "tr", "zh")
+"""Those of which both the words and the names of emoji are known (wordfreq, Unicode CLDR)."""
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _JOINT = "joint"
 """Scope of what all requests have in common; no request may be called so."""
@@ -77,6 +79,8 @@ class Request(Section):
     """What is drawn instead; empty for nothing in particular."""
     neighbours: tuple[Name, ...] = ()
     """Concepts close to the target that must survive."""
+    languages: tuple[str, ...] = Field(default=("en",), min_length=1, max_length=14)
+    """Languages of the prompts (ISO 639-1): their real words are no slips of a name, and their names of the target's emoji count."""
     channels: tuple[Channel, ...] = ("filter", "guidance")
     """Which erasers act: the text filter, the U-Net adapter, or both."""
 
@@ -90,6 +94,8 @@ class Request(Section):
             raise ValueError(f"the anchor {self.anchor!r} is the target itself; name something else to draw instead")
         if both := names.keys() & set(map(folded, self.neighbours)):
             raise ValueError(f"{names[min(both)]!r} is target and neighbour at once; take it out of neighbours")
+        if unknown := [language for language in self.languages if language not in LANGUAGES]:
+            raise ValueError(f"the language {unknown[0]!r} is unknown; use some of {', '.join(LANGUAGES)}")
         if not self.channels:
             raise ValueError("channels is empty; use filter, guidance or both")
         if len(set(self.channels)) < len(self.channels):

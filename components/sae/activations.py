@@ -1,6 +1,6 @@
-"""The residual stream at a hookpoint, streamed from prompts to a file and read back a batch at a time.
+"""The residual stream at the hookpoints, streamed from prompts to a file and read back a batch at a time.
 
-    P prompts, L token positions, T tokens, D = d_in
+    P prompts, L token positions, T tokens, D = d_in, of all text encoders together
 
 BOS is left out (it is one vector for every prompt), and of the padding only a share is kept: it repeats the prompt's
 meaning thirty times over and would crowd out the words.
@@ -13,13 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
-from transformers import CLIPTokenizer
 
 from components.common.seeding import generator
-from components.diffusion.encode import tokenize
-from components.diffusion.hooks import read_hookpoint
+from components.diffusion.towers import Towers
 
 
 class ActivationStore:
@@ -39,9 +36,7 @@ class ActivationStore:
 
 def cache_activations(
     path: Path,
-    encoder: nn.Module,
-    tokenizer: CLIPTokenizer,
-    hookpoint: str,
+    towers: Towers,
     prompts: Sequence[str],
     *,
     padding: float,  # share of padding positions to keep
@@ -53,12 +48,12 @@ def cache_activations(
     d_in = 0
     with path.open("wb") as file:
         for start in tqdm(range(0, len(prompts), batch), desc="activations", unit="batch", mininterval=5):
-            encoded = tokenize(tokenizer, prompts[start : start + batch])
-            hidden = read_hookpoint(encoder, hookpoint, encoded.input_ids)  # (B, L, D)
+            encoded = towers.tokenize(prompts[start : start + batch])
+            hidden = towers.stream(encoded).float().cpu()  # (B, L, D)
             chance = torch.rand(encoded.scored.shape, generator=generator(seed, "padding", start))
             keep = encoded.scored | (chance < padding)
             keep[:, 0] = False
             tokens = hidden[keep]  # (T, D)
             d_in = tokens.shape[1]
-            file.write(tokens.float().numpy().tobytes())
+            file.write(tokens.numpy().tobytes())
     return ActivationStore(path, d_in)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from components.common.artifacts import fill_artifact, read_artifact
 from components.common.errors import ArtifactError
 from components.common.files import canonical
+from components.diffusion.folder import TEXT_PARTS, check_made_for, part_digests
 
 FORMAT = "expunge/sae"
 WEIGHTS = "sae_weights.safetensors"
@@ -274,3 +275,11 @@ def read_sae(folder: Path) -> tuple[SparseAutoencoder, dict[str, object]]:
     tensors["encoder"] = tensors.pop("W_enc").T
     sae.load_state_dict(tensors, strict=architecture == "jumprelu")
     return sae.requires_grad_(False).eval(), sidecar
+
+
+def open_sae(folder: Path, base: Path) -> SparseAutoencoder:
+    """The autoencoder of the model in folder `base`; `ArtifactError` if it was trained on another one's text encoders."""
+    sae, sidecar = read_sae(folder)
+    inputs: Any = sidecar["inputs"]
+    check_made_for(inputs, part_digests(base, TEXT_PARTS), f"the SAE in {folder}", base)
+    return sae

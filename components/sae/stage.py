@@ -13,8 +13,9 @@ from components.common.files import digest, key_of, new_folder
 from components.common.paths import CACHE, CORPUS, SAE
 from components.common.sections import read_section
 from components.common.stage import log, run_stage
+from components.diffusion.folder import TEXT_PARTS, part_digests
 from components.diffusion.params import BaseParams
-from components.diffusion.text import load_text
+from components.diffusion.text import load_towers
 from components.sae.activations import cache_activations
 from components.sae.model import SparseAutoencoder, write_sae
 from components.sae.params import SaeParams
@@ -27,15 +28,11 @@ def sae() -> None:
     Under `accelerate launch` every process caches and reads a file of its own, and the main one writes what comes out.
     """
     base, settings, process = read_section("base", BaseParams), read_section("sae", SaeParams), Accelerator()
-    tokenizer, encoder = load_text(base.path)
-    table = read_table(CORPUS)
-    hookpoint = base.hookpoint
+    towers, table = load_towers(base.path, base.hookpoints, process.device), read_table(CORPUS)
     stores = {
         split: cache_activations(
             CACHE / "sae" / f"{split}-{process.process_index}.f32",
-            encoder,
-            tokenizer,
-            hookpoint,
+            towers,
             table.loc[table["split"] == split, "prompt"].tolist(),
             padding=settings.padding,
             seed=settings.seed,
@@ -48,7 +45,8 @@ def sae() -> None:
         k=settings.k,
         architecture="topk" if settings.activation == "topk" else "jumprelu",
     )
-    inputs = {"corpus": digest(CORPUS), "text_encoder": digest(base.path / "text_encoder")}
+    inputs = {"corpus": digest(CORPUS)} | part_digests(base.path, TEXT_PARTS)
+    hookpoint = ", ".join(base.hookpoints)
     code = code_of("components.sae.train")
     key = key_of(inputs | {"code": code, "params": settings.model_dump_json() + hookpoint})
     checkpoint = CACHE / "sae" / f"{key}.safetensors"

@@ -88,6 +88,10 @@ class World(Protocol):
         """Words that are no misspellings of a name."""
         ...
 
+    def known_names(self) -> tuple[str, ...]:
+        """Every name of every thing and style that this world knows: a longer one shields a target's inside it."""
+        ...
+
 
 class Judgement(NamedTuple):
     """What a judge says of N images, as calibrated probabilities."""

@@ -235,9 +235,14 @@ class TemplatedWorld:
 
     def known_words(self) -> frozenset[str]:
         """The word list's words, those of the templates, and those of every name of the world."""
-        names = [n for group in (self.concepts, self.styles) for k, v in group.items() for n in (k, *v.aliases)]
         dictionary = (word for listed in self.words.values() for entry in listed for word in entry.split(" "))
-        return frozenset({w for split in SPLITS for w in self.vocabulary(split)}.union(_split(names), dictionary))
+        return frozenset(
+            {w for split in SPLITS for w in self.vocabulary(split)}.union(_split(self.known_names()), dictionary)
+        )
+
+    def known_names(self) -> tuple[str, ...]:
+        """Every concept and style and all their aliases."""
+        return tuple(n for group in (self.concepts, self.styles) for k, v in group.items() for n in (k, *v.aliases))
 
     # a request's prompts
 

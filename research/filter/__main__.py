@@ -74,4 +74,28 @@ def adding(
     run(count)
 
 
+@app.command()
+def text(
+    prompts: Annotated[Path, typer.Option(help="Folder with coco-10k.csv and parti.csv.")],
+    requests: Annotated[list[int], typer.Option(help="How many act at once; repeatable.")] = [10, 100, 1000],  # noqa: B006
+) -> None:
+    """Finds names in text: by kind of evasion, false alarms on real prompts, latency."""
+    from research.filter.text import run  # noqa: PLC0415
+
+    run(prompts, sorted(set(requests)))
+
+
+@app.command()
+def gates(
+    unrelated: Annotated[int, typer.Option(min=8, help="Unrelated prompts to draw.")] = 200,
+    tried: Annotated[int, typer.Option(min=4, help="Evading prompts to draw, for each request.")] = 120,
+    drawn: Annotated[int, typer.Option(min=512, help="Random prompts to search them among.")] = 40_000,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("research/results"),
+) -> None:
+    """When should an adapter act? Evading prompts against unrelated images."""
+    from research.filter.gates import run  # noqa: PLC0415
+
+    run(unrelated=unrelated, tried=tried, drawn=drawn, out=out)
+
+
 app()

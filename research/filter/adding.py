@@ -21,13 +21,14 @@ from components.common.files import new_folder
 from components.common.paths import CORPUS, SAE
 from components.common.sections import read_section
 from components.diffusion.params import BaseParams
-from components.diffusion.text import load_text
+from components.diffusion.text import load_towers
+from components.diffusion.towers import Towers
 from components.features.fit import fit_own, read_own, read_shared
 from components.features.params import FeaturesParams
 from components.features.reading import Reader
 from components.filter.artifact import RequestFilter, write_filters
 from components.requests.requests import load_requests
-from components.sae.model import read_sae
+from components.sae.model import open_sae
 from research.filter.prompts import project_world, world_requests
 from research.record import environment, publish, quartiles, spread, table
 
@@ -50,7 +51,7 @@ def time_additions(count: int, fit: Literal["exact", "sample"]) -> list[Spent]:
     """Seconds to add each of `TIMED` requests to `count`, its own prompts read, with this `features.fit`."""
     base, concepts = read_section("base", BaseParams), read_section("concepts", ConceptsParams)
     settings, world = read_section("features", FeaturesParams).model_copy(update={"fit": fit}), project_world()
-    reader = Reader(*load_text(base.path), base.hookpoint, read_sae(SAE)[0])
+    reader = Reader(load_towers(base.path, base.hookpoints), open_sae(SAE, base.path))
     shared = read_shared(read_table(CORPUS), reader)
     requests = world_requests(TIMED, load_requests(), world, seed=concepts.seed)
     prompts = build_prompts(requests, world, concepts)
@@ -64,15 +65,15 @@ def time_additions(count: int, fit: Literal["exact", "sample"]) -> list[Spent]:
             begun = time.perf_counter()
             item, _ = fit_own(record, own[i], shared, settings)
             between = time.perf_counter()
-            write_all(Path(folder) / "filter", existing | {i: item}, base.hookpoint)
+            write_all(Path(folder) / "filter", existing | {i: item}, reader.towers)
             out.append(Spent(between - begun, time.perf_counter() - between))
     return out
 
 
-def write_all(folder: Path, filters: dict[str, RequestFilter], hookpoint: str) -> None:
+def write_all(folder: Path, filters: dict[str, RequestFilter], towers: Towers) -> None:
     """The filter of all requests, as the stage writes it."""
     with new_folder(folder) as partial:
-        write_filters(partial, filters, hookpoint=hookpoint, params={}, inputs={}, facts={})
+        write_filters(partial, filters, towers=towers, params={}, inputs={}, facts={})
 
 
 def run(counts: list[int]) -> None:

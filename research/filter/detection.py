@@ -106,16 +106,17 @@ def read(reader: Reader, texts: list[str]) -> Reading:
 def pooled(reader: Reader, texts: Sequence[str], *, batch: int = 256) -> torch.Tensor:
     """The final EOS states (P, D)."""
     ids = tokenize(reader.tokenizer, texts).input_ids
-    return torch.cat([reader.encoder(part).pooler_output for part in ids.split(batch)])
+    encoder = reader.towers.first.encoder
+    return torch.cat([encoder(part.to(reader.towers.first.device)).pooler_output.cpu() for part in ids.split(batch)])
 
 
 @torch.no_grad()
 def decide(reader: Reader, filters: Mapping[str, RequestFilter], texts: Sequence[str]) -> Decision:
     """What the product decides about P prompts with R filters, (P, R)."""
-    encoder = FilteredTextEncoder(reader.encoder, filters, reader.hookpoint)
-    ids = tokenize(reader.tokenizer, texts).input_ids
-    parts = [encoder.encode(part)[1] for part in tqdm(ids.split(_BATCH), desc="decide", unit="batch", leave=False)]
-    return Decision(tuple(filters), *(torch.cat([getattr(p, f) for p in parts]) for f in ("scores", "flagged")))
+    encoder, encoded = FilteredTextEncoder(reader.towers, filters), reader.towers.tokenize(texts)
+    starts = tqdm(range(0, len(texts), _BATCH), desc="decide", unit="batch", leave=False)
+    parts = [encoder.encode(encoded.rows(slice(start, start + _BATCH)))[1] for start in starts]
+    return Decision(tuple(filters), *(torch.cat([getattr(p, f).cpu() for p in parts]) for f in ("scores", "flagged")))
 
 
 class Detector(NamedTuple):

@@ -23,10 +23,10 @@ from tqdm import tqdm
 from components.collect.record import RequestRecord
 from components.collect.tables import where
 from components.common.seeding import stream_seed
-from components.diffusion.encode import content_mask, encode, tokenize
-from components.diffusion.hooks import rewrite_hookpoint
+from components.diffusion.encode import content_mask, special_tokens
 from components.diffusion.params import BaseParams
 from components.diffusion.sampling import sample
+from components.diffusion.text import towers_of
 from components.evaluate.measure import anchored_in, erased_of
 from components.evaluate.metrics import Metric, proportion, rate_of
 from components.evaluate.page import grid
@@ -121,7 +121,7 @@ def compare_edits(
         groups = [pick(table, request_id, roles, count) for roles in (("target", "alias"), ("mixed",))]
         others = [shown - set(record.labels) for shown in groups[1].concepts]
         rows, out[request_id] = [], {}
-        edits = edits_of(item, sae, pipe.tokenizer.eos_token_id)
+        edits = edits_of(item, sae, special_tokens(towers_of(pipe).first.tokenizer)[0])
         if record.anchor:
             edits[OWN] = edits["none"]
         for name, change in tqdm(edits.items(), desc=f"edits of {record.request.target}", unit="edit"):
@@ -145,9 +145,10 @@ def draw_edited(
     pipe: StableDiffusionPipeline, base: BaseParams, texts: list[str], change: Edit, *, seed: int
 ) -> np.ndarray:
     """One image of each prompt with `change` at the hookpoint, whatever a filter would decide."""
-    ids = tokenize(pipe.tokenizer, texts).input_ids
-    with rewrite_hookpoint(pipe.text_encoder, base.hookpoint, lambda hidden: change(hidden, ids)):
-        states = encode(pipe.text_encoder, pipe.tokenizer, texts, batch=len(texts))
-    empty = encode(pipe.text_encoder, pipe.tokenizer, [""])
+    towers = towers_of(pipe, base.hookpoints)
+    encoded = towers.tokenize(texts)
+    with torch.no_grad():
+        states = towers.run(encoded, lambda hidden: change(hidden, encoded.input_ids)).to(torch.device("cpu"))
+    empty = towers.unconditional()
     seeds = [stream_seed(seed, "edits", i) % 2**31 for i in range(len(texts))]
     return sample(pipe, states, empty, seeds, steps=base.solver_steps, guidance_scale=base.guidance_scale, batch=_BATCH)

@@ -8,7 +8,8 @@ What a graph computes depends on no value, so that random weights cost what trai
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from components.common.seeding import generator
+from components.diffusion.towers import Tower, Towers
 from components.diffusion.trie import ANY, WORD_END
 from components.filter.artifact import RequestFilter
 from components.filter.positions import POSITION_CLASSES
@@ -77,6 +79,13 @@ def build_encoder(shape: Shape) -> CLIPTextModel:
             pad_token_id=shape.vocabulary - 1,
         )  # fmt: skip
         return CLIPTextModel(config).eval().requires_grad_(False)
+
+
+def build_towers(shape: Shape, encoder: CLIPTextModel) -> Towers:
+    """That encoder as the one tower of a pipeline, edited in its middle; the last token of the vocabulary is EOS."""
+    eos = shape.vocabulary - 1
+    special: Any = SimpleNamespace(eos_token_id=eos, pad_token_id=eos, model_max_length=shape.length)
+    return Towers([Tower(special, encoder, f"encoder.layers.{shape.layers // 2}")])
 
 
 def build_filters(width: int, vocabulary: int, count: int) -> dict[str, RequestFilter]:

@@ -25,7 +25,8 @@ import onnxruntime as ort
 import torch
 from tqdm import tqdm
 
-from components.export.graph import INPUTS, export_graph
+from components.diffusion.encode import Encoded
+from components.export.graph import export_graph
 from components.export.parity import open_session
 from components.filter.encoder import FilteredTextEncoder
 from research.filter.graphs import (
@@ -38,6 +39,7 @@ from research.filter.graphs import (
     StockStates,
     build_encoder,
     build_filters,
+    build_towers,
     export_module,
     prompts,
 )
@@ -75,8 +77,17 @@ def resident(feeds: Mapping[str, np.ndarray], paths: Sequence[Path]) -> float:
     before = rss_mib()
     sessions = [open_session(path) for path in paths]
     for session in sessions:
-        session.run(None, {item.name: feeds[item.name] for item in session.get_inputs()})
+        session.run(None, inputs_of(session, feeds))
     return rss_mib() - before
+
+
+def inputs_of(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the session takes of `feeds`; a filter's graph looks for the listed tokens itself."""
+    shapes = {item.name: item.shape for item in session.get_inputs()}
+    found = {name: feeds[name] for name in shapes if name in feeds}
+    if "named" in shapes:
+        found["named"] = np.full((*feeds["input_ids"].shape, shapes["named"][-1]), -1, np.int64)
+    return found
 
 
 def resident_alone(feeds: Mapping[str, np.ndarray], paths: Sequence[Path]) -> float:
@@ -141,8 +152,8 @@ def run(
 ) -> list[dict[str, Any]]:
     """Exports, races, publishes; returns the records."""
     encoder = build_encoder(shape)
-    hookpoint = f"encoder.layers.{shape.layers // 2}"
-    feeds = {b: {INPUTS[0]: prompts(shape, b)} for b in batches}
+    towers = build_towers(shape, encoder)
+    feeds = {b: {"input_ids": prompts(shape, b)} for b in batches}
     example = torch.from_numpy(prompts(shape, 2))
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as work:
@@ -152,13 +163,13 @@ def run(
             graphs[name] = Path(work) / f"filter-{count}" / "graph.onnx"
             graphs[name].parent.mkdir()
             if count:
-                filtered = FilteredTextEncoder(encoder, build_filters(shape.width, shape.vocabulary, count), hookpoint)
-                export_graph(filtered, example, graphs[name], opset=OPSET)
+                filtered = FilteredTextEncoder(towers, build_filters(shape.width, shape.vocabulary, count))
+                export_graph(filtered, Encoded(example, example > 0), graphs[name], opset=OPSET)
             else:
                 export_module(
-                    StockStates(encoder).eval(), example, graphs[name], (INPUTS[0], "last_hidden_state"), beside=False
+                    StockStates(encoder).eval(), example, graphs[name], ("input_ids", "last_hidden_state"), beside=False
                 )
-        one = {INPUTS[0]: prompts(shape, 1)}
+        one = {"input_ids": prompts(shape, 1)}
         cost = {name: (folder_mib(path.parent), resident_alone(one, [path])) for name, path in graphs.items()}
         sessions = {name: open_session(path) for name, path in graphs.items()}
         for batch in batches:
@@ -187,7 +198,8 @@ def run(
 
 def caller(session: ort.InferenceSession, feed: Mapping[str, np.ndarray]) -> Callable[[], object]:
     """One call of a session."""
-    return lambda: session.run(None, dict(feed))
+    given = inputs_of(session, feed)
+    return lambda: session.run(None, given)
 
 
 def measure_dense(
@@ -215,11 +227,11 @@ def measure_dense(
             )
             gc.collect()
             states = {b: rng.standard_normal((b, shape.length, shape.width), np.float32) for b in {1, *fits}}
-            one = {INPUTS[0]: prompts(shape, 1), "residual_stream": states[1]}
+            one = {"input_ids": prompts(shape, 1), "residual_stream": states[1]}
             whole = (cost[0] + folder_mib(path.parent), resident_alone(one, [graph, path]))
             dense = open_session(path)
             for batch in fits:
-                first = caller(stock, {INPUTS[0]: prompts(shape, batch)})
+                first = caller(stock, {"input_ids": prompts(shape, batch)})
                 then = caller(dense, {"residual_stream": states[batch]})
                 contenders = [
                     Contender("encoder", first, *cost),

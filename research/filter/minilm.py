@@ -26,6 +26,7 @@ from components.common.errors import UserError
 from components.common.seeding import stream_seed
 from components.common.splits import SPLITS, Split
 from components.diffusion.hooks import read_hookpoint
+from components.diffusion.towers import Tower, Towers
 from components.features.fit import OwnPrompts, Shared, fit_own, read_store
 from components.features.params import FeaturesParams
 from components.features.reading import Reader, Tokens
@@ -34,6 +35,7 @@ from components.features.store import Store
 from components.filter.artifact import RequestFilter
 from components.filter.positions import POSITION_CLASSES
 from components.requests.requests import Request
+from components.sae.model import SparseAutoencoder
 from components.worlds.templated import TemplatedWorld, fill
 
 HOOKPOINT = "encoder.layer.1"
@@ -57,6 +59,10 @@ def load_minilm() -> tuple[Any, nn.Module]:
 
 class MaskedReader(Reader):
     """Reads prompts with their attention mask; [CLS] is never scored, and [SEP] is what EOS is elsewhere."""
+
+    def __init__(self, tokenizer: Any, encoder: nn.Module, hookpoint: str, sae: SparseAutoencoder) -> None:  # noqa: ANN401 - AutoTokenizer says no more
+        super().__init__(Towers([Tower(tokenizer, encoder, hookpoint)]), sae)
+        self.encoder, self.hookpoint = encoder, hookpoint
 
     def tokens(self, prompts: Sequence[str], *, batch: int = 128) -> Tokens:
         """The scored positions of `prompts`: all but [CLS] and padding."""

@@ -21,9 +21,10 @@ from components.common.files import SIDECAR, canonical, digest, new_folder
 from components.common.paths import CORPUS, FILTER, SAE
 from components.common.sections import read_section
 from components.common.words import mentions
-from components.diffusion.load import accelerator_device, load_pipeline
+from components.diffusion.device import accelerator_device
+from components.diffusion.load import load_pipeline
 from components.diffusion.params import BaseParams
-from components.diffusion.text import load_text
+from components.diffusion.text import load_towers
 from components.evaluate.metrics import Metric, proportion
 from components.evaluate.page import png
 from components.evaluate.params import EvaluateParams
@@ -33,7 +34,7 @@ from components.features.reading import Reader
 from components.filter.artifact import read_filters
 from components.filter.encoder import Decision
 from components.requests.requests import Request, load_requests
-from components.sae.model import SparseAutoencoder, read_sae
+from components.sae.model import SparseAutoencoder, open_sae
 from components.worlds.judges import load_judge
 from components.worlds.params import JudgeParams
 from research.filter.detection import (
@@ -68,7 +69,7 @@ def report_filter(*, count: int, benign: int, images: int, out: Path = OUT) -> d
     """
     base, concepts = read_section("base", BaseParams), read_section("concepts", ConceptsParams)
     features, world, shipped = read_section("features", FeaturesParams), project_world(), load_requests()
-    corpus, reader = read_table(CORPUS), Reader(*load_text(base.path), base.hookpoint, read_sae(SAE)[0])
+    corpus, reader = read_table(CORPUS), Reader(load_towers(base.path, base.hookpoints), open_sae(SAE, base.path))
     requests = world_requests(count, shipped, world, seed=concepts.seed)
     table, detectors = fit_all(requests, world, concepts, features, read_shared(corpus, reader))
     prompts = evaluate_prompts(requests, world, table, per_role=24, seed=concepts.seed)
@@ -135,7 +136,7 @@ def edit_images(
     base: BaseParams, sae: SparseAutoencoder, count: int
 ) -> tuple[dict[str, dict[str, dict[str, Metric]]], list[tuple[str, np.ndarray]]]:
     """(edits compared on the filters in models/filter, a grid for each request)."""
-    filters, _ = read_filters(FILTER)
+    filters = read_filters(FILTER).filters
     records = {i: record for i, record in read_records().items() if i in filters}
     labels = {label for record in records.values() for label in (*record.labels, *filter(None, [record.anchor]))}
     judge = load_judge(read_section("world", str), read_section("judge", JudgeParams), labels)

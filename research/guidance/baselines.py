@@ -26,9 +26,9 @@ from components.collect.params import ConceptsParams
 from components.collect.record import RequestRecord
 from components.common.errors import UserError
 from components.common.sections import read_section
-from components.diffusion.encode import encode
 from components.diffusion.load import load_pipeline
 from components.diffusion.params import BaseParams
+from components.diffusion.text import towers_of
 from components.eraser import Eraser
 from components.evaluate.images import ImageSpec
 from components.evaluate.measure import anchored_in, erased_of
@@ -121,8 +121,7 @@ def collect(
     texts, twins = about["prompt"].tolist(), about["counterpart"].tolist()
     others = held_out.query("role == 'retain'")["prompt"].tolist()[:WATCHED]
     target, anchor, names, retained, uncond, watched = (
-        encode(pipe.text_encoder, pipe.tokenizer, listed)
-        for listed in (texts, twins, record.names["select"], retain, [""], others)
+        towers_of(pipe).encode(listed) for listed in (texts, twins, record.names["select"], retain, [""], others)
     )
     cache = cache_trajectories(
         pipe, watched, watched, uncond, params.model_copy(update={"precision": "no"}),
@@ -130,7 +129,8 @@ def collect(
     )  # fmt: skip
     return Task(
         record, seen, params, base.guidance_scale, base.solver_steps, [c for c in concepts if c not in record.labels],
-        texts, about["name_used"].tolist(), twins, retain, target, anchor, names, retained, uncond, cache,
+        texts, about["name_used"].tolist(), twins, retain,
+        *(cond.states for cond in (target, anchor, names, retained, uncond)), cache,
     )  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def compose(prompts: pd.DataFrame, record: RequestRecord, images: int, seed: int
 
 def draw(pipe: StableDiffusionPipeline, task: Task, specs: Sequence[ImageSpec]) -> np.ndarray:
     """The images (N, H, W, 3) uint8 by the pipeline as it is."""
-    eraser = Eraser(pipe, {}, "", {}, guidance_scale=task.guidance_scale, solver_steps=task.solver_steps)
+    eraser = Eraser(pipe, {}, "", {}, guidance_scale=task.guidance_scale, solver_steps=task.solver_steps, guard=False)
     erased = eraser.read([spec.prompt for spec in specs], variant="base")
     return np.concatenate([images for _, images in eraser.paint(erased, [spec.seed for spec in specs])])
 

@@ -13,8 +13,10 @@ from diffusers import StableDiffusionPipeline
 
 from components.collect.record import RequestRecord
 from components.common.seeding import generator, stream_seed
-from components.diffusion.encode import encode, find_tokens, tokenize
+from components.diffusion.conditioning import Conditioning
+from components.diffusion.encode import find_tokens, special_tokens
 from components.diffusion.sampling import start_noise, trajectories
+from components.diffusion.text import towers_of
 from components.guidance import recipe
 from components.guidance.adapters import LAYERS, attach
 from components.guidance.params import GuidanceParams
@@ -91,7 +93,8 @@ def esd(pipe: StableDiffusionPipeline, task: Task, *, solver_steps: int = ESD_ST
         rng = generator(params.seed, "esd", step)
         states = task.names[torch.randint(len(task.names), (b,), generator=rng)]
         noise = start_noise(pipe, [stream_seed(params.seed, "esd", step, i) for i in range(b)])
-        track = trajectories(pipe, states, task.uncond, noise, steps=solver_steps, guidance_scale=ESD_GUIDANCE)
+        cond, uncond = Conditioning(states), Conditioning(task.uncond)
+        track = trajectories(pipe, cond, uncond, noise, steps=solver_steps, guidance_scale=ESD_GUIDANCE)
         stop = int(torch.randint(solver_steps, (1,), generator=rng))
         with torch.no_grad(), precision_of(params, noise.device):
             x = next(itertools.islice(track, stop, None))
@@ -108,9 +111,8 @@ def ablation(pipe: StableDiffusionPipeline, task: Task) -> Iterator[object]:
     params = task.params
     noise = start_noise(pipe, [stream_seed(params.seed, "ablation", i) for i in range(len(task.anchor))])
     with precision_of(params, noise.device):
-        *_, last = trajectories(
-            pipe, task.anchor, task.uncond, noise, steps=FEW_STEPS, guidance_scale=task.guidance_scale
-        )
+        cond, uncond = Conditioning(task.anchor), Conditioning(task.uncond)
+        *_, last = trajectories(pipe, cond, uncond, noise, steps=FEW_STEPS, guidance_scale=task.guidance_scale)
     parameters = attach(pipe.unet, NAME, rank=params.rank, seed=params.seed, layers=LAYERS)
     optimizer, b = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0), recipe.BATCH
     alphas: Any = pipe.scheduler.alphas_cumprod
@@ -138,7 +140,7 @@ def uce(pipe: StableDiffusionPipeline, task: Task, *, preserve_weight: float = P
     rows += zip(task.names_used, task.prompts, task.counterparts, strict=True)
     sides = [state_pair(pipe, *row, anchor) for row in rows]
     edited, wanted = (torch.cat(side) for side in zip(*(s for s in sides if s), strict=True))
-    named = encode(pipe.text_encoder, pipe.tokenizer, ["", *task.other_concepts])
+    named = towers_of(pipe).encode(["", *task.other_concepts]).states
     preserved = torch.cat([named, task.retain]).flatten(0, 1)
     with torch.no_grad():
         for path, module in pipe.unet.named_modules():
@@ -183,8 +185,9 @@ def state_pair(
     pipe: StableDiffusionPipeline, name: str, prompt: str, counterpart: str, anchor: str
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """States of a prompt and of its counterpart from the first mention on; None where the names are not in them."""
-    ids = tokenize(pipe.tokenizer, [prompt, counterpart, name, anchor]).input_ids
-    eos = int(pipe.tokenizer.eos_token_id)
+    towers = towers_of(pipe)
+    ids = towers.tokenize([prompt, counterpart, name, anchor]).input_ids
+    eos, _ = special_tokens(towers.first.tokenizer)
     at = []
     for text, said in zip(ids[:2], ids[2:], strict=True):
         pattern = said[1 : said.tolist().index(eos)].tolist()
@@ -192,5 +195,5 @@ def state_pair(
         if not len(found):
             return None
         at.append(int(found[0]))
-    states = encode(pipe.text_encoder, pipe.tokenizer, [prompt, counterpart])
+    states = towers.encode([prompt, counterpart]).states
     return aligned(states[0], states[1], *at)

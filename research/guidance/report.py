@@ -24,9 +24,10 @@ from components.collect.tables import read_table, where
 from components.common.files import SIDECAR, canonical, digest, new_folder
 from components.common.paths import CACHE, CORPUS, SAE
 from components.common.sections import read_section
-from components.diffusion.load import accelerator_device, load_pipeline
+from components.diffusion.device import accelerator_device
+from components.diffusion.load import load_pipeline
 from components.diffusion.params import BaseParams
-from components.diffusion.text import load_text
+from components.diffusion.text import load_towers
 from components.eraser import Eraser
 from components.evaluate.images import Painter
 from components.evaluate.metrics import Metric, mean_interval
@@ -40,7 +41,7 @@ from components.filter.artifact import RequestFilter
 from components.guidance.fuse import write_fused
 from components.guidance.params import GuidanceParams
 from components.requests.requests import load_requests
-from components.sae.model import read_sae
+from components.sae.model import open_sae
 from components.worlds.judges import load_judge
 from components.worlds.params import JudgeParams
 from research.filter.prompts import project_world
@@ -84,7 +85,7 @@ def report_guidance(
             folders[adapter] = workspace / adapter
     eraser = Eraser(
         load_pipeline(base.path, accelerator_device()), filters, base.hookpoint, folders,
-        guidance_scale=base.guidance_scale, solver_steps=base.solver_steps,
+        guidance_scale=base.guidance_scale, solver_steps=base.solver_steps, guard=False,
     )  # fmt: skip
     painter = Painter(eraser, batch=settings.batch)
     measured = where(table, table["split"] == "evaluate")
@@ -124,7 +125,7 @@ def fit_filters(
     base: BaseParams, records: Mapping[str, RequestRecord], tables: Mapping[str, pd.DataFrame]
 ) -> dict[str, RequestFilter]:
     """Filters of all requests on the shipped SAE, as the stage `features` fits them, that flag prompts and edit none."""
-    shared = read_shared(read_table(CORPUS), Reader(*load_text(base.path), base.hookpoint, read_sae(SAE)[0]))
+    shared = read_shared(read_table(CORPUS), Reader(load_towers(base.path, base.hookpoints), open_sae(SAE, base.path)))
     settings = read_section("features", FeaturesParams)
     fitted = {i: fit_request(record, tables[i], shared, settings)[0] for i, record in records.items()}
     return {i: item._replace(classes=torch.zeros_like(item.classes)) for i, item in fitted.items()}

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from components.collect.record import RequestRecord
 from components.common.closure import code_of
 from components.common.files import digest, key_of, read_sidecar
-from components.diffusion.load import accelerator_device, load_pipeline
+from components.diffusion.device import accelerator_device
+from components.diffusion.load import load_pipeline
 from components.diffusion.params import BaseParams
 from components.guidance.adapters import FORMAT, write_adapter
 from components.guidance.params import GuidanceParams

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from components.diffusion.load import accelerator_device
+from components.diffusion.device import accelerator_device
 from components.sae.activations import ActivationStore
 from research.record import RESULTS, environment, publish, quartiles, spread, table
 from research.sae.contenders import BASELINE, CONTENDERS, SHAPES, Shape, Task

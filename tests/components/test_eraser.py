@@ -6,11 +6,13 @@ import torch
 
 from components.common.errors import ArtifactError, UserError
 from components.common.variants import VARIANTS
-from components.diffusion.encode import encode
+from components.diffusion.encode import tokenize
 from components.eraser import Eraser, check_filters
 from components.evaluate.images import ImageSpec, Painter, Wanted
+from components.filter.targets import TargetNames
 from components.guidance.adapters import attach, write_adapter
 from components.requests.requests import Request
+from tests.states import encode
 
 HOOKPOINT = "encoder.layers.0"
 WIDTH = 32
@@ -58,8 +60,8 @@ def test_unflagged_prompts_are_the_stock_encoders_to_the_bit(eraser):
     stock = encode(eraser.pipe.text_encoder, eraser.pipe.tokenizer, PROMPTS)
     found = eraser.read(PROMPTS, negative="a cat")
 
-    assert (found.states == stock).flatten(1).all(1).tolist() == [False, False, True, False]
-    assert torch.equal(found.uncond, encode(eraser.pipe.text_encoder, eraser.pipe.tokenizer, ["a cat"]))
+    assert (found.cond.states == stock).flatten(1).all(1).tolist() == [False, False, True, False]
+    assert torch.equal(found.uncond.states, encode(eraser.pipe.text_encoder, eraser.pipe.tokenizer, ["a cat"]))
 
 
 def test_only_the_named_requests_act(eraser):
@@ -75,6 +77,59 @@ def test_an_adapter_without_a_filter_acts_on_every_prompt(tiny_pipe, adapters):
     eraser = Eraser(tiny_pipe, {}, HOOKPOINT, {"r": adapters["r"]})
 
     assert eraser.read(["a cat", "a castle"]).adapters() == [("r",), ("r",)]
+
+
+def test_a_gated_adapter_acts_from_its_own_threshold_on(tiny_pipe, spelt_filter, adapters):
+    """With a gate of -inf it acts on every prompt, with one of inf where the filter flags; what is encoded stays the same."""
+    item = spelt_filter("cat", WIDTH)
+
+    def acting(gate):
+        filters = {"r": item._replace(gate_threshold=torch.tensor(gate))}
+        return Eraser(tiny_pipe, filters, HOOKPOINT, {"r": adapters["r"]}).read(PROMPTS)
+
+    always, flagged = acting(float("-inf")), acting(float("inf"))
+    assert always.adapters() == [("r",)] * 4
+    assert flagged.adapters() == [("r",), (), (), ("r",)]
+    assert always.flagged() == flagged.flagged()
+    assert torch.equal(always.cond.states, flagged.cond.states)
+
+
+def test_names_hidden_in_text_are_flagged_and_edited(tiny_pipe, spelt_filter, adapters):
+    """A name that no token spells flags its request, edits the states at its tokens and lets the adapter act; others keep their bits."""
+    item = spelt_filter("kitten", WIDTH)._replace(directions=torch.full((4, WIDTH), 0.5))
+    targets = {"r": TargetNames(("kitten", "kittens"), ("kitten heels",))}
+    prompts = [
+        "a kitt\u0435n",
+        "a k-i-t-t-e-n",
+        "a kitteg",
+        "a mitten",
+        "kitten heels",
+        "<|endoftext|> kitten",
+        "a kitten",
+    ]
+    eraser = Eraser(tiny_pipe, {"r": item}, HOOKPOINT, {"r": adapters["r"]}, targets=targets)
+    found, stock = eraser.read(prompts), encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, prompts)
+    named = [True, True, True, False, False, True, True]
+
+    assert [bool(f) for f in found.flagged()] == named
+    assert [bool(a) for a in found.adapters()] == named
+    assert (found.cond.states != stock).flatten(1).any(1).tolist() == named
+
+
+@pytest.mark.parametrize(
+    "before", ["<|endoftext|>", "<|startoftext|>", "<|endoftext|>" * 3, "#! ", "!!! ", "x" * 9 + " "]
+)
+def test_nothing_before_a_name_unflags_it(tiny_pipe, spelt_filter, before):
+    """Whatever stands in front of a name, it is found in tokens, in text, and its position is scored."""
+    item = spelt_filter("cat", WIDTH)
+    texts = {"r": TargetNames(("cat",))}
+    scored = tokenize(tiny_pipe.tokenizer, [before + "a cat"])
+    last = scored.input_ids[0].tolist().index(tiny_pipe.tokenizer.convert_tokens_to_ids("cat</w>"))
+
+    assert bool(scored.scored[0, last])
+    for targets in (None, texts):
+        eraser = Eraser(tiny_pipe, {"r": item}, HOOKPOINT, {}, targets=targets)
+        assert eraser.read([before + "a cat"]).flagged() == [("r",)]
 
 
 def test_each_prompt_is_encoded_once(eraser):
@@ -118,15 +173,17 @@ def test_a_stock_pipeline_call_draws_what_paint_draws(eraser):
     erased = eraser.read(["a cat", "a castle"])
     rng = lambda: [torch.Generator().manual_seed(i) for i in range(4)]  # noqa: E731
     how = {"num_inference_steps": 2, "num_images_per_prompt": 2, "output_type": "np"}
-    stock = eraser.pipe(["a cat", "a castle"], generator=rng(), **how).images
+    with eraser.unguarded():
+        stock = eraser.pipe(["a cat", "a castle"], generator=rng(), **how).images
     with eraser.acting(erased, images_per_prompt=2):
         images = eraser.pipe(**erased.for_pipeline(), generator=rng(), **how).images
-        with pytest.raises(UserError, match=r"the U-Net is asked for 2 rows, and adapters are gated for 4 prompt"):
+        with pytest.raises(UserError, match="the U-Net is given a prompt that this eraser did not read; pass"):
             eraser.pipe("a cat", num_inference_steps=1)
 
     assert not (images[:2] == stock[:2]).all()
     np.testing.assert_array_equal(images[2:], stock[2:])
-    np.testing.assert_array_equal(eraser.pipe(["a cat", "a castle"], generator=rng(), **how).images, stock)
+    with eraser.unguarded():
+        np.testing.assert_array_equal(eraser.pipe(["a cat", "a castle"], generator=rng(), **how).images, stock)
 
 
 def test_two_threads_get_what_one_gets(eraser):

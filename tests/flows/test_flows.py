@@ -21,10 +21,16 @@ def test_stage_order_is_the_graph_of_dvc_yaml():
     order = stage_order(ROOT)
     requests = yaml.safe_load((ROOT / "requests.yaml").read_text())["requests"]
 
-    assert set(order) == {"corpus", "sae", "concepts", "features", "evaluate", "export"} | {
+    assert set(order) == {"base", "corpus", "sae", "concepts", "features", "evaluate", "export"} | {
         f"guidance@{r}" for r in requests
     }
-    for before, after in (("corpus", "sae"), ("sae", "features"), ("features", "evaluate"), ("features", "export")):
+    for before, after in (
+        ("base", "sae"),
+        ("corpus", "sae"),
+        ("sae", "features"),
+        ("features", "evaluate"),
+        ("features", "export"),
+    ):
         assert order.index(before) < order.index(after)
     assert all(order.index("concepts") < order.index(f"guidance@{r}") < order.index("evaluate") for r in requests)
 

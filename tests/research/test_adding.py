@@ -6,7 +6,8 @@ import torch
 
 from components.common.files import new_folder
 from components.common.paths import CORPUS, SAE
-from components.diffusion.text import load_text
+from components.diffusion.folder import TEXT_PARTS, part_digests
+from components.diffusion.text import load_towers
 from components.features.reading import Reader
 from components.filter.artifact import read_filters
 from components.sae.model import SparseAutoencoder, write_sae
@@ -35,14 +36,15 @@ def project(tmp_path, monkeypatch):
     CORPUS.mkdir(parents=True)
     table = pd.DataFrame(rows, columns=["prompt", "split", "source"]).drop_duplicates("prompt")
     table.to_parquet(CORPUS / "prompts.parquet", index=False)
-    tokenizer, encoder = load_text(Path("assets/openmoji"))
+    towers = load_towers(Path("assets/openmoji"), ["encoder.layers.0"])
     names = [*world.concept_names, *world.style_names, "neon sign", "glowing"]
-    sae = SparseAutoencoder(encoder.config.hidden_size, len(names), k=4).requires_grad_(False)
-    hidden = torch.stack([Reader(tokenizer, encoder, "encoder.layers.0", sae).tokens([n]).hidden[0] for n in names])
+    sae = SparseAutoencoder(towers.stream(towers.tokenize([""])).shape[-1], len(names), k=4).requires_grad_(False)
+    hidden = torch.stack([Reader(towers, sae).tokens([n]).hidden[0] for n in names])
     sae.initialise(hidden.mean(0), hidden - hidden.mean(0))
     sae.threshold.copy_(sae.pre_activations(hidden).diag() * 0.7)
+    inputs = part_digests(Path("assets/openmoji"), TEXT_PARTS)
     with new_folder(SAE) as partial:
-        write_sae(partial, sae, hookpoint="encoder.layers.0", params={"k": 4}, inputs={}, facts={})
+        write_sae(partial, sae, hookpoint="encoder.layers.0", params={"k": 4}, inputs=inputs, facts={})
 
 
 @pytest.mark.usefixtures("project")
@@ -52,9 +54,9 @@ def test_adding_is_timed_on_all_that_it_writes(monkeypatch):
     written = []
     write = adding.write_all
 
-    def spy(folder, filters, hookpoint):
-        write(folder, filters, hookpoint)
-        written.append(list(read_filters(folder)[0]))
+    def spy(folder, filters, towers):
+        write(folder, filters, towers)
+        written.append(list(read_filters(folder).filters))
 
     monkeypatch.setattr(adding, "write_all", spy)
     seconds = [sum(spent) for spent in adding.time_additions(3, "sample")]

@@ -127,13 +127,13 @@ def test_benign_prompts_are_different(world):
 
 
 @pytest.fixture
-def reader(tiny_encoder, tokenizer):
+def reader(tiny_towers):
     """The tiny encoder, read by random latents."""
     torch.manual_seed(0)
     sae = SparseAutoencoder(32, 64, k=8).requires_grad_(False)
     sae.initialise(torch.zeros(32), torch.randn(64, 32))
     sae.threshold.fill_(0.0)
-    return Reader(tokenizer, tiny_encoder, "encoder.layers.0", sae)
+    return Reader(tiny_towers, sae)
 
 
 @pytest.fixture

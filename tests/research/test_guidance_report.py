@@ -60,7 +60,7 @@ def painter(tiny_pipe, spelt_filter, make_tiny_unet, tmp_path):
         write_adapter(tmp_path / name, unet, name, params={}, inputs={}, facts={})
     filters = {"c": spelt_filter("cat", 32), "n": spelt_filter("neon", 32)}
     folders = {name: tmp_path / name for name in "cn"}
-    return Painter(Eraser(tiny_pipe, filters, "encoder.layers.0", folders, solver_steps=2), batch=16)
+    return Painter(Eraser(tiny_pipe, filters, "encoder.layers.0", folders, solver_steps=2, guard=False), batch=16)
 
 
 def test_the_same_requests_act_together_as_in_the_results():
@@ -170,14 +170,14 @@ def test_adapter_that_is_there_is_not_trained_again(tiny_pipe, tmp_path, monkeyp
         train_one(record, table, base, params.model_copy(update={"seed": 1}), tmp_path / "workspace")
 
 
-def test_a_filter_whose_classes_are_off_flags_and_edits_nothing(spelt_filter, tiny_encoder, tokenizer):
+def test_a_filter_whose_classes_are_off_flags_and_edits_nothing(spelt_filter, tiny_towers):
     """The report's gates: the states of a flagged prompt are the stock encoder's to the bit."""
     item = spelt_filter("cat", 32)._replace(directions=torch.full((4, 32), 0.5))
-    ids = tokenizer(["a cat"], padding="max_length", return_tensors="pt").input_ids
-    stock = tiny_encoder(ids)[0]
-    edited, _ = FilteredTextEncoder(tiny_encoder, {"c": item}, "encoder.layers.0").encode(ids)
+    encoded = tiny_towers.tokenize(["a cat"])
+    stock = tiny_towers.run(encoded).states
+    (edited, *_), _ = FilteredTextEncoder(tiny_towers, {"c": item}).encode(encoded)
     gate = item._replace(classes=torch.zeros_like(item.classes))
-    states, decision = FilteredTextEncoder(tiny_encoder, {"c": gate}, "encoder.layers.0").encode(ids)
+    (states, *_), decision = FilteredTextEncoder(tiny_towers, {"c": gate}).encode(encoded)
 
     assert bool(decision.flagged.all())
     assert torch.equal(states, stock)

@@ -3,10 +3,11 @@ import json
 import numpy as np
 import torch
 
+from components.diffusion.encode import Encoded
 from components.diffusion.trie import ANY, WORD_END
 from components.filter.encoder import FilteredTextEncoder
 from research.filter import latency
-from research.filter.graphs import SPELLINGS, DenseSae, Shape, build_encoder, build_filters, prompts
+from research.filter.graphs import SPELLINGS, DenseSae, Shape, build_encoder, build_filters, build_towers, prompts
 from research.filter.latency import Contender, run, summarise
 
 TINY = Shape(layers=1, width=16, heads=2, length=77, vocabulary=300)
@@ -16,8 +17,9 @@ def test_filters_have_the_shipped_ones_form():
     """Each request has its names' token patterns, and the product's encoder decides about every prompt with all of them."""
     filters = build_filters(TINY.width, TINY.vocabulary, 3)
     item = next(iter(filters.values()))
-    encoder = FilteredTextEncoder(build_encoder(TINY), filters, "encoder.layers.0")
-    hidden, decision = encoder.encode(torch.from_numpy(prompts(TINY, 2)))
+    encoder = FilteredTextEncoder(build_towers(TINY, build_encoder(TINY)), filters)
+    ids = torch.from_numpy(prompts(TINY, 2))
+    (hidden, *_), decision = encoder.encode(Encoded(ids, ids > 0))
 
     assert len(item.spellings) == SPELLINGS
     assert ((item.spellings == WORD_END).sum(1) == 1).all()

@@ -20,11 +20,12 @@ from tqdm import tqdm
 from components.common.files import SIDECAR, canonical, digest, new_folder
 from components.common.seeding import generator, stream_seed
 from components.common.stage import run_stage
-from components.diffusion.encode import encode
+from components.diffusion.device import accelerator_device
 from components.diffusion.folder import check_folder
 from components.diffusion.images import to_model
-from components.diffusion.load import accelerator_device, load_pipeline
+from components.diffusion.load import load_pipeline
 from components.diffusion.sampling import sample
+from components.diffusion.text import towers_of
 from components.evaluate.metrics import Metric, calibration_error, mean_interval, proportion, rate_of
 from components.evaluate.page import grid, png
 from components.worlds.base import PRESENT
@@ -163,13 +164,14 @@ def measure_judge(judge: Judge, *, copies: int) -> dict[str, Metric]:
 
 def render_captions(pipe: StableDiffusionPipeline, texts: list[str], *, steps: int, scope: str) -> np.ndarray:
     """One image of each text, each from a seed of its own."""
-    states, empty = encode(pipe.text_encoder, pipe.tokenizer, texts), encode(pipe.text_encoder, pipe.tokenizer, [""])
+    towers = towers_of(pipe)
+    states, empty = towers.encode(texts), towers.unconditional()
     size, parts = BATCH, []
     for start in tqdm(range(0, len(texts), size), desc=f"draw {scope}", unit="batch", mininterval=5):
         seeds = [stream_seed(0, "base report", scope, i) % 2**31 for i in range(start, min(start + size, len(texts)))]
         parts.append(
             sample(
-                pipe, states[start : start + size], empty, seeds,
+                pipe, states.rows(slice(start, start + size)), empty, seeds,
                 steps=steps, guidance_scale=GUIDANCE_SCALE, batch=size,
             )
         )  # fmt: skip
@@ -180,7 +182,8 @@ def time_image(pipe: StableDiffusionPipeline, seed: int) -> float:
     """Seconds for one image at 25 steps, alone, on two threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    states, empty = encode(pipe.text_encoder, pipe.tokenizer, ["a cat in neon style", ""]).chunk(2)
+    towers = towers_of(pipe)
+    states, empty = towers.encode(["a cat in neon style"]), towers.unconditional()
     begun = time.perf_counter()
     sample(pipe, states, empty, [seed], steps=25, guidance_scale=GUIDANCE_SCALE)
     torch.set_num_threads(threads)

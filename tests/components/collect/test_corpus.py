@@ -2,7 +2,7 @@ import pytest
 
 from components.collect.corpus import build_corpus
 from components.collect.params import BenignParams, CorpusParams
-from components.collect.tables import SOURCES
+from components.collect.tables import REAL, SOURCES
 from components.common.words import folded, mentions
 from components.worlds.load import load_world
 
@@ -63,3 +63,15 @@ def test_corpus_holds_one_prompt_for_all_its_forms():
     assert table[table["source"] == SOURCES]["prompt"].tolist() == ["A  Straße", world.upper()]
     assert world not in set(table["prompt"])
     assert table["prompt"].map(folded).is_unique
+
+
+def test_real_prompts_are_for_the_calibration_alone():
+    """Prompts of `corpus.benign.real` calibrate, and change nothing of what the SAE or the evaluation sees."""
+    table, plain = (
+        build_corpus(WORLD, PARAMS, [], ["a man rides a wave", "A man  rides a wave"]),
+        build_corpus(WORLD, PARAMS, []),
+    )
+    real = table[table["source"] == REAL]
+
+    assert real["split"].tolist() == ["calibrate"] * 2
+    assert table[table["source"] != REAL].equals(plain)

@@ -8,11 +8,12 @@ from accelerate.state import AcceleratorState
 
 from components.common.errors import ArtifactError, UserError
 from components.common.words import mentions
-from components.diffusion.encode import content_mask, encode, find_tokens, spelling_patterns, tokenize, word_ends
+from components.diffusion.device import accelerator_device
+from components.diffusion.encode import content_mask, find_tokens, spelling_patterns, tokenize, word_ends
 from components.diffusion.folder import check_folder
 from components.diffusion.hooks import read_hookpoint, resolve_hookpoint, rewrite_hookpoint
-from components.diffusion.load import accelerator_device
 from components.diffusion.sampling import sample, solver, start_noise
+from components.diffusion.text import towers_of
 from components.diffusion.trie import ANY, WORD_END, build_trie, find_names
 from components.worlds.openmoji.world import WORLD
 
@@ -30,17 +31,17 @@ def test_a_gpu_is_taken_unless_the_cpu_is_asked_for(monkeypatch, asked, found):
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def test_encode_equals_the_stock_pipeline(tiny_pipe, tokenizer):
+def test_encode_equals_the_stock_pipeline(tiny_pipe):
     """Hidden states are those of diffusers' own encode_prompt, full length and unmasked."""
     prompts = ["a cat", "a very long prompt about a dog next to a car"]
     wanted, _ = tiny_pipe.encode_prompt(prompts, "cpu", 1, do_classifier_free_guidance=False)
 
-    assert torch.equal(encode(tiny_pipe.text_encoder, tokenizer, prompts), wanted)
+    assert torch.equal(towers_of(tiny_pipe).encode(prompts).states, wanted)
 
 
-def test_sample_equals_the_stock_pipeline(tiny_pipe, tokenizer):
+def test_sample_equals_the_stock_pipeline(tiny_pipe):
     """Same noise, same solver: the images are those of StableDiffusionPipeline itself, to one grey level."""
-    states, empty = (encode(tiny_pipe.text_encoder, tokenizer, [p]) for p in ("a cat", ""))
+    states, empty = (towers_of(tiny_pipe).encode([p]) for p in ("a cat", ""))
     ours = sample(tiny_pipe, states, empty, [7], steps=5, guidance_scale=3.0)
     tiny_pipe.scheduler = solver(tiny_pipe)
     theirs = tiny_pipe(
@@ -50,10 +51,10 @@ def test_sample_equals_the_stock_pipeline(tiny_pipe, tokenizer):
     assert np.abs(ours.astype(int) - np.round(theirs * 255).astype(int)).max() <= 1
 
 
-def test_sample_does_not_depend_on_the_batch(tiny_pipe, tokenizer):
+def test_sample_does_not_depend_on_the_batch(tiny_pipe):
     """Each image has its own seed: alone or among others it is the same, to one grey level (invariant 8)."""
     prompts = ["a cat", "a dog", "a neon car"]
-    states, empty = encode(tiny_pipe.text_encoder, tokenizer, prompts), encode(tiny_pipe.text_encoder, tokenizer, [""])
+    states, empty = towers_of(tiny_pipe).encode(prompts), towers_of(tiny_pipe).unconditional()
     whole = sample(tiny_pipe, states, empty, [1, 2, 3], steps=4, guidance_scale=3.0, batch=3)
     single = sample(tiny_pipe, states, empty, [1, 2, 3], steps=4, guidance_scale=3.0, batch=1)
 
@@ -62,10 +63,17 @@ def test_sample_does_not_depend_on_the_batch(tiny_pipe, tokenizer):
 
 
 def test_content_mask_by_hand():
-    """BOS a b EOS EOS EOS: positions 1 to 3 count, the first EOS among them."""
-    ids = torch.tensor([[8, 1, 2, 9, 9, 9], [8, 9, 9, 9, 9, 9]])
+    """BOS a b EOS EOS EOS: positions 1 to 3 count, the first EOS among them; so do an EOS that was typed and what follows it."""
+    rows = {
+        (8, 1, 2, 9, 9, 9): [0, 1, 1, 1, 0, 0],
+        (8, 9, 9, 9, 9, 9): [0, 1, 0, 0, 0, 0],
+        (8, 9, 1, 9, 9, 9): [0, 1, 1, 1, 0, 0],
+        (8, 1, 9, 9, 2, 9): [0, 1, 1, 1, 1, 1],
+        (8, 1, 9, 0, 0, 0): [0, 1, 1, 0, 0, 0],  # padded with another token
+        (8, 1, 2, 1, 2, 1): [0, 1, 1, 1, 1, 1],  # cut
+    }
 
-    assert content_mask(ids, 9).int().tolist() == [[0, 1, 1, 1, 0, 0], [0, 1, 0, 0, 0, 0]]
+    assert content_mask(torch.tensor(list(rows)), 9).int().tolist() == list(rows.values())
 
 
 def test_find_tokens_by_hand():
@@ -124,7 +132,8 @@ def test_check_folder_no_pipeline(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("_class_name", "StableDiffusionXLPipeline", "is a StableDiffusionXLPipeline, which is not supported"),
+        ("_class_name", "StableDiffusion3Pipeline", "is a StableDiffusion3Pipeline, which is not supported"),
+        ("_class_name", "FluxPipeline", "is a FluxPipeline, which is not supported"),
         ("unet", ["diffusers", "SD3Transformer2DModel"], "unet of .* is a SD3Transformer2DModel"),
     ],
 )
@@ -142,7 +151,7 @@ def test_check_folder_missing_weights(folder):
     shutil.rmtree(folder / "unet")
     (folder / "unet").mkdir()
 
-    with pytest.raises(ArtifactError, match="unet holds no safetensors file; restore the weights"):
+    with pytest.raises(ArtifactError, match="unet holds no safetensors file; restore its weights"):
         check_folder(folder)
 
 
@@ -167,7 +176,7 @@ def test_read_hookpoint_is_the_stream_of_a_whole_pass(tiny_encoder, tokenizer):
 
 
 def find(ids, patterns, ends):
-    """Where a pattern of one request ends, (B, L)."""
+    """The tokens of one request's patterns, (B, L)."""
     return find_names(ids, build_trie([patterns], ends))[..., 0]
 
 
@@ -187,10 +196,11 @@ def test_names_are_found_where_a_search_for_words_finds_them(tokenizer):
     assert not all(found)
 
 
-def test_find_names_marks_the_last_token(tokenizer):
-    """A name of several tokens is marked where it ends; without names nothing is."""
+def test_find_names_marks_every_token(tokenizer):
+    """A name of several tokens is marked from its first to its last; without names nothing is."""
     ids, ends = tokenize(tokenizer, ["a big cat here"]).input_ids, word_ends(tokenizer)
     end = find_tokens(ids, tokenizer("big cat", add_special_tokens=False).input_ids)
+    end |= end.roll(-1, 1)
 
     assert torch.equal(find(ids, spelling_patterns(tokenizer, ["big cat"]), ends), end)
     assert not find(ids, spelling_patterns(tokenizer, ["dog"]), ends).any()
@@ -208,13 +218,15 @@ def test_find_names_equals_comparing_every_pattern_everywhere():
             before = int(torch.randint(5, (), generator=rng))
             row[:before], row[before] = ANY, WORD_END
 
-    def ends_at(line, j, row):
+    def covers(line, j, row):
         tokens = [t for t in row if t >= 0]
-        first = j - len(tokens) + 1
-        return first >= 0 and line[first : j + 1] == tokens and (first == 0 or bool(ends[line[first - 1]]))
+        return any(
+            line[first : first + len(tokens)] == tokens and (first == 0 or bool(ends[line[first - 1]]))
+            for first in range(max(0, j - len(tokens) + 1), j + 1)
+        )
 
     wanted = [
-        [[any(ends_at(line, j, row) for row in rows.tolist()) for rows in patterns] for j in range(9)]
+        [[any(covers(line, j, row) for row in rows.tolist()) for rows in patterns] for j in range(9)]
         for line in ids.tolist()
     ]
     found = find_names(ids, build_trie(patterns, ends))

@@ -7,14 +7,14 @@ import torch
 import components
 from components.common.errors import UserError
 from components.diffusion.encode import spelling_patterns, tokenize, word_ends
-from components.export.graph import ExportedFilter, export_graph
+from components.export.graph import ExportedFilter, export_graph, feed_of
 from components.export.parity import measure_parity, open_session
 from components.filter.artifact import RequestFilter
 from components.filter.encoder import FilteredTextEncoder
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_encoder, tokenizer, tmp_path_factory):
+def exported(tiny_towers, tokenizer, tmp_path_factory):
     """Three requests, exported once: one with random features, two that know their names alone."""
     rng = torch.Generator().manual_seed(0)
     item = RequestFilter(
@@ -31,10 +31,8 @@ def exported(tiny_encoder, tokenizer, tmp_path_factory):
         directions=torch.randn(4, 32, generator=rng),
     )
     path = tmp_path_factory.mktemp("onnx") / "filter.onnx"
-    ids = tokenize(
-        tokenizer, [f"{a} next to {b}" for a in ("cat", "dog", "owl") for b in ("car", "key", "bee")]
-    ).input_ids
-    probe = FilteredTextEncoder(tiny_encoder, {"r": item}, "encoder.layers.0")
+    ids = tokenize(tokenizer, [f"{a} next to {b}" for a in ("cat", "dog", "owl") for b in ("car", "key", "bee")])
+    probe = FilteredTextEncoder(tiny_towers, {"r": item})
     item = item._replace(decision_threshold=probe.encode(ids)[1].scores.median() + 1e-3)  # flags a half of them
     deaf = {
         name: item._replace(
@@ -44,8 +42,8 @@ def exported(tiny_encoder, tokenizer, tmp_path_factory):
         )
         for name, names in {"o": ["owl", "key"], "d": ["dog next", "bee"]}.items()
     }
-    encoder = FilteredTextEncoder(tiny_encoder, {"r": item, **deaf}, "encoder.layers.0")
-    export_graph(encoder, ids[:2], path, opset=18)
+    encoder = FilteredTextEncoder(tiny_towers, {"r": item, **deaf})
+    export_graph(encoder, ids.rows(slice(2)), path, opset=18)
     return encoder, path, ids
 
 
@@ -63,7 +61,7 @@ def test_export_agrees_with_torch(exported):
 def test_export_finds_each_requests_names(exported):
     """Two requests whose score never reaches the threshold: each flags the prompts that hold its names, in torch and in the graph."""
     encoder, path, ids = exported
-    flagged = open_session(path).run(["flagged"], {"input_ids": ids.numpy()})[0]
+    flagged = open_session(path).run(["flagged"], feed_of(ids, 3))[0]
     pairs = [(a, b) for a in ("cat", "dog", "owl") for b in ("car", "key", "bee")]
 
     assert flagged[:, 1].tolist() == [a == "owl" or b == "key" for a, b in pairs]
@@ -71,11 +69,22 @@ def test_export_finds_each_requests_names(exported):
     assert encoder.encode(ids)[1].flagged.tolist() == flagged.tolist()
 
 
+def test_export_takes_names_that_text_has_found(exported):
+    """Where text says so a token is a name or is none, whatever is listed; it flags as torch does, told the same."""
+    encoder, path, ids = exported
+    named = torch.zeros(9, ids.input_ids.shape[1], 3, dtype=torch.bool)
+    named[4, 2, 1] = True
+    found = open_session(path).run(["flagged"], feed_of(ids, 3, named))[0]
+
+    assert found[:, 1].tolist() == [row == 4 for row in range(9)]
+    assert encoder.encode(ids, named)[1].flagged.tolist() == found.tolist()
+
+
 def test_export_takes_any_batch(exported):
     """The batch is dynamic: one prompt and nine give the same row."""
     _, path, ids = exported
     session = open_session(path)
-    one, nine = (session.run(["concept_scores"], {"input_ids": ids[:n].numpy()})[0] for n in (1, 9))
+    one, nine = (session.run(["concept_scores"], feed_of(ids.rows(slice(n)), 3))[0] for n in (1, 9))
 
     np.testing.assert_allclose(one[0], nine[0], atol=1e-4)
 

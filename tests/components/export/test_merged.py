@@ -14,9 +14,9 @@ from components.collect.record import write_record
 from components.collect.tables import TABLE
 from components.common.errors import ArtifactError, UserError
 from components.common.files import digest
-from components.diffusion.folder import check_folder
+from components.diffusion.folder import check_folder, part_digests
 from components.export.merged import check_target, write_merged
-from components.guidance.adapters import LAYERS, attach, write_adapter
+from components.guidance.adapters import LAYERS, MADE_FOR, attach, write_adapter
 from components.requests.requests import load_requests
 from components.worlds.load import load_world
 
@@ -29,7 +29,7 @@ def fabricate(pipe, folder, unet, *, seed, layers=ALL_OF_CROSS_ATTENTION):
     rng = torch.Generator().manual_seed(seed)
     for parameter in attach(pipe.unet, "made", rank=4, seed=seed, layers=layers):
         parameter.data = 0.3 * torch.randn(parameter.shape, generator=rng)
-    write_adapter(folder, pipe.unet, "made", params={}, inputs={"base": digest(unet)}, facts={})
+    write_adapter(folder, pipe.unet, "made", params={}, inputs=part_digests(unet.parent, MADE_FOR), facts={})
     pipe.unet.delete_adapters("made")
 
 

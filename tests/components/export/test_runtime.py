@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from components.common.errors import ArtifactError, UserError
-from components.diffusion.encode import tokenize
-from components.diffusion.hooks import read_hookpoint
-from components.diffusion.text import load_text
+from components.diffusion.encode import Encoded
+from components.diffusion.folder import TEXT_PARTS, part_digests
+from components.diffusion.text import load_towers
 from components.export.graph import ExportedFilter, export_graph
 from components.export.parity import REPORT, measure_parity, open_session, write_report
 from components.export.runtime import OnnxTextEncoder
@@ -23,15 +23,13 @@ PROMPTS = ["a cat in neon style", "a house in neon style"]
 @pytest.fixture(scope="module")
 def text():
     """The shipped tokenizer and encoder."""
-    return load_text(BASE)
+    return load_towers(BASE, [HOOKPOINT])
 
 
 @pytest.fixture(scope="module")
 def filtered(text):
     """The shipped encoder with a filter that separates "a cat" from "a dog" and from "a house", and draws a dog instead."""
-    tokenizer, encoder = text
-    ids = tokenize(tokenizer, ["a cat", "a dog", "a house"]).input_ids
-    cat, dog, house = read_hookpoint(encoder, HOOKPOINT, ids)[:, 2]
+    cat, dog, house = text.stream(text.tokenize(["a cat", "a dog", "a house"]))[:, 2]
     rows = torch.stack([cat - dog, cat - house])
     rows = rows / rows.norm(dim=1, keepdim=True)
     codes = torch.stack([cat, dog, house]) @ rows.T  # (3, 2)
@@ -49,12 +47,12 @@ def filtered(text):
         decision_threshold=(own * 0.6 + others * 0.4).reshape(()),
         directions=torch.stack([dog - cat, 0.1 * (dog - cat), 0.2 * (dog - cat), 0.3 * (dog - cat)]),
     )
-    return FilteredTextEncoder(encoder, {"r-cat": item}, HOOKPOINT)
+    return FilteredTextEncoder(text, {"r-cat": item})
 
 
 @pytest.fixture(scope="module")
 def ids(text):
-    return tokenize(text[0], PROMPTS).input_ids
+    return text.tokenize(PROMPTS)
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +63,15 @@ def graph(filtered, ids, tmp_path_factory):
     session = open_session(path)
     parity = measure_parity(session, ExportedFilter(filtered), ids)
     assert parity.decisions_agree
-    write_report(path, parity, requests=filtered.requests, max_length=ids.shape[1], providers=session.get_providers())
+    write_report(path, parity, filtered, providers=session.get_providers(), inputs=part_digests(BASE, TEXT_PARTS))
     return path
 
 
 def test_runtime_encodes_as_torch_does(filtered, graph, ids):
     """States within 1e-4, the same decision and requests; one prompt is flagged and edited, the other is the stock encoder's."""
-    states, decision = OnnxTextEncoder(graph).encode(ids)
-    wanted, ours = filtered.encode(ids)
-    stock = filtered.stock(ids)[0]
+    (states, *_), decision = OnnxTextEncoder(graph).encode(ids)
+    (wanted, *_), ours = filtered.encode(ids)
+    stock = filtered.towers.run(ids).states
 
     torch.testing.assert_close(states, wanted, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(decision.scores, ours.scores, atol=1e-3, rtol=1e-3)
@@ -86,7 +84,7 @@ def test_runtime_encodes_as_torch_does(filtered, graph, ids):
 def test_runtime_is_safe_under_threads(graph, ids):
     """Four threads on one session each get the decision about their own prompts."""
     onnx = OnnxTextEncoder(graph)
-    jobs = [ids, ids[:1], ids.flip(0), ids[1:]] * 6
+    jobs = [ids.rows(torch.tensor(rows)) for rows in ([0, 1], [0], [1, 0], [1])] * 6
     with ThreadPoolExecutor(4) as pool:
         found = [decision.flagged[:, 0].tolist() for _, decision in pool.map(onnx.encode, jobs)]
 
@@ -135,7 +133,9 @@ def test_runtime_graph_of_another_shape_is_refused(copy, change, said):
 
 def test_runtime_refuses_what_the_graph_cannot_do(graph):
     """Prompts of another length, absent hardware: one sentence each."""
-    with pytest.raises(UserError, match="the graph takes 32 tokens a prompt, not 77; use the base model's tokenizer"):
-        OnnxTextEncoder(graph).encode(torch.zeros(1, 77, dtype=torch.int64))
+    with pytest.raises(
+        UserError, match=r"the graph takes 32 tokens a prompt from 1 tokenizer\(s\), not 77 from 1; use the base"
+    ):
+        OnnxTextEncoder(graph).encode(Encoded(torch.zeros(1, 77, dtype=torch.int64), torch.ones(1, 77).bool()))
     with pytest.raises(UserError, match="onnxruntime has no MadeUpProvider here; use one of"):
         OnnxTextEncoder(graph, provider="MadeUpProvider")

@@ -6,7 +6,15 @@ from sklearn.metrics import roc_auc_score
 from components.common.errors import UserError
 from components.common.roc import auroc, roc
 from components.features.directions import replacement_directions
-from components.features.scores import conformal_threshold, context_features, select_features, strictest_threshold
+from components.features.scores import (
+    budget_threshold,
+    conformal_threshold,
+    context_features,
+    gate_threshold,
+    select_features,
+    strictest_threshold,
+    tail_threshold,
+)
 from components.filter.positions import position_classes
 from components.filter.scores import position_scores, prompt_scores
 
@@ -106,15 +114,43 @@ def test_strictest_threshold_holds_in_every_group():
     low, high = np.arange(2000.0), np.arange(2000.0) + 500
 
     assert (
-        strictest_threshold([low, high], 0.001)
-        == conformal_threshold(high, 0.001)
-        == strictest_threshold([high, low], 0.001)
+        strictest_threshold([low, high], 0.01)
+        == conformal_threshold(high, 0.01)
+        == strictest_threshold([high, low], 0.01)
     )
-    assert strictest_threshold([low], 0.001) == conformal_threshold(low, 0.001)
-    assert strictest_threshold([low, high[-999:]], 0.001) == conformal_threshold(
-        np.concatenate([low, high[-999:]]), 0.001
-    )
-    assert conformal_threshold(np.concatenate([low, high]), 0.001) < strictest_threshold([low, high], 0.001)
+    assert strictest_threshold([low], 0.01) == conformal_threshold(low, 0.01)
+    assert strictest_threshold([low, high[-99:]], 0.01) == conformal_threshold(np.concatenate([low, high[-99:]]), 0.01)
+    assert conformal_threshold(np.concatenate([low, high]), 0.01) < strictest_threshold([low, high], 0.01)
+
+
+@pytest.mark.parametrize("draw", ["normal", "exponential", "logistic"])
+def test_tail_threshold_tells_what_is_rarer_than_the_data(draw):
+    """From 5,000 scores the threshold of one in 50,000 lies near the true one: fresh scores reach it once to three times too often at most."""
+    rng = np.random.default_rng(0)
+    fresh = getattr(rng, draw)(size=2_000_000)
+    rates = [(fresh >= tail_threshold(getattr(rng, draw)(size=5000), 2e-5)).mean() for _ in range(20)]
+
+    assert 0.3e-5 < np.median(rates) < 6e-5
+
+
+def test_budget_threshold_goes_by_rank_where_it_can():
+    """A budget that ten prompts exceed is conformal; below, the tail decides, and never more leniently than a wider budget."""
+    scores = np.random.default_rng(1).normal(size=20_000)
+
+    assert budget_threshold(scores, 0.001) == conformal_threshold(scores, 0.001)
+    strict = [budget_threshold(scores, fpr) for fpr in (1e-3, 1e-4, 1e-5, 2e-6)]
+    assert strict == sorted(strict)
+    assert len(set(strict)) == 4
+    with pytest.raises(UserError, match=r"cannot support a false-positive budget of 1.0e-07"):
+        budget_threshold(scores, 1e-7)
+
+
+def test_gate_threshold_by_hand():
+    """An adapter that may act on every prompt has no threshold; a tenth of the prompts lies above that of a tenth."""
+    scores = np.arange(1000.0)
+
+    assert gate_threshold([scores], 1.0) == gate_threshold([scores], 7.0) == -np.inf
+    assert (scores >= gate_threshold([scores], 0.1)).sum() == 99
 
 
 def test_conformal_threshold_needs_enough_prompts():

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from components.diffusion.encode import encode, spelling_patterns, tokenize, word_ends
+from components.diffusion.encode import spelling_patterns, tokenize, word_ends
 from components.diffusion.hooks import read_hookpoint
 from components.filter.artifact import RequestFilter
 from components.filter.edit import codes
 from components.filter.encoder import FilteredTextEncoder
 from components.sae.model import SparseAutoencoder
 from components.worlds.load import load_world
+from tests.states import encode, one_tower
 
 HOOKPOINT = "encoder.layers.0"
 
@@ -39,20 +40,26 @@ def item(tiny_encoder, tokenizer):
 
 
 @pytest.fixture
-def filtered(tiny_encoder, item):
-    return FilteredTextEncoder(tiny_encoder, {"r": item}, HOOKPOINT)
+def filtered(tiny_encoder, tokenizer, item):
+    return filtered_by(tiny_encoder, tokenizer, {"r": item})
+
+
+def filtered_by(encoder, tokenizer, items):
+    """The encoder with these filters."""
+    return FilteredTextEncoder(one_tower(tokenizer, encoder, HOOKPOINT), items)
 
 
 def read(encoder, tokenizer, prompts):
     """(states, decision) of prompts."""
-    return encoder.encode(tokenize(tokenizer, prompts).input_ids)
+    cond, decision = encoder.encode(tokenize(tokenizer, prompts))
+    return cond.states, decision
 
 
 def rewrite(tiny_encoder, tokenizer, item, prompts):
     """(residual stream, the same as the filter rewrites it, decision) of prompts."""
     encoded = tokenize(tokenizer, prompts)
     hidden = read_hookpoint(tiny_encoder, HOOKPOINT, encoded.input_ids)
-    filtered = FilteredTextEncoder(tiny_encoder, {"r": item}, HOOKPOINT)
+    filtered = filtered_by(tiny_encoder, tokenizer, {"r": item})
     return hidden, *filtered.rewrite(hidden, encoded.input_ids, encoded.scored)
 
 
@@ -66,16 +73,15 @@ def test_filter_flags_the_target_and_changes_it(filtered, tiny_encoder, tokenize
 
 
 def test_filter_leaves_unflagged_prompts_bit_identical(filtered, tiny_encoder, tokenizer):
-    """A thousand ordinary prompts: every one that is not flagged comes out with max|Δ| == 0, pooled too (invariant 1)."""
+    """A thousand ordinary prompts: every one that is not flagged comes out with max|Δ| == 0 (invariant 1)."""
     prompts = list(load_world("openmoji").benign(1000, split="evaluate", seed=0))
-    ids = tokenize(tokenizer, prompts).input_ids
-    before, (after, decision) = tiny_encoder(ids), filtered.run(ids)
+    encoded = tokenize(tokenizer, prompts)
+    before, (after, decision) = tiny_encoder(encoded.input_ids)[0], filtered.encode(encoded)
     quiet = ~decision.flagged.any(1)
 
     assert int(quiet.sum()) > 500
-    for field in ("last_hidden_state", "pooler_output"):
-        assert torch.equal(before[field][quiet], after[field][quiet])
-    assert after.last_hidden_state.dtype == before.last_hidden_state.dtype
+    assert torch.equal(before[quiet], after.states[quiet])
+    assert after.states.dtype == before.dtype
 
 
 def test_filter_agrees_with_dense_arithmetic(tiny_encoder, tokenizer, item):
@@ -86,7 +92,7 @@ def test_filter_agrees_with_dense_arithmetic(tiny_encoder, tokenizer, item):
     items = {"a": item, "b": zero}
     encoded = tokenize(tokenizer, ["a cat asleep", "a dog", "a cat in a big house"])
     hidden = read_hookpoint(tiny_encoder, HOOKPOINT, encoded.input_ids)
-    filtered = FilteredTextEncoder(tiny_encoder, items, HOOKPOINT)
+    filtered = filtered_by(tiny_encoder, tokenizer, items)
     found, decision = filtered.rewrite(hidden, encoded.input_ids, encoded.scored)
 
     wanted, stream, scored = hidden.numpy().copy(), hidden.numpy(), encoded.scored.numpy()
@@ -113,16 +119,15 @@ def test_filter_agrees_with_dense_arithmetic(tiny_encoder, tokenizer, item):
 def test_filter_is_safe_under_threads(tiny_encoder, tokenizer, item):
     """Six threads on one stock encoder, with filters, without, and reading it: each gets what it gets alone, to the bit."""
     eager = item._replace(decision_threshold=torch.tensor(-9.0))
-    encoders = [FilteredTextEncoder(tiny_encoder, {"r": each}, HOOKPOINT) for each in (item, eager)]
-    ids = [
-        tokenize(tokenizer, prompts).input_ids for prompts in (["a cat", "a dog"], ["a house"], ["cats", "a", "an owl"])
-    ]
+    encoders = [filtered_by(tiny_encoder, tokenizer, {"r": each}) for each in (item, eager)]
+    encoded = [tokenize(tokenizer, prompts) for prompts in (["a cat", "a dog"], ["a house"], ["cats", "a", "an owl"])]
+    ids = [each.input_ids for each in encoded]
 
     def work(job):
         which, part = job
         if which < 2:
-            states, decision = encoders[which].encode(ids[part])
-            return states, decision.scores, decision.flagged
+            cond, decision = encoders[which].encode(encoded[part])
+            return cond.states, decision.scores, decision.flagged
         return (tiny_encoder(ids[part])[0] if which == 2 else read_hookpoint(tiny_encoder, HOOKPOINT, ids[part]),)
 
     jobs = [(which, part) for which in range(4) for part in range(3)] * 12
@@ -138,9 +143,9 @@ def test_filter_is_safe_under_threads(tiny_encoder, tokenizer, item):
 def test_filter_in_a_half_precision_encoder(item, tiny_encoder, tokenizer):
     """In a float16 encoder the filter decides as in a float32 one, and returns float16; unflagged rows keep their bits."""
     half = copy.deepcopy(tiny_encoder).half()
-    ids = tokenize(tokenizer, ["a cat", "a dog", "a car"]).input_ids
-    edited, decision = FilteredTextEncoder(half, {"r": item}, HOOKPOINT).encode(ids)
-    stock = half(ids)[0]
+    prompts = ["a cat", "a dog", "a car"]
+    edited, decision = read(filtered_by(half, tokenizer, {"r": item}), tokenizer, prompts)
+    stock = half(tokenize(tokenizer, prompts).input_ids)[0]
 
     assert decision.flagged[:, 0].tolist() == [True, False, False]
     assert edited.dtype == torch.float16
@@ -151,7 +156,7 @@ def test_filter_in_a_half_precision_encoder(item, tiny_encoder, tokenizer):
 def test_filter_follows_its_encoder_to_another_device(filtered, tokenizer):
     """When a pipeline is moved its filters go too: a pass on the meta device, which has no values, meets no other device."""
     away = copy.deepcopy(filtered).to("meta")
-    states, decision = away.encode(tokenize(tokenizer, ["a cat", "a dog"]).input_ids.to("meta"))
+    states, decision = read(away, tokenizer, ["a cat", "a dog"])
 
     assert states.device.type == decision.flagged.device.type == decision.scores.device.type == "meta"
 
@@ -172,7 +177,7 @@ def test_filter_never_scores_or_edits_bos(tiny_encoder, tokenizer, item):
     hidden = read_hookpoint(tiny_encoder, HOOKPOINT, encoded.input_ids)
     loud = hidden.clone()
     loud[:, 0] += 1000 * item.w_enc[:, 0]
-    filtered = FilteredTextEncoder(tiny_encoder, {"r": item}, HOOKPOINT)
+    filtered = filtered_by(tiny_encoder, tokenizer, {"r": item})
     (_, quiet), (edited, shouted) = (filtered.rewrite(h, encoded.input_ids, encoded.scored) for h in (hidden, loud))
 
     assert torch.equal(quiet.scores, shouted.scores)
@@ -187,7 +192,7 @@ def test_filter_does_not_depend_on_the_order_of_requests(tiny_encoder, tokenizer
     hidden = read_hookpoint(tiny_encoder, HOOKPOINT, encoded.input_ids)
     out = {}
     for names in ("ab", "ba", "a", "b"):
-        encoder = FilteredTextEncoder(tiny_encoder, {n: {"a": item, "b": other}[n] for n in names}, HOOKPOINT)
+        encoder = filtered_by(tiny_encoder, tokenizer, {n: {"a": item, "b": other}[n] for n in names})
         out[names], decision = encoder.rewrite(hidden, encoded.input_ids, encoded.scored)
         assert decision.requests == tuple(names)
         assert bool(decision.flagged[0].all())
@@ -221,7 +226,7 @@ def test_filter_flags_every_name_that_is_spelt_out(tiny_encoder, tokenizer, item
     )
     naming = ["a cat", "CATS and dogs", "one Big Cat", "neon signs", "house, cat.", "cat"]
     others = ["bobcat", "a tomcat asleep", "catalogue", "neon", "sign of neon", "", "concatenate"]
-    _, decision = read(FilteredTextEncoder(tiny_encoder, {"r": deaf}, HOOKPOINT), tokenizer, naming + others)
+    _, decision = read(filtered_by(tiny_encoder, tokenizer, {"r": deaf}), tokenizer, naming + others)
 
     assert decision.flagged[:, 0].tolist() == [True] * len(naming) + [False] * len(others)
 

@@ -5,8 +5,7 @@ import torch
 
 from components.common.files import new_folder
 from components.diffusion.encode import content_mask, tokenize
-from components.diffusion.hooks import read_hookpoint
-from components.diffusion.text import load_text
+from components.diffusion.text import load_towers
 from components.filter.artifact import RequestFilter, read_names, write_filters
 from components.filter.encoder import FilteredTextEncoder
 from components.filter.explain import TokenScore, explain, explain_prompt
@@ -89,11 +88,12 @@ def test_explain_marks_a_name_that_is_spelt_out():
 
 
 @pytest.fixture(scope="module")
-def some(tokenizer):
+def some():
     """Filters with random features, and enough of them to make the sum's order matter, on the shipped encoder."""
-    _, stock = load_text(ROOT / "assets" / "openmoji")
-    rng, width = torch.Generator().manual_seed(0), stock.config.hidden_size
-    probe = read_hookpoint(stock, HOOKPOINT, tokenize(tokenizer, ["a cat in neon style"]).input_ids)[0, 2]
+    towers = load_towers(ROOT / "assets" / "openmoji", [HOOKPOINT])
+    rng = torch.Generator().manual_seed(0)
+    probe = towers.stream(towers.tokenize(["a cat in neon style"]))[0, 2]
+    width = len(probe)
 
     def item(threshold):
         rows = torch.randn(width, 120, generator=rng) + 0.3 * probe[:, None]
@@ -111,16 +111,16 @@ def some(tokenizer):
             directions=torch.zeros(4, width),
         )
 
-    return stock, {"r-low": item(-1e6), "r-high": item(1e6)}
+    return towers, {"r-low": item(-1e6), "r-high": item(1e6)}
 
 
 def test_explain_contributions_add_up_to_the_score(some, tokenizer):
     """Bias and contributions are the score, to rounding; score and decision are the filter's own."""
-    stock, filters = some
-    encoder = FilteredTextEncoder(stock, filters, HOOKPOINT)
+    towers, filters = some
+    encoder = FilteredTextEncoder(towers, filters)
     for prompt in ("a cat in neon style", "a quiet morning", ""):
-        found = explain_prompt(prompt, tokenizer, stock, filters, HOOKPOINT, {"r-low": ["cat", "kitty", "kitten"]})
-        decision = encoder.encode(tokenize(tokenizer, [prompt]).input_ids)[1]
+        found = explain_prompt(prompt, towers, filters, {"r-low": ["cat", "kitty", "kitten"]})
+        decision = encoder.encode(towers.tokenize([prompt]))[1]
 
         for column, each in enumerate(found.values()):
             total = each.bias + sum(c.amount for c in each.contributions)
@@ -136,8 +136,7 @@ def test_explain_contributions_add_up_to_the_score(some, tokenizer):
 
 def test_explain_names_tokens_as_they_are_written(some, tokenizer):
     """Tokens come without the mark of a word's end; the prompt's end is the tokenizer's EOS."""
-    stock, filters = some
-    each = explain_prompt("a cat", tokenizer, stock, filters, HOOKPOINT, {})["r-low"]
+    each = explain_prompt("a cat", *some, {})["r-low"]
 
     assert [score.position for score in each.positions] == [1, 2, 3]
     assert [score.token for score in each.positions] == ["a", "cat", tokenizer.eos_token]
@@ -147,7 +146,7 @@ def test_names_are_read_where_they_are_listed(some, tmp_path):
     """By request id, and no entry for a request whose facts have none."""
     with new_folder(tmp_path / "filter") as partial:
         write_filters(
-            partial, some[1], hookpoint=HOOKPOINT, params={}, inputs={}, facts={"detail": {"r-low": {"names": ["cat"]}}}
+            partial, some[1], towers=some[0], params={}, inputs={}, facts={"detail": {"r-low": {"names": ["cat"]}}}
         )
 
     assert read_names(tmp_path / "filter") == {"r-low": ["cat"]}

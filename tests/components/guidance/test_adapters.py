@@ -4,7 +4,6 @@ from safetensors.torch import load_file
 
 from components.common.errors import ArtifactError
 from components.common.files import digest, read_sidecar
-from components.diffusion.encode import encode
 from components.guidance.adapters import (
     FORMAT,
     LAYERS,
@@ -21,6 +20,7 @@ from components.guidance.adapters import (
     write_adapter,
     write_no_adapter,
 )
+from tests.states import encode
 
 
 @pytest.fixture

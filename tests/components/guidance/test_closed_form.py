@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from components.common.errors import UserError
-from components.diffusion.encode import encode, tokenize
+from components.diffusion.encode import tokenize
 from components.guidance.adapters import adapted_layers, attach
 from components.guidance.closed_form import (
     Moments,
@@ -15,6 +15,7 @@ from components.guidance.closed_form import (
     steer,
 )
 from components.guidance.recipe import RIDGE
+from tests.states import encode
 
 IN_ENGLISH = ("my cat will jump", "my dog will jump", "context", "calibrate", True, ("cat",))
 WEIGHTS = {"retain_weight": 2.0, "uncond_weight": 3.0}

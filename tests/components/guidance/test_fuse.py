@@ -6,7 +6,6 @@ from safetensors.torch import load_file
 from components.collect.record import RequestRecord
 from components.common.errors import ArtifactError, UserError
 from components.common.files import digest
-from components.diffusion.encode import encode
 from components.export.merged import check_target
 from components.guidance.adapters import LAYERS, attach, empty_directions, write_adapter
 from components.guidance.fuse import (
@@ -20,6 +19,7 @@ from components.guidance.fuse import (
     write_fused,
 )
 from components.requests.requests import Request
+from tests.states import encode
 
 
 def record(name, **request):

@@ -3,9 +3,9 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from components.common.errors import UserError
-from components.diffusion.encode import encode
 from components.guidance.adapters import attach, use_adapters
 from components.guidance.gating import gate_adapters
+from tests.states import encode
 
 
 def loaded(pipe, *names):

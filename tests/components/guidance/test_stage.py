@@ -39,9 +39,8 @@ def test_stage_trains_and_says_from_what(project, tmp_path):
     sidecar = read_sidecar(folder, FORMAT)
 
     assert sidecar["params"]["steps"] == 4
-    assert sidecar["inputs"] == {
-        "base": digest(tmp_path / "base" / "unet"), "concepts": digest(tmp_path / "data" / "concepts" / "r"),
-    }  # fmt: skip
+    parts = {part: digest(tmp_path / "base" / part) for part in ("scheduler", "text_encoder", "tokenizer", "unet")}
+    assert sidecar["inputs"] == parts | {"concepts": digest(tmp_path / "data" / "concepts" / "r")}
     assert set(sidecar["facts"]["final"]) == {"target_loss", "retain_loss", "closed_form_loss"}
     assert load_file(folder / WEIGHTS).keys() == sidecar["tensors"].keys()
     assert (folder / "training.png").is_file()

@@ -7,7 +7,6 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from components.diffusion.encode import encode
 from components.guidance import recipe, train
 from components.guidance.adapters import adapted_layers, attach, empty_directions, load_adapters, write_adapter
 from components.guidance.closed_form import moments, steer
@@ -16,6 +15,7 @@ from components.guidance.params import GuidanceParams
 from components.guidance.plot import TERMS
 from components.guidance.start import NAME, InitialAdapter, start_adapter
 from components.guidance.train import train_adapter, train_guidance
+from tests.states import encode
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "guidance.json"
 
@@ -31,7 +31,7 @@ def run(pipe, table, data, params, **options):
 def drift(pipe, data):
     """How far the unconditional output is from the frozen model's, at most, at the states of training."""
     at = data.erase
-    out = pipe.unet(at.latents, at.timesteps, data.uncond.expand(len(at.latents), -1, -1)).sample
+    out = pipe.unet(at.latents, at.timesteps, data.uncond.states.expand(len(at.latents), -1, -1)).sample
     return relative_drift(out, at.uncond).max().item()
 
 

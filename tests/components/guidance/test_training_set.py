@@ -4,9 +4,10 @@ import pandas as pd
 import pytest
 import torch
 
-from components.diffusion.encode import encode
+from components.diffusion.conditioning import Conditioning
 from components.guidance.training_set import pick_prompts, prepare
 from components.guidance.trajectories import cache_trajectories, in_training_form, precision_of
+from tests.states import encode
 
 IN_ENGLISH = ("my cat will jump", "my dog will jump", "context", "calibrate", True, ("cat",))
 
@@ -65,10 +66,10 @@ def test_training_set_has_every_prompt_that_names_the_target(tiny_pipe, record, 
     def as_sets(each):
         return {row.numpy().tobytes() for row in each}
 
-    assert len(data.target_states) == 3
-    assert as_sets(data.target_states) == as_sets(states(tiny_pipe, "a cat", "neon cat on a car", IN_ENGLISH[0]))
-    assert as_sets(data.retain_states) == as_sets(states(tiny_pipe, "a car", "an owl"))
-    assert torch.equal(data.uncond, states(tiny_pipe, ""))
+    assert len(data.target.states) == 3
+    assert as_sets(data.target.states) == as_sets(states(tiny_pipe, "a cat", "neon cat on a car", IN_ENGLISH[0]))
+    assert as_sets(data.retained.states) == as_sets(states(tiny_pipe, "a car", "an owl"))
+    assert torch.equal(data.uncond.states, states(tiny_pipe, ""))
 
 
 def test_training_set_without_an_anchor_aims_at_the_empty_prompt(tiny_pipe, record, table, params):
@@ -89,8 +90,9 @@ def test_cache_has_what_the_frozen_model_says(tiny_pipe, params, anchored, preci
     params = params.model_copy(update={"precision": precision})
     drawn = torch.cat([target[:1], anchor[1:]]) if anchored else target
     cache = cache_trajectories(
-        tiny_pipe, drawn, anchor if anchored else None, empty, params, scope="erase", solver_steps=3, guidance_scale=3.0
-    )
+        tiny_pipe, Conditioning(drawn), Conditioning(anchor) if anchored else None, Conditioning(empty), params,
+        scope="erase", solver_steps=3, guidance_scale=3.0,
+    )  # fmt: skip
     with torch.no_grad(), in_training_form(tiny_pipe.unet, params), precision_of(params, torch.device("cpu")):
         free = tiny_pipe.unet(cache.latents, cache.timesteps, empty.expand(len(cache.latents), -1, -1)).sample
         aimed = tiny_pipe.unet(cache.latents, cache.timesteps, anchor[cache.prompt]).sample if anchored else free

@@ -4,9 +4,9 @@ import pytest
 import torch
 from PIL import Image
 
-from components.common.files import digest
+from components.diffusion.folder import part_digests
 from components.diffusion.load import load_pipeline
-from components.guidance.adapters import attach, write_adapter
+from components.guidance.adapters import MADE_FOR, attach, write_adapter
 from components.worlds.openmoji.render import render
 from components.worlds.openmoji.scenes import HELD_OUT_SEEDS
 
@@ -19,7 +19,7 @@ def fabricate(pipe, folder):
     rng = torch.Generator().manual_seed(0)
     for parameter in attach(pipe.unet, "made", rank=4):
         parameter.data = 0.01 * torch.randn(parameter.shape, generator=rng)
-    write_adapter(folder, pipe.unet, "made", params={}, inputs={"base": digest(BASE / "unet")}, facts={})
+    write_adapter(folder, pipe.unet, "made", params={}, inputs=part_digests(BASE, MADE_FOR), facts={})
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 from components.common.errors import UserError
-from components.diffusion.encode import encode
 from components.diffusion.load import load_pipeline
 from components.diffusion.sampling import decode_latents
+from components.diffusion.text import towers_of
 from components.eraser import Eraser
 from components.guidance.adapters import attach, write_adapter
 from components.purify.image import read_geometry, read_photo
@@ -104,7 +104,7 @@ def test_ddim_steps_out_of_range_is_one_sentence(steps, strength, said):
 def test_inversion_is_undone_by_resampling(tiny_pipe, scheduler):
     """With the same model the loop returns its latents; more iterations return them more exactly."""
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    model = guided(tiny_pipe, encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, [""]))
+    model = guided(tiny_pipe, towers_of(tiny_pipe).unconditional())
     steps = ddim_steps(
         scheduler.config, steps=25, strength=0.8
     )  # from pure noise an epsilon model takes more iterations
@@ -121,7 +121,7 @@ def test_inversion_of_the_base_returns_the_image():
     pipe = load_pipeline(BASE)
     images = np.stack([render(c, s, HELD_OUT_SEEDS) for c, s in (("owl", "sticker"), ("car", "line art"))])
     latents = encode_image(pipe, images)
-    model = guided(pipe, encode(pipe.text_encoder, pipe.tokenizer, [""]))
+    model = guided(pipe, towers_of(pipe).unconditional())
     steps = ddim_steps(pipe.scheduler.config, steps=20, strength=1.0)
     found = decode_latents(pipe, resample(model, invert(model, latents, steps, iterations=3), steps))
 

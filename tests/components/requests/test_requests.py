@@ -127,7 +127,7 @@ def test_dvc_parses_the_graph_without_any_request(tmp_path, content):
     repo = Repo.init(tmp_path, no_scm=True)
     resolver = DataResolver(repo, str(tmp_path), yaml.safe_load((tmp_path / "dvc.yaml").read_text()))
 
-    assert list(resolver.get_keys()) == ["corpus", "sae", "concepts", "features", "evaluate", "export"]
+    assert list(resolver.get_keys()) == ["base", "corpus", "sae", "concepts", "features", "evaluate", "export"]
 
 
 def test_names_that_look_like_other_values_are_names(tmp_path):

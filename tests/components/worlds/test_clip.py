@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from components.common.errors import ArtifactError
-from components.diffusion.text import load_text
+from components.diffusion.text import load_towers
 from components.worlds.openmoji.clip import ClipScore
 from components.worlds.openmoji.scenes import HELD_OUT_SEEDS, Scene, draw
 
@@ -15,7 +15,7 @@ NAMES = ("cat", "car", "apple", "castle", "robot", "umbrella")
 
 @pytest.fixture(scope="module")
 def text():
-    tokenizer, encoder = load_text(ASSETS / "openmoji")
+    tokenizer, encoder, *_ = load_towers(ASSETS / "openmoji").first
     return encoder, tokenizer
 
 

@@ -13,7 +13,7 @@ from components.common.closure import closure
 from components.common.errors import ArtifactError, UserError
 from components.common.files import new_folder
 from components.diffusion.images import to_model
-from components.diffusion.text import load_text
+from components.diffusion.text import load_towers
 from components.worlds.base import Judgement
 from components.worlds.judges import judge_module, load_judge, load_scorer
 from components.worlds.openmoji.judge import FORMAT, Judge, JudgeNet
@@ -138,7 +138,7 @@ def test_world_without_a_judge_is_refused(world):
 
 def test_scorer_is_opened_if_params_name_one(monkeypatch):
     """Without judge.clip there is no scorer; with it the world's is opened; a judge that cannot score is refused."""
-    text = load_text(ASSETS / "openmoji")
+    text = load_towers(ASSETS / "openmoji").first[:2]
     scorer = load_scorer("openmoji", SHIPPED, *text)
 
     assert load_scorer("openmoji", JudgeParams(path=SHIPPED.path), *text) is None

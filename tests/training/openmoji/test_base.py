@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from components.diffusion.encode import encode
 from components.diffusion.folder import check_folder
 from components.diffusion.images import to_model
 from components.diffusion.load import load_pipeline
 from components.diffusion.sampling import trajectories
+from components.diffusion.text import towers_of
 from components.worlds.openmoji.judge import Judge
 from components.worlds.openmoji.render import render, render_pair
 from components.worlds.openmoji.world import WORLD
@@ -59,13 +59,15 @@ def test_base_pads_to_the_full_length_with_eos():
 
 
 def test_base_opens_with_its_images_on_another_device():
-    """U-Net and VAE go where they are asked to, the text encoder stays; a trajectory runs on theirs, from noise of the CPU."""
+    """All networks go where they are asked to; a trajectory runs there, from states and noise of the CPU."""
     pipe = load_pipeline(BASE, torch.device("meta"))
-    states = encode(pipe.text_encoder, pipe.tokenizer, ["", "a cat"])
-    *_, last = trajectories(pipe, states[1:], states[:1], torch.randn(1, 4, 16, 16), steps=2, guidance_scale=3.0)
+    states = towers_of(load_pipeline(BASE)).encode(["", "a cat"])
+    *_, last = trajectories(
+        pipe, states.rows([1]), states.rows([0]), torch.randn(1, 4, 16, 16), steps=2, guidance_scale=3.0
+    )
 
-    assert {pipe.unet.device.type, pipe.vae.device.type, last.latents.device.type} == {"meta"}
-    assert pipe.text_encoder.device.type == states.device.type == "cpu"
+    assert {part.device.type for part in (pipe.unet, pipe.vae, pipe.text_encoder, last.latents)} == {"meta"}
+    assert states.states.device.type == "cpu"
 
 
 def test_base_card_names_licence_and_source():

@@ -10,10 +10,10 @@ import yaml
 
 from components.common.closure import closure
 from components.common.errors import ArtifactError
-from components.diffusion.encode import encode
 from components.diffusion.load import load_pipeline
 from components.worlds.openmoji.judge import Judge
 from components.worlds.openmoji.scenes import scenes
+from tests.states import encode
 from training.openmoji import stage
 from training.openmoji.captions import misspell
 from training.openmoji.params import read_params
