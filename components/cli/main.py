@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,6 +19,17 @@ from components.cli.images import images
 from components.cli.ledger import ledger, request_submit, request_withdraw
 from components.cli.options import DryRun
 from components.cli.params import read_params
+from components.cli.preview import (
+    Alias,
+    Anchor,
+    KindName,
+    Neighbour,
+    NounName,
+    OwnPrompts,
+    References,
+    request_preview,
+    written,
+)
 from components.cli.purify import purify
 from components.common.errors import ExpungeError, UserError
 from components.common.paths import EVALUATE, GUIDANCE
@@ -37,6 +48,7 @@ app.add_typer(export, name="export")
 app.add_typer(ledger, name="ledger")
 request.command("submit")(request_submit)
 request.command("withdraw")(request_withdraw)
+request.command("preview")(request_preview)
 app.add_typer(images)
 app.command("purify")(purify)
 
@@ -60,24 +72,21 @@ def dvc(*arguments: str) -> int:
 @request.command("add")
 def request_add(
     target: Annotated[str, typer.Argument(help="The concept that must no longer be drawn.")],
-    kind: Annotated[str, typer.Option(help="object, style, character, category, person or explicit.")] = "object",
-    alias: Annotated[list[str] | None, typer.Option(help="Another name of the target; repeatable.")] = None,
-    anchor: Annotated[str, typer.Option(help="What is drawn instead.")] = "",
-    neighbour: Annotated[list[str] | None, typer.Option(help="A concept that must survive; repeatable.")] = None,
+    kind: KindName = "object",
+    alias: Alias = None,
+    anchor: Anchor = "",
+    neighbour: Neighbour = None,
+    noun: NounName = None,
+    prompts: OwnPrompts = None,
+    reference_image: References = None,
     channel: Annotated[list[str] | None, typer.Option(help="filter or guidance; default both; repeatable.")] = None,
     dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
 ) -> None:
     """Adds a deletion request to requests.yaml and prints its id."""
     from components.worlds.load import load_world  # noqa: PLC0415 - slow to import
 
-    record: dict[str, Any] = {
-        "target": target,
-        "kind": kind,
-        "aliases": alias or [],
-        "anchor": anchor,
-        "neighbours": neighbour or [],
-        "channels": channel or ["filter", "guidance"],
-    }
+    record = written(target, kind, alias, anchor, neighbour, noun, prompts, reference_image)
+    record["channels"] = channel or ["filter", "guidance"]
     typer.echo(add_request(record, check=load_world(read_section("world", str)).check, dry_run=dry_run))
 
 

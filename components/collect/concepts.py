@@ -31,7 +31,7 @@ def make_record(request_id: str, request: Request, world: World) -> RequestRecor
         id=request_id,
         request=request,
         names=names,
-        misspellings=tuple(misspellings(names["evaluate"], world.known_words())),
+        misspellings=(*misspellings(names["evaluate"], world.known_words()), *world.forms(request)),
         labels=labels,
         is_style=request.kind == "style",
         avoid=tuple(dict.fromkeys([*labels, *beside])),

@@ -58,6 +58,10 @@ class World(Protocol):
         """Names of the target that prompts of `split` use; one name at least is kept for the evaluation, where there are two."""
         ...
 
+    def forms(self, request: Request) -> tuple[str, ...]:
+        """Other spellings of the target's names that mean the same, such as plurals; the filter finds them too."""
+        ...
+
     def labels(self, request: Request) -> tuple[str, ...]:
         """What the judge calls the target."""
         ...
