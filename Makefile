@@ -25,6 +25,7 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[openmoji]" basedpyright cogapp hypothesis import-linter "psycopg[binary]" pytest pytest-timeout ruff
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt open_clip_torch # tests read CLIP's vocabulary in it
 	touch $@
 
 # What CI runs besides the tests.

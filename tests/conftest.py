@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from components.diffusion.encode import spelling_patterns, word_ends
 from components.filter.artifact import RequestFilter
+from tests.standins import build_standin
 from training.openmoji.unet import build_scheduler
 
 os.environ["ACCELERATE_USE_CPU"] = "true"  # on any machine the same; test_gpu.py lifts it
@@ -53,6 +55,17 @@ def expunge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return Said(code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def standin(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Opens the folder of a stand-in, `sd15`, `sd21` or `sdxl`, in a form (tests/standins.py); a test copies what it changes."""
+
+    @cache
+    def folder(kind: str, form: str = "published") -> Path:
+        return build_standin(kind, tmp_path_factory.mktemp(f"{kind}-{form}"), form)
+
+    return folder
 
 
 @pytest.fixture(scope="session")
