@@ -9,10 +9,13 @@ import typer
 
 from components.common.errors import UserError
 from components.common.sections import read_section, validated
+from components.diffusion.params import BaseParams
 from components.requests.requests import Request, load_requests
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from components.worlds.base import World
 
 _DRAFT = "r-draft"
 
@@ -20,7 +23,9 @@ Alias = Annotated[list[str] | None, typer.Option(help="Another name of the targe
 Anchor = Annotated[str, typer.Option(help="What is drawn instead.")]
 KindName = Annotated[str, typer.Option(help="object, style, character, category, person or explicit.")]
 Neighbour = Annotated[list[str] | None, typer.Option(help="A concept that must survive; repeatable.")]
-NounName = Annotated[str | None, typer.Option(help="How the target stands in a sentence: count, mass, proper or adjective.")]
+NounName = Annotated[
+    str | None, typer.Option(help="How the target stands in a sentence: count, mass, proper or adjective.")
+]
 OwnPrompts = Annotated[Path | None, typer.Option(help="CSV of your own prompts: prompt, counterpart, split.")]
 References = Annotated[list[Path] | None, typer.Option("--reference-image", help="Image of the target; repeatable.")]
 
@@ -32,13 +37,19 @@ def written(
     """A request as requests.yaml has it, of what the command line says."""
     record: dict[str, Any] = {"target": target, "kind": kind, "aliases": alias or [], "anchor": anchor}
     record["neighbours"] = neighbour or []
-    given = {"noun": noun, "prompts": prompts and str(prompts), "reference_images": [str(path) for path in images or []]}
+    given = {
+        "noun": noun,
+        "prompts": prompts and str(prompts),
+        "reference_images": [str(path) for path in images or []],
+    }
     return record | {key: value for key, value in given.items() if value}
 
 
 def request_preview(
     request_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="A request of requests.yaml.")] = None,
-    target: Annotated[str, typer.Option(help="Instead of an ID: the target of a request that is not written yet.")] = "",
+    target: Annotated[
+        str, typer.Option(help="Instead of an ID: the target of a request that is not written yet.")
+    ] = "",
     kind: KindName = "object",
     alias: Alias = None,
     anchor: Anchor = "",
@@ -46,6 +57,9 @@ def request_preview(
     noun: NounName = None,
     prompts: OwnPrompts = None,
     count: Annotated[int, typer.Option(min=1, help="Prompts of each split to print.")] = 20,
+    suggest: Annotated[  # noqa: FBT002 - a command-line flag
+        bool, typer.Option("--suggest", help="Suggest neighbours by the base's own text encoder.")
+    ] = False,
 ) -> None:
     """Prints prompts that a request makes for each split, with the counterpart about the anchor; runs nothing."""
     if (request_id is None) == (not target):
@@ -61,6 +75,8 @@ def request_preview(
 
     world, params = load_world(read_section("world", str)), read_section("concepts", ConceptsParams)
     world.check({str(request_id): item})
+    if suggest:
+        typer.echo(f"neighbours by the base's text encoder: {', '.join(suggested(item, world))}")
     table = build_prompts({str(request_id): item}, world, params)
     for split, rows in table.groupby("split", sort=False):
         typer.echo(f"{split}: {len(rows)} prompts; names used: {', '.join(world.names(item, split))}")  # type: ignore[arg-type]
@@ -68,11 +84,26 @@ def request_preview(
             typer.echo(line)
 
 
+def suggested(item: Request, world: World) -> tuple[str, ...]:
+    """Names of the world that the base's text encoder places nearest to the target."""
+    base = read_section("base", BaseParams)
+    from components.diffusion.encode import encode  # noqa: PLC0415 - slow to import
+    from components.diffusion.text import load_text  # noqa: PLC0415
+    from components.worlds.neighbours import suggest_neighbours  # noqa: PLC0415
+
+    tokenizer, encoder = load_text(base.path)
+    return suggest_neighbours(
+        item, world.candidates(item.kind), lambda names: encode(encoder, tokenizer, names).mean(1).numpy()
+    )
+
+
 def chosen(request_id: str) -> Request:
     """A request of requests.yaml by its id; `UserError` if there is none."""
     requests = load_requests()
     if request_id not in requests:
-        raise UserError(f"request {request_id!r} is not in requests.yaml", f"use one of: {', '.join(requests) or 'none'}")
+        raise UserError(
+            f"request {request_id!r} is not in requests.yaml", f"use one of: {', '.join(requests) or 'none'}"
+        )
     return requests[request_id]
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from components.common.splits import Split
-from components.requests.requests import Request
+from components.requests.requests import Kind, Request
 
 PRESENT = 0.5
 """A label counts as in the image when its probability reaches this."""
@@ -86,6 +86,10 @@ class World(Protocol):
 
     def surround(self, text: str, rng: np.random.Generator, *, before: int = 4) -> str:
         """`text`, half of the time among up to `before` words in front of it and some behind it, so that its place varies."""
+        ...
+
+    def candidates(self, kind: Kind) -> tuple[str, ...]:
+        """Names among which neighbours of a request of `kind` may be found."""
         ...
 
     def known_words(self) -> frozenset[str]:

@@ -52,7 +52,7 @@ def phrase(name: str, noun: Standing, head: str = "") -> Phrase:
 
 
 def standing(name: str, kind: Kind, known: Mapping[Noun, Collection[str]], declared: Noun | None = None) -> Standing:
-    """How a name of a request of `kind` stands: by its own article, what is known of it or of its last word, or its kind.
+    """How a name of a request of `kind` stands: by its own article, what is known of it or of its main word, or its kind.
 
     `declared` is what the request says. Names of people and characters are their own: "mickey mouse" is no mouse.
     """
@@ -62,10 +62,10 @@ def standing(name: str, kind: Kind, known: Mapping[Noun, Collection[str]], decla
         return "proper"
     if kind == "style" and name.endswith(" style"):
         return "adjective"
-    listed = {word: noun for noun, words in known.items() for word in words}
-    head = name.rpartition(" ")[2]
+    listed: dict[str, Standing] = {word: noun for noun, words in known.items() for word in words}
+    head = name.partition(" of ")[0].rpartition(" ")[2]
     own = kind in ("person", "character") and head != name
-    found = listed.get(name) or declared or (None if own else listed.get(head)) or BY_KIND[kind]
+    found: Standing = listed.get(name) or declared or (None if own else listed.get(head)) or BY_KIND[kind]
     return "plural" if found == "count" and is_plural(name) else found
 
 
@@ -73,7 +73,7 @@ def is_plural(name: str) -> bool:
     """Whether the last word of a name is in the plural, as far as its spelling shows."""
     if _PLURAL.search(name):
         return True
-    return name.endswith("s") and not _NO_PLURAL.search(name) and plural(name[:-1]) == name or _is_es(name)
+    return (name.endswith("s") and not _NO_PLURAL.search(name) and plural(name[:-1]) == name) or _is_es(name)
 
 
 def _is_es(name: str) -> bool:
@@ -135,5 +135,7 @@ def _english() -> engine:
     try:
         from inflect import engine  # noqa: PLC0415 - slow to import, and closed worlds need none
     except ImportError as error:
-        raise UserError("an open world needs the package inflect, which is not installed", "pip install inflect") from error
+        raise UserError(
+            "an open world needs the package inflect, which is not installed", "pip install inflect"
+        ) from error
     return engine()

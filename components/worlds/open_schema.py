@@ -22,7 +22,9 @@ def _complete(form: str | dict[str, str]) -> str | dict[str, str]:
         if unknown := sorted(set(form) - _NOUNS):
             raise ValueError(f"{unknown[0]!r} is no noun; use {', '.join(sorted(_NOUNS))}")
         if "other" not in form and (missing := sorted(_NOUNS - {"other"} - set(form))):
-            raise ValueError(f"a sentence by noun has no {missing[0]!r}; add it, or `other` for all that are not listed")
+            raise ValueError(
+                f"a sentence by noun has no {missing[0]!r}; add it, or `other` for all that are not listed"
+            )
     return form
 
 
@@ -124,7 +126,9 @@ class OpenFile(Section):
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise ValueError(f"{twice[0]!r} is listed twice; take one of them out")
         if untidy := [n for n in names if n != " ".join(n.lower().split())]:
-            raise ValueError(f"the name {untidy[0]!r} is not in lower case with single spaces; requests are, so write it so")
+            raise ValueError(
+                f"the name {untidy[0]!r} is not in lower case with single spaces; requests are, so write it so"
+            )
         splits: dict[str, Split] = {}
         for split in SPLITS:
             for form in self.templates[split].all():

@@ -5,10 +5,10 @@ Names stand in sentences as their nouns do (components/worlds/grammar.py); sente
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,20 +19,15 @@ from components.common.words import folded, mentions
 from components.requests.requests import Kind, Request
 from components.worlds.base import Counts, Prompt
 from components.worlds.english import word_lists
-from components.worlds.grammar import Phrase, choose, fill, is_plural, joined, name_forms, phrase, standing
+from components.worlds.grammar import Phrase, choose, fill, is_plural, joined, name_forms, phrase
 from components.worlds.open_schema import OpenFile
+from components.worlds.open_sentences import Speech, Thing
 from components.worlds.supplied import check_images, read_prompts
 from components.worlds.templated import WORLD, of_split, read_files
 
+T = TypeVar("T")
 _PEOPLE: tuple[Kind, ...] = ("person", "explicit", "character")
 """Kinds whose prompts to retain show people half of the time."""
-
-
-class Thing(NamedTuple):
-    """Something to retain."""
-
-    name: str
-    kind: Kind
 
 
 def is_open(folder: Path) -> bool:
@@ -57,11 +52,8 @@ class OpenWorld:
             *(Thing(n, "character") for n in file.characters),
         )
         self.style_names = tuple(name for names in file.styles.values() for name in names)
-        self._style_noun = {name: noun for noun, names in file.styles.items() for name in names}
-        self._roles = frozenset(file.roles)
+        self._speech = Speech(file)
         self._free_of: dict[Request, tuple[tuple[Thing, ...], tuple[str, ...]]] = {}
-
-    # what a request means
 
     def check(self, requests: Mapping[str, Request]) -> None:
         """Refuses requests whose kind has no sentences, whose anchor names a target, or whose files cannot be used."""
@@ -116,35 +108,6 @@ class OpenWorld:
         """The words that fill each slot of everyday English."""
         return word_lists(self.file.words, self.name)
 
-    # names in sentences
-
-    def phrase(self, name: str, request: Request) -> Phrase:
-        """A name that a request brings (of the target, the anchor, a neighbour) where a sentence needs a thing."""
-        declared = request.noun if name in request.names else None
-        noun = standing(name, request.kind, self.file.nouns, declared)
-        if request.kind != "style" and name in self.style_names:
-            noun = self._style_noun[name]
-        return phrase(name, noun, self.file.heads.get(request.kind, "thing"))
-
-    def style_phrase(self, name: str, request: Request | None = None) -> Phrase:
-        """A name where a sentence needs a style; an adjective stands alone there."""
-        if name in self._style_noun:
-            return phrase(name, self._style_noun[name])
-        declared = request.noun if request is not None and name in request.names else None
-        return phrase(name, standing(name, "style", self.file.nouns, declared))
-
-    def _thing(self, thing: Thing) -> Phrase:
-        own = thing.kind == "character" or (thing.kind == "person" and thing.name not in self._roles)
-        noun = "proper" if own else standing(thing.name, "object", self.file.nouns)
-        return phrase(thing.name, noun)
-
-    def _seen(self, item: Phrase, kind: Kind) -> Phrase:
-        """A mass noun that cannot be drawn alone, as part of a scene."""
-        before = self.file.scenes.get(kind, "")
-        return item._replace(full=f"{before} {item.full}") if before and item.noun == "mass" else item
-
-    # what is said
-
     def surround(self, text: str, rng: np.random.Generator, *, before: int = 4) -> str:
         """Every other text among phrases, up to half of `before` ahead of it and up to two behind."""
         if rng.random() >= 0.5:
@@ -178,31 +141,18 @@ class OpenWorld:
         self, request: Request, split: Split, rng: np.random.Generator, counts: Counts
     ) -> Iterator[tuple[str, Prompt]]:
         """(role, prompt) of one request and split, as `World.prompts` says."""
-        targets, named = self.labels(request), self.names(request, split)
+        named = self.names(request, split)
         about = self._in_style if request.kind == "style" else self._of_thing
-        for name in named:
-            label = name if name in targets else targets[0]
-            for _ in range(counts.per_name):
-                prompt = about(request, name, label, request.anchor, split, rng)
-                yield ("target" if name in targets else "alias"), prompt._replace(name_used=name)
-        if request.prompts is not None:
-            for own in read_prompts(request.prompts, request, {split: named}):
-                if own.split == split:
-                    yield "target", Prompt(own.prompt, targets[:1], "", own.counterpart, own.name)
-        for name in named:
-            for _ in range(counts.per_name):
-                form = _pick(self.file.templates[split].context, rng)
-                text, twin = (self._said(form, n, request) for n in (name, request.anchor))
-                yield "context", Prompt(text, (name if name in targets else targets[0],), "", twin, name)
-        for role, others in (("anchor", (request.anchor,) if request.anchor else ()), ("neighbour", request.neighbours)):
-            for other in others:
+        yield from self._targets(request, split, rng, counts.per_name)
+        for role, others in (("anchor", (request.anchor,)), ("neighbour", request.neighbours)):
+            for other in filter(None, others):
                 for _ in range(counts.per_name):
                     yield role, about(request, other, other, "", split, rng)
         free, styles = self._free(request)
         for _ in range(counts.mixed):
             name = str(rng.choice(named))
-            label = name if name in targets else targets[0]
-            yield "mixed", self._mixed(request, name, label, free, split, rng)._replace(name_used=name)
+            mixed = self._mixed(request, name, self._label(name, request), free, split, rng)
+            yield "mixed", mixed._replace(name_used=name)
         people = tuple(thing for thing in free if thing.kind == "person")
         for _ in range(counts.retain):
             near = bool(people) and request.kind in _PEOPLE and rng.random() < 0.5
@@ -210,12 +160,38 @@ class OpenWorld:
             if not mentions(prompt.text, self.names(request, "evaluate")):
                 yield "retain", prompt
 
+    def _targets(
+        self, request: Request, split: Split, rng: np.random.Generator, count: int
+    ) -> Iterator[tuple[str, Prompt]]:
+        """Prompts about the target alone: `count` for each name, the request's own, and as many in everyday English."""
+        targets, named = self.labels(request), self.names(request, split)
+        about = self._in_style if request.kind == "style" else self._of_thing
+        for name in named:
+            for _ in range(count):
+                prompt = about(request, name, self._label(name, request), request.anchor, split, rng)
+                yield ("target" if name in targets else "alias"), prompt._replace(name_used=name)
+        own = () if request.prompts is None else read_prompts(request.prompts, request, {split: named})
+        for row in own:
+            yield "target", Prompt(row.prompt, targets[:1], "", row.counterpart, row.name)
+        for name in named:
+            for _ in range(count):
+                form = _pick(self.file.templates[split].context, rng)
+                text, twin = (self._speech.said(form, n, request) for n in (name, request.anchor))
+                yield "context", Prompt(text, (self._label(name, request),), "", twin, name)
+
+    def _label(self, name: str, request: Request) -> str:
+        """What judges call what a name of the target means."""
+        targets = self.labels(request)
+        return name if name in targets else targets[0]
+
     def _free(self, request: Request) -> tuple[tuple[Thing, ...], tuple[str, ...]]:
         """Things and styles that a request does not touch."""
         if request in self._free_of:
             return self._free_of[request]
         names = self.names(request, "evaluate")
-        taken = {folded(self.phrase(n, request).bare) for n in (*names, request.anchor, *request.neighbours) if n}
+        taken = {
+            folded(self._speech.phrase(n, request).bare) for n in (*names, request.anchor, *request.neighbours) if n
+        }
 
         def untouched(name: str) -> bool:
             return folded(name) not in taken and not mentions(name, names)
@@ -225,12 +201,6 @@ class OpenWorld:
         )  # fmt: skip
         return self._free_of[request]
 
-    def _said(self, form: str | Mapping[str, str], name: str, request: Request) -> str:
-        if not name:
-            return ""
-        item = self.phrase(name, request)
-        return fill(choose(form, item.noun), {"c": item})
-
     def _of_thing(
         self, request: Request, name: str, label: str, anchor: str, split: Split, rng: np.random.Generator
     ) -> Prompt:
@@ -238,23 +208,21 @@ class OpenWorld:
         forms = self.file.templates[split]
         if rng.random() < 2 / 3:
             form = _pick(forms.of(request.kind), rng)
-            return Prompt(self._said(form, name, request), (label,), "", self._said(form, anchor, request))
+            return Prompt(
+                self._speech.said(form, name, request), (label,), "", self._speech.said(form, anchor, request)
+            )
         form, style = _pick(forms.styled, rng), str(rng.choice(self._free(request)[1]))
-        text, twin = (self._styled(form, n, style, request) for n in (name, anchor))
+        text, twin = (self._speech.styled(form, n, style, request) for n in (name, anchor))
         return Prompt(text, (label,), style, twin)
-
-    def _styled(self, form: str | Mapping[str, str], name: str, style: str, request: Request) -> str:
-        if not name:
-            return ""
-        item, drawn = self._seen(self.phrase(name, request), request.kind), self.style_phrase(style)
-        return fill(choose(form, drawn.noun), {"c": item, "s": drawn})
 
     def _in_style(
         self, request: Request, name: str, label: str, anchor: str, split: Split, rng: np.random.Generator
     ) -> Prompt:
         """Something to retain in the style `name`."""
-        shown = _pick(tuple(t for t in self._free(request)[0] if t.kind == "object" or t.name in self._roles), rng)
-        return self._drawn(request, self._thing(shown), (shown.name,), name, label, anchor, split, rng)
+        shown = _pick(
+            tuple(t for t in self._free(request)[0] if t.kind == "object" or t.name in self._speech.roles), rng
+        )
+        return self._drawn(request, self._speech.thing(shown), (shown.name,), name, label, anchor, split, rng)
 
     def _drawn(
         self, request: Request, item: Phrase, concepts: tuple[str, ...], name: str, label: str, anchor: str, split: Split,
@@ -263,7 +231,7 @@ class OpenWorld:
         form = _pick(self.file.templates[split].styled, rng)
         text, twin = (
             fill(choose(form, style.noun), {"c": item, "s": style}) if n else ""
-            for n, style in ((n, self.style_phrase(n or name, request)) for n in (name, anchor))
+            for n, style in ((n, self._speech.style_phrase(n or name, request)) for n in (name, anchor))
         )
         return Prompt(text, concepts, label, twin)
 
@@ -272,14 +240,14 @@ class OpenWorld:
     ) -> Prompt:
         """The target beside something to retain, or for a style two such things drawn in it."""
         connector = str(rng.choice(self.file.templates[split].pairs))
-        one, two = (free[i] for i in rng.choice(len(free), 2, replace=False))
+        one, two = (free[int(i)] for i in rng.choice(len(free), 2, replace=False))
         if request.kind == "style":
-            pair = joined(self._thing(one), self._thing(two), connector)
+            pair = joined(self._speech.thing(one), self._speech.thing(two), connector)
             return self._drawn(request, pair, (one.name, two.name), name, label, request.anchor, split, rng)
-        first, other = bool(rng.integers(2)), self._thing(one)
+        first, other = bool(rng.integers(2)), self._speech.thing(one)
 
         def beside(name: str) -> str:
-            item = self._seen(self.phrase(name, request), request.kind) if name else None
+            item = self._speech.seen(self._speech.phrase(name, request), request.kind) if name else None
             return "" if item is None else joined(*((item, other) if first else (other, item)), connector).full
 
         return Prompt(beside(name), (label, one.name) if first else (one.name, label), "", beside(request.anchor))
@@ -289,13 +257,16 @@ class OpenWorld:
     ) -> Prompt:
         """One or two things to retain, half of the time in a style."""
         forms = self.file.templates[split]
-        shown = [things[i] for i in rng.choice(len(things), 2 if rng.random() < 0.25 and len(things) > 1 else 1, replace=False)]
-        item, names = self._thing(shown[0]), tuple(thing.name for thing in shown)
+        shown: list[Thing] = [
+            things[i]
+            for i in rng.choice(len(things), 2 if rng.random() < 0.25 and len(things) > 1 else 1, replace=False)
+        ]
+        item, names = self._speech.thing(shown[0]), tuple(thing.name for thing in shown)
         if len(shown) == 2:
-            item = joined(item, self._thing(shown[1]), str(rng.choice(forms.pairs)))
+            item = joined(item, self._speech.thing(shown[1]), str(rng.choice(forms.pairs)))
         if styles and rng.random() < 0.5:
             style = str(rng.choice(styles))
-            drawn = self.style_phrase(style)
+            drawn = self._speech.style_phrase(style)
             return Prompt(fill(choose(_pick(forms.styled, rng), drawn.noun), {"c": item, "s": drawn}), names, style)
         if len(shown) == 2:
             return Prompt(item.full, names, "")
@@ -303,7 +274,7 @@ class OpenWorld:
         return Prompt(fill(choose(_pick(kind_forms, rng), item.noun), {"c": item}), names, "")
 
 
-def _pick(items, rng: np.random.Generator):  # noqa: ANN001, ANN202 - any tuple's member
+def _pick(items: Sequence[T], rng: np.random.Generator) -> T:
     return items[int(rng.integers(len(items)))]
 
 

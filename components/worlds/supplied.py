@@ -78,7 +78,8 @@ def _rows(path: Path) -> tuple[tuple[int, dict[str, str]], ...]:
     for line, row in rows:
         if None in row or None in row.values():
             raise UserError(
-                f"{path}, line {line}, has another number of columns than the header", 'put a text with a comma in "quotes"'
+                f"{path}, line {line}, has another number of columns than the header",
+                'put a text with a comma in "quotes"',
             )
     if not rows:
         raise UserError(f"{path} holds no prompt", "fill it, or take `prompts` out of the request")

@@ -19,7 +19,7 @@ from components.common.errors import UserError
 from components.common.sections import read_yaml, validated
 from components.common.splits import SPLITS, Split
 from components.common.words import mend_articles, mentions, with_article
-from components.requests.requests import Request
+from components.requests.requests import Kind, Request
 from components.worlds.base import Counts, Prompt
 from components.worlds.english import word_lists
 from components.worlds.schema import Concept, Style, WorldFile
@@ -147,6 +147,10 @@ class TemplatedWorld:
     def forms(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002 - a closed world lists what things are called
         """No other spellings: the names that the world lists are all that there are."""
         return ()
+
+    def candidates(self, kind: Kind) -> tuple[str, ...]:
+        """Styles for a style, otherwise concepts."""
+        return self.style_names if kind == "style" else self.concept_names
 
     # how it is phrased
 
