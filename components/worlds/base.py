@@ -9,6 +9,7 @@ protocols alone; a new domain is a new folder beside this file.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -123,18 +124,61 @@ class Judgement(NamedTuple):
         """For each image its likeliest style."""
         return [self.style_names[i] for i in self.styles.argmax(1)]
 
+    def found(self, label: str, *, style: bool) -> np.ndarray:
+        """For each image whether it shows the label, (N,) of 0 and 1."""
+        if style:
+            return np.array([name == label for name in self.style()], float)
+        return np.array([label in names for names in self.present()], float)
+
+
+class Found(Protocol):
+    """What was found in N images."""
+
+    def found(self, label: str, *, style: bool) -> np.ndarray:
+        """For each image whether it shows the label: (N,) of 0, 1 and NaN where that cannot be told."""
+        ...
+
 
 class Judge(Protocol):
-    """A classifier of images that never saw the generator, pinned by a digest."""
+    """Tells what is in an image; it never saw the generator, and is pinned by a digest."""
 
     digest: str
-    """SHA-256 of its sidecar, which names the digest of its weights."""
-    concept_names: tuple[str, ...]
-    style_names: tuple[str, ...]
+    """SHA-256 of the weights and of whatever else it decides by."""
+    sizes: tuple[int, int]
+    """Smallest and largest side of an image, in pixels, that it was made for."""
 
-    def __call__(self, images: np.ndarray) -> Judgement:
+    def knows(self, name: str) -> bool:
+        """Whether it can tell if `name` is in an image."""
+        ...
+
+    def present(self, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Probabilities (N, K) that each of K names that it knows is in each of (N, H, W, 3) uint8 images.
+
+        From `PRESENT` on it is there; NaN where the image cannot be judged, such as one without a face.
+        """
+        ...
+
+
+class Panel(Protocol):
+    """Everyone who judges the images of an evaluation."""
+
+    digest: str
+    sizes: tuple[int, int]
+
+    def __call__(self, images: np.ndarray) -> Found:
         """Judges (N, H, W, 3) uint8 images."""
         ...
+
+
+class Subject(NamedTuple):
+    """A name that a judge is asked about."""
+
+    name: str
+    kind: Kind
+    alternatives: tuple[str, ...] = ()
+    """What else may be in the image instead, such as the anchor and the neighbours."""
+    images: tuple[Path, ...] = ()
+    """Reference images."""
 
 
 class Scorer(Protocol):

@@ -258,7 +258,7 @@ class OpenWorld:
         """One or two things to retain, half of the time in a style."""
         forms = self.file.templates[split]
         shown: list[Thing] = [
-            things[i]
+            things[int(i)]
             for i in rng.choice(len(things), 2 if rng.random() < 0.25 and len(things) > 1 else 1, replace=False)
         ]
         item, names = self._speech.thing(shown[0]), tuple(thing.name for thing in shown)
