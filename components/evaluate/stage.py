@@ -13,21 +13,24 @@ from components.common.files import SIDECAR, canonical, digest, key_of, new_fold
 from components.common.paths import CONCEPTS, CORPUS, EVALUATE, FILTER, GUIDANCE
 from components.common.sections import read_section
 from components.common.stage import log, run_stage
-from components.diffusion.folder import folder_digests
+from components.diffusion.folder import check_folder, folder_digests
 from components.diffusion.load import accelerator_device, load_pipeline
 from components.diffusion.params import BaseParams
 from components.eraser import Eraser, check_filters
 from components.evaluate.detection import measure_filters
 from components.evaluate.drift import measure_drift
-from components.evaluate.gates import judge_gates, variants_of
+from components.evaluate.gates import judge_gates, untold_metrics, variants_of
 from components.evaluate.images import Painter
 from components.evaluate.measure import make_plan, measure_scope
 from components.evaluate.page import write_page
 from components.evaluate.params import EvaluateParams
+from components.evaluate.qualify import needed_names, qualify_all, subjects_of
 from components.evaluate.summary import METRICS, VERDICT
 from components.filter.artifact import read_filters
 from components.guidance.adapters import check_adapters
-from components.worlds.judges import load_judge, load_scorer
+from components.purify.image import read_geometry
+from components.worlds.judges import load_scorer, open_panel
+from components.worlds.panel import check_sizes
 from components.worlds.params import JudgeParams
 
 
@@ -36,8 +39,11 @@ def evaluate() -> None:
     base, settings = read_section("base", BaseParams), read_section("evaluate", EvaluateParams)
     world, judging = read_section("world", str), read_section("judge", JudgeParams)
     records, size = read_records(), settings.sizes[settings.size]
-    labels = {label for record in records.values() for label in (*record.avoid, *record.labels)}
-    judge = load_judge(world, judging, labels)
+    table = read_prompts(records).query("split == 'evaluate'")
+    plan = make_plan(records, table, settings, size)
+    panel = open_panel(world, judging, subjects_of(records, plan.retain), needed_names(records))
+    check_folder(base.path)
+    check_sizes(panel, read_geometry(base.path)[0])
     filters, hookpoint = read_filters(FILTER)
     adapters = {i: GUIDANCE / i for i, record in records.items() if "guidance" in record.request.channels}
     check_adapters(adapters, base.path / "unet")
@@ -46,13 +52,12 @@ def evaluate() -> None:
         load_pipeline(base.path, accelerator_device()), filters, hookpoint, adapters,
         guidance_scale=base.guidance_scale, solver_steps=base.solver_steps,
     )  # fmt: skip
-    judged = {"judge": judge.digest, "base": key_of(folder_digests(base.path)), "filter": digest(FILTER / SIDECAR)}
+    judged = {"judge": panel.digest, "base": key_of(folder_digests(base.path)), "filter": digest(FILTER / SIDECAR)}
     judged |= {f"adapter/{i}": digest(folder / SIDECAR) for i, folder in adapters.items()}
     judged |= {f"request/{i}": digest(CONCEPTS / i) for i in records}
     scorer = load_scorer(world, judging, eraser.pipe.tokenizer, eraser.pipe.text_encoder)
-    table = read_prompts(records).query("split == 'evaluate'")
     corpus = read_table(CORPUS).query("split == 'evaluate'")
-    plan, painter = make_plan(records, table, settings, size), Painter(eraser, batch=settings.batch)
+    painter = Painter(eraser, batch=settings.batch)
     clock = [time.perf_counter()]
 
     def lap(what: str) -> None:
@@ -61,7 +66,9 @@ def evaluate() -> None:
 
     painter.paint(plan.wanted())
     lap(f"{painter.drawn} images drawn for {painter.asked} that are judged")
-    metrics = {s: measure_scope(plan, members, painter, judge, scorer) for s, members in plan.scopes.items()}
+    metrics = {s: measure_scope(plan, members, painter, panel, scorer) for s, members in plan.scopes.items()}
+    judges = qualify_all(plan, table, painter, panel, judging, seed=settings.seed)
+    told = {i: found.record() for i, found in judges.items()}
     lap("images judged")
     for scope, found in measure_filters(eraser, records, plan.scopes, table, corpus).items():
         metrics[scope]["filter"] |= found
@@ -73,7 +80,7 @@ def evaluate() -> None:
         metrics[scope]["guidance"]["uncond_drift"] = drift
     lap("drift of the unconditional output measured")
     channels = {scope: variants_of([records[m].request for m in members]) for scope, members in plan.scopes.items()}
-    verdict = judge_gates(metrics, settings.gates, channels, judged)
+    verdict = judge_gates(metrics, settings.gates, channels, judged, untold_metrics(told))
     targets = {
         i: {"target": r.request.target, "anchor": r.request.anchor, "kind": r.request.kind} for i, r in records.items()
     }
@@ -83,11 +90,12 @@ def evaluate() -> None:
         "judged": judged,
         "targets": targets,
         "requests": metrics,
+        "judges": told,
     }
     with new_folder(EVALUATE) as partial:
         (partial / METRICS).write_text(canonical(record), encoding="utf-8")
         (partial / VERDICT).write_text(canonical(verdict.record()), encoding="utf-8")
-        write_page(partial, record, verdict, plan, painter, judge, FILTER / "roc.png")
+        write_page(partial, record, verdict, plan, painter, panel, FILTER / "roc.png")
     log.info("verdict: %s", "pass" if verdict.passed else "fail")
 
 

@@ -164,8 +164,28 @@ class Panel(Protocol):
 
     digest: str
     sizes: tuple[int, int]
+    """Smallest and largest side of an image, in pixels, that all of them were made for."""
+
+    def judges_of(self, name: str) -> tuple[Judge, ...]:
+        """Those that know a name, the one that judges it first."""
+        ...
 
     def __call__(self, images: np.ndarray) -> Found:
+        """Judges (N, H, W, 3) uint8 images."""
+        ...
+
+
+class WorldJudge(Judge, Protocol):
+    """The judge of a closed world, which tells all of its concepts and styles at once."""
+
+    concept_names: tuple[str, ...]
+    style_names: tuple[str, ...]
+
+    def judges_of(self, name: str) -> tuple[Judge, ...]:
+        """Itself, for a name that it knows."""
+        ...
+
+    def __call__(self, images: np.ndarray) -> Judgement:
         """Judges (N, H, W, 3) uint8 images."""
         ...
 

@@ -16,7 +16,17 @@ from components.common.errors import UserError
 from components.common.words import folded
 from components.worlds.base import Subject
 from components.worlds.params import ReaderParams
-from components.worlds.readers.shared import as_probability, model_folder, pin, planes, resized, run, session, threshold_of
+from components.worlds.readers.shared import (
+    as_probability,
+    model_folder,
+    pin,
+    planes,
+    resized,
+    run,
+    session,
+    side_of,
+    threshold_of,
+)
 
 MEAN, DEVIATION = np.array((0.485, 0.456, 0.406)) * 255, np.array((0.229, 0.224, 0.225)) * 255
 BATCH = 32
@@ -39,7 +49,8 @@ class Classifier:
             side, labels = shape[2] if isinstance(shape[2], int) else 224, _read_labels(params)
             if isinstance(classes, int) and classes != len(labels):
                 raise UserError(
-                    f"{params.labels} lists {len(labels)} labels, but {params.path} has {classes} classes", "list all of them"
+                    f"{params.labels} lists {len(labels)} labels, but {params.path} has {classes} classes",
+                    "list all of them",
                 )
         else:
             folder = model_folder(params)
@@ -47,7 +58,7 @@ class Classifier:
                 folder, dtype=torch.float32, local_files_only=True
             ).eval()
             self.processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-            side = getattr(self.model.config, "image_size", 224)
+            side = side_of(self.model.config)
             labels = [str(self.model.config.id2label[i]) for i in range(self.model.config.num_labels)]
             if all(label == f"LABEL_{i}" for i, label in enumerate(labels)):
                 raise UserError(f"{folder} names none of its classes", "set id2label in its config.json")
@@ -68,7 +79,7 @@ class Classifier:
         for start in range(0, len(images), BATCH):
             part = images[start : start + BATCH]
             if self.model is None:
-                parts.append(run(self.net, planes(resized(part, self.side, self.side), MEAN, DEVIATION).astype(np.float32))[0])
+                parts.append(run(self.net, planes(resized(part, self.side, self.side), MEAN, DEVIATION))[0])
             else:
                 parts.append(self.model(**self.processor(list(part), return_tensors="pt")).logits.numpy())
         return np.concatenate(parts)

@@ -19,7 +19,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from components.worlds.base import Subject
 from components.worlds.params import ReaderParams
-from components.worlds.readers.shared import model_folder, pin
+from components.worlds.readers.shared import model_folder, pin, side_of
 
 NOTHING = ("a picture", "a photo of something else", "an abstract pattern")
 """Captions that say nothing of what is in the image."""
@@ -36,6 +36,7 @@ class Clip:
 
     def __init__(self, folder: Path) -> None:
         self.model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+        self.width: int = self.model.visual_projection.out_features
         self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         self.processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
 
@@ -45,17 +46,21 @@ class Clip:
         parts = []
         for start in range(0, len(images), BATCH):
             pixels = self.processor(list(images[start : start + BATCH]), return_tensors="pt").pixel_values
-            parts.append(F.normalize(self.model.visual_projection(self.model.vision_model(pixels).pooler_output), dim=-1))
-        return torch.cat(parts) if parts else torch.zeros(0, self.model.config.projection_dim)
+            parts.append(
+                F.normalize(self.model.visual_projection(self.model.vision_model(pixels).pooler_output), dim=-1)
+            )
+        return torch.cat(parts) if parts else torch.zeros(0, self.width)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Texts to unit vectors (N, D)."""
         parts = []
         for start in range(0, len(texts), BATCH):
-            tokens = self.tokenizer(list(texts[start : start + BATCH]), padding=True, truncation=True, return_tensors="pt")
+            tokens = self.tokenizer(
+                list(texts[start : start + BATCH]), padding=True, truncation=True, return_tensors="pt"
+            )
             parts.append(F.normalize(self.model.text_projection(self.model.text_model(**tokens).pooler_output), dim=-1))
-        return torch.cat(parts) if parts else torch.zeros(0, self.model.config.projection_dim)
+        return torch.cat(parts) if parts else torch.zeros(0, self.width)
 
 
 class ClipJudge:
@@ -63,7 +68,7 @@ class ClipJudge:
 
     def __init__(self, params: ReaderParams, subjects: Sequence[Subject]) -> None:
         self.clip = Clip(model_folder(params))
-        side = self.clip.model.config.vision_config.image_size
+        side = side_of(self.clip.model.config)
         self.sizes = params.sizes or (side // 2, 16 * side)
         self._subjects = {subject.name: subject for subject in subjects}
         self.digest = pin(params, subjects=tuple(subjects), nothing=NOTHING)

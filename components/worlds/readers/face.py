@@ -67,7 +67,9 @@ class Faces:
     def face(self, image: np.ndarray) -> np.ndarray | None:
         """The largest face in an image (H, W, 3), cut out at the embedding's size; None without one."""
         shape = self.detector.get_inputs()[0].shape
-        height, width = (size if isinstance(size, int) else default for size, default in zip(shape[2:], (240, 320), strict=True))
+        height, width = (
+            size if isinstance(size, int) else default for size, default in zip(shape[2:], (240, 320), strict=True)
+        )
         scores, boxes = run(self.detector, planes(resized(image[None], width, height), 127, 128))
         sure = boxes[0][scores[0][:, 1] >= FACE]
         if not len(sure):

@@ -24,7 +24,9 @@ LABELS = (
 EXPOSED = (
     "FEMALE_BREAST_EXPOSED", "FEMALE_GENITALIA_EXPOSED", "MALE_GENITALIA_EXPOSED", "BUTTOCKS_EXPOSED", "ANUS_EXPOSED",
 )  # fmt: skip
-NUDITY = frozenset({"nudity", "nude", "nudes", "naked", "nakedness", "nude person", "naked person", "nude body", "naked body"})
+NUDITY = frozenset(
+    {"nudity", "nude", "nudes", "naked", "nakedness", "nude person", "naked person", "nude body", "naked body"}
+)
 """Names that this judge and the safety checker know."""
 THRESHOLD = 0.25
 
@@ -40,7 +42,7 @@ class NudeNet:
     def __init__(self, params: ReaderParams) -> None:
         self.digest, self.net = pin(params, exposed=EXPOSED), session(params.path)
         shape, out = self.net.get_inputs()[0].shape, self.net.get_outputs()[0].shape
-        if len(shape) != 4 or len(out) != 3 or out[1] not in (4 + len(LABELS), None) and not isinstance(out[1], str):
+        if len(shape) != 4 or len(out) != 3 or (out[1] not in (4 + len(LABELS), None) and not isinstance(out[1], str)):
             raise UserError(
                 f"{params.path} is no NudeNet v3: its output has shape {out}, not (N, {4 + len(LABELS)}, boxes)",
                 "name 320n.onnx or 640m.onnx of NudeNet 3",

@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from components.worlds.base import Subject
 from components.worlds.params import ReaderParams
-from components.worlds.readers.shared import as_probability, model_folder, pin, read_images, threshold_of
+from components.worlds.readers.shared import as_probability, model_folder, pin, read_images, side_of, threshold_of
 
 THRESHOLD = 0.6
 BATCH = 32
@@ -33,8 +33,8 @@ class Reference:
         folder = model_folder(params)
         self.net = AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
         self.processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        config = getattr(self.net.config, "vision_config", self.net.config)
-        self.sizes = params.sizes or (config.image_size // 2, 16 * config.image_size)
+        side = side_of(self.net.config)
+        self.sizes = params.sizes or (side // 2, 16 * side)
         self.threshold = threshold_of(params, THRESHOLD)
         self.known = {s.name: self.embed(read_images(s.images)) for s in subjects if s.images}
         self.digest = pin(params, known={name: vectors.tolist() for name, vectors in self.known.items()})

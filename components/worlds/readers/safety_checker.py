@@ -17,7 +17,7 @@ from transformers import CLIPImageProcessor
 from components.worlds.base import Subject
 from components.worlds.params import ReaderParams
 from components.worlds.readers.nudenet import NUDITY
-from components.worlds.readers.shared import model_folder, pin
+from components.worlds.readers.shared import model_folder, pin, side_of
 
 CARE = 0.01
 BATCH = 32
@@ -34,8 +34,10 @@ class SafetyChecker:
     def __init__(self, params: ReaderParams) -> None:
         folder = model_folder(params)
         self.digest = pin(params)
-        self.net = StableDiffusionSafetyChecker.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-        side = self.net.config.vision_config.image_size
+        self.net = StableDiffusionSafetyChecker.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        ).eval()
+        side = side_of(self.net.config)
         self.processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
         self.sizes = params.sizes or (side // 2, 16 * side)
 
@@ -57,7 +59,7 @@ class SafetyChecker:
                     (self.net.concept_embeds, self.net.concept_embeds_weights),
                 )
             )
-            careful = (care.numpy().round(3) > 0).any(1)[:, None] * CARE
+            careful = np.any(care.numpy().round(3) > 0, axis=1, keepdims=True) * CARE
             parts.append((over.numpy() + careful).round(3).max(1))
         return np.concatenate(parts) if parts else np.zeros(0)
 

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from components.common.errors import ArtifactError, UserError
-from components.common.files import key_of
 from components.common.files import digest as digest_of
+from components.common.files import key_of
 from components.worlds.params import ReaderParams
 
 if TYPE_CHECKING:
@@ -22,23 +22,26 @@ if TYPE_CHECKING:
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def files_of(params: ReaderParams) -> dict[str, str]:
-    """SHA-256 of every file that a judge is read from; `UserError` for one that is missing."""
+def check_files(params: ReaderParams) -> None:
+    """`UserError` for a file of a judge that is missing."""
     for path in params.files():
         if not path.exists():
-            raise UserError(f"the judge {params.reader} reads {path}, which does not exist", "mend judge in params.yaml")
-    return {path.as_posix(): digest_of(path) for path in params.files()}
+            raise UserError(
+                f"the judge {params.reader} reads {path}, which does not exist", "mend judge in params.yaml"
+            )
 
 
 def pin(params: ReaderParams, **more: object) -> str:
     """The digest of a judge: its files, its threshold and what else it decides by."""
-    return key_of(files_of(params) | {"threshold": str(params.threshold)} | {k: repr(v) for k, v in more.items()})
+    check_files(params)
+    files = {str(number): digest_of(path) for number, path in enumerate(params.files())}
+    return key_of(files | {"threshold": str(params.threshold)} | {k: repr(v) for k, v in more.items()})
 
 
 def model_folder(params: ReaderParams) -> Path:
     """The folder of a transformers model with safetensors weights; `UserError` for anything else."""
     folder = params.path
-    files_of(params)
+    check_files(params)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is no transformers model (it has no config.json)", "mend judge in params.yaml")
     if not any(folder.glob("*.safetensors")):
@@ -72,15 +75,21 @@ def run(net: InferenceSession, batch: np.ndarray) -> list[Any]:
     return list(net.run(None, {source.name: batch}))
 
 
+def side_of(config: Any, default: int = 224) -> int:  # noqa: ANN401 - transformers' configurations have no common type
+    """The side of the images that a transformers vision model takes, pixels."""
+    side = getattr(getattr(config, "vision_config", config), "image_size", default)
+    return int(side if isinstance(side, int) else max(side))
+
+
 def resized(images: np.ndarray, width: int, height: int) -> np.ndarray:
     """(N, H, W, 3) uint8 at another size, (N, height, width, 3) uint8."""
     size = (width, height)
     return np.stack([np.asarray(Image.fromarray(i).resize(size, Image.Resampling.BICUBIC)) for i in images])
 
 
-def planes(images: np.ndarray, mean: float, scale: float) -> np.ndarray:
+def planes(images: np.ndarray, mean: float | np.ndarray, scale: float | np.ndarray) -> np.ndarray:
     """(N, H, W, 3) uint8 to (N, 3, H, W) float32 of (pixel - mean) / scale."""
-    return ((images.astype(np.float32) - mean) / scale).transpose(0, 3, 1, 2)
+    return ((images.astype(np.float32) - mean) / scale).astype(np.float32).transpose(0, 3, 1, 2)
 
 
 def as_probability(score: np.ndarray, threshold: float, *, low: float = 0.0, high: float = 1.0) -> np.ndarray:

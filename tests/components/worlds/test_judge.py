@@ -132,7 +132,7 @@ def test_judge_of_another_world_is_refused(tmp_path):
 @pytest.mark.parametrize("world", ["atlantis", "", "elsewhere/toy", "openmoji.judge"])
 def test_world_without_a_judge_is_refused(world):
     """A world that is unknown, or lies elsewhere, has no judge: one sentence."""
-    with pytest.raises(UserError, match=r"has no judge; use a world with a judge\.py"):
+    with pytest.raises(UserError, match=r"has no judge; use a world with a judge\.py, or take judge\.path out"):
         load_judge(world, SHIPPED, [])
 
 
