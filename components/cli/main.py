@@ -16,6 +16,8 @@ import typer
 
 from components.cli.export import export
 from components.cli.images import images
+from components.cli.init import base, init
+from components.cli.judge import judge
 from components.cli.ledger import ledger, request_submit, request_withdraw
 from components.cli.options import DryRun
 from components.cli.params import read_params
@@ -46,6 +48,9 @@ request = typer.Typer(
 app.add_typer(request, name="request")
 app.add_typer(export, name="export")
 app.add_typer(ledger, name="ledger")
+app.add_typer(base, name="base")
+app.add_typer(judge, name="judge")
+app.command("init")(init)
 request.command("submit")(request_submit)
 request.command("withdraw")(request_withdraw)
 request.command("preview")(request_preview)
@@ -67,6 +72,12 @@ def dvc(*arguments: str) -> int:
     programs = Path(sys.executable).parent
     path = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"
     return subprocess.run([programs / "dvc", *arguments], check=False, env=os.environ | {"PATH": path}).returncode
+
+
+def refresh_code() -> None:
+    """In a project outside the product's repository: writes which code its stages depend on, as it is now."""
+    if Path("code.json").is_file() and subprocess.run([sys.executable, "-m", "flows.deps"], check=False).returncode:
+        raise UserError("the code that the stages depend on cannot be written", "run: python -m flows.deps")
 
 
 @request.command("add")
@@ -122,6 +133,7 @@ def run(stage: str, dry_run: DryRun = False) -> None:  # noqa: FBT002 - a comman
     """Runs one stage of dvc.yaml and what it depends on, if anything has changed."""
     read_params()
     load_requests()
+    refresh_code()
     raise SystemExit(4 if dvc("repro", *(["--dry"] if dry_run else []), stage) else 0)
 
 
@@ -130,6 +142,7 @@ def retrain(dry_run: DryRun = False) -> None:  # noqa: FBT002 - a command-line f
     """Runs every stage under Prefect and registers a candidate in MLflow, whatever the verdict."""
     read_params()
     load_requests()
+    refresh_code()
     if dry_run:
         raise SystemExit(4 if dvc("status") else 0)
     raise SystemExit(subprocess.run([sys.executable, "-m", "flows.retrain"], check=False).returncode and 4)

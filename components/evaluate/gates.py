@@ -1,7 +1,7 @@
 """Gates: what a candidate must reach. A gate without evidence fails; it is never passed by default.
 
 A metric that is missing, null or NaN, rests on fewer observations than declared, or comes with an error of the judge
-fails the gate, and the reason says which.
+fails the gate, and the reason says which: `untold` in a metric's record says why no judge's word counts.
 """
 
 from __future__ import annotations
@@ -12,10 +12,6 @@ from typing import Any, NamedTuple
 
 from components.evaluate.params import GateParams
 from components.requests.requests import Request
-
-JOINT = "joint"
-_RESTS_ON = {"target": "ua", "anchor": "anchor_rate"}
-"""Metrics that rest on a judge's word about the target, and about the anchor."""
 
 
 class Gate(NamedTuple):
@@ -59,15 +55,13 @@ def judge_gates(
     gates: Sequence[GateParams],
     channels: Mapping[str, Sequence[str]],
     judged: Mapping[str, str],
-    untold: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Verdict:
     """Holds every gate against every request and `joint`; passes only if there are gates and all of them pass.
 
     `channels` says which variants a request has: a gate on the filter does not concern a request without one.
-    `untold` says, by scope and metric, why no judge's word counts: such a gate fails.
     """
     results = [
-        _untold(_judge(scope, metrics.get(scope, {}), gate), (untold or {}).get(scope, {}))
+        _judge(scope, metrics.get(scope, {}), gate)
         for scope, present in channels.items()
         for gate in gates
         if gate.variant == "base" or gate.variant in present
@@ -76,22 +70,6 @@ def judge_gates(
         channels
     )  # a scope without a gate is no pass
     return Verdict(evidence and all(r.passed for r in results), results, dict(judged))
-
-
-def untold_metrics(judges: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """By scope and metric why no judge's word counts; `judges` is what metrics.json says of each request's judge."""
-    out: dict[str, dict[str, str]] = {}
-    for scope in (*judges, JOINT):
-        for request_id in judges if scope == JOINT else (scope,):
-            for key, metric in _RESTS_ON.items():
-                if reason := judges[request_id][key]:
-                    out.setdefault(scope, {}).setdefault(metric, str(reason))
-    return out
-
-
-def _untold(gate: Gate, reasons: Mapping[str, str]) -> Gate:
-    """`gate`, failed if its metric rests on a judge that does not tell the name."""
-    return gate._replace(passed=False, reason=reasons[gate.metric]) if gate.metric in reasons else gate
 
 
 def _judge(scope: str, variants: Mapping[str, Mapping[str, Any]], gate: GateParams) -> Gate:
@@ -129,6 +107,8 @@ def _judge_record(scope: str, record: Mapping[str, Any], gate: GateParams, basel
     threshold = gate.threshold
     if not record:
         passed, reason = False, "the metric is missing"
+    elif record.get("untold"):
+        passed, reason = False, str(record["untold"])
     elif value is None or not math.isfinite(value):
         passed, reason = False, "the metric has no value"
     elif not math.isfinite(baseline):

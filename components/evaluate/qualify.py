@@ -21,7 +21,7 @@ from components.collect.record import RequestRecord
 from components.collect.tables import where
 from components.common.seeding import stream_seed
 from components.evaluate.images import ImageSpec, Painter, Wanted
-from components.evaluate.measure import Plan, anchored_in, erased_of, told_of
+from components.evaluate.measure import JOINT, Plan, anchored_in, erased_of, told_of
 from components.evaluate.metrics import Metric, proportion
 from components.worlds.base import PRESENT, Panel, Subject
 from components.worlds.params import JudgeParams
@@ -169,6 +169,16 @@ def disagree(record: RequestRecord, images: np.ndarray, panel: Panel) -> Metric:
         votes.append(np.where(np.isnan(chance).all(1), np.nan, (np.nan_to_num(chance) >= PRESENT).any(1)))
     both = ~np.isnan(votes[0]) & ~np.isnan(votes[1])
     return proportion((votes[0] != votes[1])[both])
+
+
+def mark_untold(metrics: Mapping[str, Mapping[str, Any]], found: Mapping[str, Qualification]) -> None:
+    """Writes into the metrics of each scope, and of all requests at once, why a judge's word does not count, where it does not."""
+    for scope, variants in metrics.items():
+        for request_id in found if scope == JOINT else (scope,):
+            for metric, reason in (("ua", found[request_id].target), ("anchor_rate", found[request_id].anchor)):
+                for record in variants.values() if reason else ():
+                    if metric in record:
+                        record[metric].setdefault("untold", reason)
 
 
 def distort(images: np.ndarray, seed: int) -> np.ndarray:

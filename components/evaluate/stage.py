@@ -14,21 +14,21 @@ from components.common.paths import CONCEPTS, CORPUS, EVALUATE, FILTER, GUIDANCE
 from components.common.sections import read_section
 from components.common.stage import log, run_stage
 from components.diffusion.folder import check_folder, folder_digests
+from components.diffusion.geometry import read_geometry
 from components.diffusion.load import accelerator_device, load_pipeline
 from components.diffusion.params import BaseParams
 from components.eraser import Eraser, check_filters
 from components.evaluate.detection import measure_filters
 from components.evaluate.drift import measure_drift
-from components.evaluate.gates import judge_gates, untold_metrics, variants_of
+from components.evaluate.gates import judge_gates, variants_of
 from components.evaluate.images import Painter
 from components.evaluate.measure import make_plan, measure_scope
 from components.evaluate.page import write_page
 from components.evaluate.params import EvaluateParams
-from components.evaluate.qualify import needed_names, qualify_all, subjects_of
+from components.evaluate.qualify import mark_untold, needed_names, qualify_all, subjects_of
 from components.evaluate.summary import METRICS, VERDICT
 from components.filter.artifact import read_filters
 from components.guidance.adapters import check_adapters
-from components.purify.image import read_geometry
 from components.worlds.judges import load_scorer, open_panel
 from components.worlds.panel import check_sizes
 from components.worlds.params import JudgeParams
@@ -68,7 +68,7 @@ def evaluate() -> None:
     lap(f"{painter.drawn} images drawn for {painter.asked} that are judged")
     metrics = {s: measure_scope(plan, members, painter, panel, scorer) for s, members in plan.scopes.items()}
     judges = qualify_all(plan, table, painter, panel, judging, seed=settings.seed)
-    told = {i: found.record() for i, found in judges.items()}
+    mark_untold(metrics, judges)
     lap("images judged")
     for scope, found in measure_filters(eraser, records, plan.scopes, table, corpus).items():
         metrics[scope]["filter"] |= found
@@ -80,7 +80,7 @@ def evaluate() -> None:
         metrics[scope]["guidance"]["uncond_drift"] = drift
     lap("drift of the unconditional output measured")
     channels = {scope: variants_of([records[m].request for m in members]) for scope, members in plan.scopes.items()}
-    verdict = judge_gates(metrics, settings.gates, channels, judged, untold_metrics(told))
+    verdict = judge_gates(metrics, settings.gates, channels, judged)
     targets = {
         i: {"target": r.request.target, "anchor": r.request.anchor, "kind": r.request.kind} for i, r in records.items()
     }
@@ -90,7 +90,7 @@ def evaluate() -> None:
         "judged": judged,
         "targets": targets,
         "requests": metrics,
-        "judges": told,
+        "judges": {i: found.record() for i, found in judges.items()},
     }
     with new_folder(EVALUATE) as partial:
         (partial / METRICS).write_text(canonical(record), encoding="utf-8")

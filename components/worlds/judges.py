@@ -42,7 +42,7 @@ def open_panel(world: str, params: JudgeParams, subjects: Sequence[Subject], nee
         if readers:
             raise UserError("judge names a path and judges by kind", "keep the world's own judge or those by kind")
         return load_judge(world, params, needed)
-    opened = {reader: open_reader(reader, subjects) for reader in readers}
+    opened = open_readers(params, subjects)
     known = {s.name: [opened[r] for r in params.of(s.kind) if opened[r].knows(s.name)] for s in subjects}
     kinds: dict[str, Kind] = {subject.name: subject.kind for subject in subjects}
     if missing := [name for name in needed if not known.get(name)]:
@@ -53,6 +53,11 @@ def open_panel(world: str, params: JudgeParams, subjects: Sequence[Subject], nee
             f"add one to judge.{kind} in params.yaml, such as {{reader: clip, path: FOLDER}}",
         )
     return JudgePanel(known)
+
+
+def open_readers(params: JudgeParams, subjects: Sequence[Subject]) -> dict[ReaderParams, Judge]:
+    """Every judge that params list, each opened once."""
+    return {reader: open_reader(reader, subjects) for reader in params.readers()}
 
 
 def open_reader(params: ReaderParams, subjects: Sequence[Subject]) -> Judge:

@@ -96,9 +96,13 @@ class OpenWorld:
         kinds = wanted.get(kind, ("object",))
         return tuple(thing.name for thing in self.things if thing.kind in kinds)
 
+    def known_names(self) -> tuple[str, ...]:
+        """Every thing and style to retain."""
+        return (*(thing.name for thing in self.things), *self.style_names)
+
     def known_words(self) -> frozenset[str]:
         """The word lists' words, those of the templates, and those of every name of the world."""
-        texts = [*(t.name for t in self.things), *self.style_names, *self.file.before, *self.file.after]
+        texts = [*self.known_names(), *self.file.before, *self.file.after]
         texts += [word for listed in self.words.values() for word in listed]
         texts += [form for split in SPLITS for form in self.file.templates[split].all()]
         return frozenset(word for text in texts for word in text.replace("{", " {").split() if word.isalpha())

@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 
 from components.collect.record import RequestRecord
-from components.evaluate.gates import judge_gates, untold_metrics
+from components.evaluate.gates import judge_gates
 from components.evaluate.measure import erased_of, shown_in, told, told_of
 from components.evaluate.metrics import proportion
 from components.evaluate.params import GateParams
-from components.evaluate.qualify import beside_specs, distort, fault, needed_names, qualify, subjects_of
+from components.evaluate.qualify import beside_specs, distort, fault, mark_untold, needed_names, qualify, subjects_of
 from components.requests.requests import Request
 from components.worlds.base import Judgement
 from components.worlds.panel import Findings, JudgePanel
@@ -130,21 +130,20 @@ def test_one_in_fifty_is_no_disagreement():
 
 def test_gates_on_an_untold_name_fail():
     """A metric that reaches its line fails with the reason, in the request's scope and in that of all; others stand."""
-    judges = {
-        "r-1": {"target": "no judge tells 'x'", "anchor": ""},
-        "r-2": {"target": "", "anchor": "no judge tells 'y'"},
-    }
+    good = run(shades(0.9), shades(0.3))
+    judges = {"r-1": good._replace(target="no judge tells 'x'"), "r-2": good._replace(anchor="no judge tells 'y'")}
     metric = {"value": 1.0, "n": 50, "low": 0.9, "high": 1.0}
-    metrics = {s: {"summed": {"ua": metric, "anchor_rate": metric}} for s in ("r-1", "r-2", "joint")}
+    metrics = {s: {"summed": {"ua": {**metric}, "anchor_rate": {**metric}}} for s in ("r-1", "r-2", "joint")}
     gates = [
         GateParams(metric=name, variant="summed", direction="at_least", threshold=0.9, n=10)
         for name in ("ua", "anchor_rate")
     ]
     channels = {scope: ["summed"] for scope in metrics}
-    verdict = judge_gates(metrics, gates, channels, {}, untold_metrics(judges))
+    assert judge_gates(metrics, gates, channels, {}).passed
+    mark_untold(metrics, judges)
+    verdict = judge_gates(metrics, gates, channels, {})
     said = {(g.request, g.metric): (g.passed, g.reason) for g in verdict.gates}
 
-    assert judge_gates(metrics, gates, channels, {}).passed
     assert not verdict.passed
     assert said["r-1", "ua"] == (False, "no judge tells 'x'")
     assert said["r-1", "anchor_rate"][0]
