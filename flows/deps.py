@@ -29,6 +29,7 @@ from components.worlds.params import JudgeParams
 GRAPH, PARAMS, CODE = Path("dvc.yaml"), Path("params.yaml"), Path("code.json")
 WORLDS = Path("components/worlds")
 OPENS_WORLD, OPENS_JUDGE = WORLDS / "load.py", WORLDS / "judges.py"
+READS_REQUESTS = Path("components/collect/record.py")
 INPUTS = "inputs"
 """Folder of a project for what its requests bring along: prompts and reference images."""
 
@@ -104,7 +105,7 @@ def for_project(
         spec = stage.get("do", stage)
         code, rest = [d for d in spec["deps"] if is_code(d)], [d for d in spec["deps"] if not is_code(d)]
         rest += [d for d in code if d.startswith("${world}/")]
-        if any(d.startswith(f"{WORLDS}/${{world}}") for d in code) or OPENS_WORLD.as_posix() in code:
+        if READS_REQUESTS.as_posix() in code and {p.as_posix() for p in (OPENS_WORLD, OPENS_JUDGE)} & set(code):
             rest.append(INPUTS)
         rest += [f"{d}_2" for d in rest if d.startswith("${base") and (base / f"{Path(d).name}_2").is_dir()]
         spec["deps"] = sorted(dict.fromkeys(rest))
@@ -134,6 +135,7 @@ def main(root: Path = Path()) -> int:
     world, judge = read_section("world", str, root / PARAMS), read_section("judge", JudgeParams, root / PARAMS)
     at_home = (root / "components").is_dir()
     before = (root / GRAPH if at_home else product_graph()).read_text(encoding="utf-8")
+    codes: dict[str, str] = {}
     graph = with_deps(yaml.load(before), world, root if at_home else ROOT, judge, root)
     if not at_home:
         base = root / str(read_yaml(root / PARAMS)["base"]["path"])

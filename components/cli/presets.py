@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,17 +46,17 @@ HOOKPOINTS: dict[Family, tuple[Hookpoint, ...]] = {
 _SHARED = (
     Value("base", "guidance_scale", 7.5, "diffusers' default for Stable Diffusion"),
     Value("base", "solver_steps", 50, "diffusers' default for Stable Diffusion"),
-    Value("corpus", "captions", 60000, "about 1.5 million tokens, twice that with the English"),
+    Value("corpus", "captions", 60000, "about 0.7 million tokens, and as many of English"),
     Value("corpus", "english", 60000, "as many as captions"),
     Value("sae", "d_sae", 16384, "ItD's order of size; 0.7 CPU hours for ViT-L (calculated)"),
-    Value("sae", "steps", 6000, "24 million tokens at this batch"),
+    Value("sae", "steps", 3000, "12 million tokens, about eight passes; not tuned on a real encoder"),
     Value("sae", "batch", 4096, "Gao et al. 2024 use more; larger needs more memory"),
     Value("sae", "lr", 0.0002, "Gao et al. 2024: 2e-4 at 16,384 latents"),
     Value("sae", "auxk", 512, "Gao et al. 2024"),
     Value("sae", "dead_after", 500000, "tokens; ten times the shipped, for eight times the latents"),
     Value("features", "fit", "sample", "docs/decisions/0022: nine times faster at large widths"),
-    Value("guidance", "precision", "bf16", "24 GiB"),
-    Value("guidance", "gradient_checkpointing", True, "24 GiB"),
+    Value("guidance", "precision", "bf16", "to fit 24 GiB"),
+    Value("guidance", "gradient_checkpointing", True, "to fit 24 GiB"),
 )  # fmt: skip
 PRESETS: dict[Family, tuple[Value, ...]] = {
     "sd15": (
@@ -109,7 +110,7 @@ def project_params(shipped: Path, model: Model, base: Path, world: str, family: 
     content["judge"] = _judges(model, base, clip)
     out = io.StringIO()
     yaml.dump(content, out)
-    return out.getvalue()
+    return re.sub(r"(?<!\n)\n(?=[a-z_]+:)", "\n\n", out.getvalue())
 
 
 def _judges(model: Model, base: Path, clip: Path | None) -> dict[str, Any]:
