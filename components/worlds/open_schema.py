@@ -104,7 +104,8 @@ class OpenFile(Section):
     scenes: dict[Kind, str] = Field(default_factory=dict)
     """What stands before a mass noun where a sentence needs something that can be seen, by kind of request."""
     things: dict[str, tuple[str, ...]] = Field(min_length=1)
-    """Things to retain, by category; a request of kind `category` targets every member of one."""
+    """Things to retain, by category; a request of kind `category` targets every member of one. What is in the category
+    `place` never stands beside something else."""
     roles: tuple[str, ...] = ()
     """What people are, such as teacher."""
     people: tuple[str, ...] = ()

@@ -244,7 +244,8 @@ class OpenWorld:
     ) -> Prompt:
         """The target beside something to retain, or for a style two such things drawn in it."""
         connector = str(rng.choice(self.file.templates[split].pairs))
-        one, two = (free[int(i)] for i in rng.choice(len(free), 2, replace=False))
+        small = self._movable(free)
+        one, two = (small[int(i)] for i in rng.choice(len(small), 2, replace=False))
         if request.kind == "style":
             pair = joined(self._speech.thing(one), self._speech.thing(two), connector)
             return self._drawn(request, pair, (one.name, two.name), name, label, request.anchor, split, rng)
@@ -256,15 +257,19 @@ class OpenWorld:
 
         return Prompt(beside(name), (label, one.name) if first else (one.name, label), "", beside(request.anchor))
 
+    def _movable(self, things: tuple[Thing, ...]) -> tuple[Thing, ...]:
+        """Things that can stand beside another: no places, where there are two others."""
+        others = tuple(thing for thing in things if thing.name not in self.file.things.get("place", ()))
+        return others if len(others) > 1 else things
+
     def _retain(
         self, things: tuple[Thing, ...], styles: tuple[str, ...], split: Split, rng: np.random.Generator
     ) -> Prompt:
         """One or two things to retain, half of the time in a style."""
         forms = self.file.templates[split]
-        shown: list[Thing] = [
-            things[int(i)]
-            for i in rng.choice(len(things), 2 if rng.random() < 0.25 and len(things) > 1 else 1, replace=False)
-        ]
+        pair = rng.random() < 0.25
+        things = self._movable(things) if pair else things
+        shown: list[Thing] = [things[int(i)] for i in rng.choice(len(things), 1 + pair, replace=False)]
         item, names = self._speech.thing(shown[0]), tuple(thing.name for thing in shown)
         if len(shown) == 2:
             item = joined(item, self._speech.thing(shown[1]), str(rng.choice(forms.pairs)))

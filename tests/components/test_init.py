@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.cli.presets import PRESETS, hookpoints
+from components.cli.params import read_params
+from components.cli.presets import PRESETS, hookpoints, project_params
 from components.common.closure import ROOT
-from components.diffusion.inspect import NAMES
+from components.diffusion.inspect import NAMES, inspect_base
+from flows import deps
 from flows.deps import code_deps, for_project, with_deps
 from tests.fakefolder import fake_pipeline, write_json
 from tests.toyworld import write_toy
@@ -53,7 +55,7 @@ def test_a_project_is_whole(project):
     """Parameters, requests, graph, code, README, git and DVC are there, and every section of params.yaml is understood."""
     names = {path.name for path in project.iterdir()}
     graph = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]
-    deps = [dep for stage in graph.values() for dep in stage.get("do", stage)["deps"]]
+    read = [dep for stage in graph.values() for dep in stage.get("do", stage)["deps"]]
 
     assert {
         "params.yaml",
@@ -66,13 +68,13 @@ def test_a_project_is_whole(project):
         ".dvc",
         "inputs",
     } <= names
-    assert not [dep for dep in deps if dep.startswith(("components/", "/", "assets/"))]
+    assert not [dep for dep in read if dep.startswith(("components/", "/", "assets/"))]
     assert "inputs" in graph["concepts"]["deps"]
     assert set(json.loads((project / "code.json").read_text())) == set(graph)
 
 
 def test_stages_run_outside_of_the_repository(project, expunge):
-    """The text stages run in the project by the package's code; an edit of that code re-runs them, nothing else does."""
+    """The text stages run in the project by the package's code; an edit of that code or of `inputs` re-runs the one that it reaches."""
     params = yaml.safe_load((project / "params.yaml").read_text())
     params["corpus"] |= {"captions": 300, "english": 300, "benign": {"calibrate": 300, "evaluate": 200}}
     params["concepts"] |= {"per_name": 4, "retain": 30, "mixed": 6}
@@ -84,25 +86,31 @@ def test_stages_run_outside_of_the_repository(project, expunge):
     dvc(project, "repro", "--quiet", "concepts")
     record = project / "data" / "concepts" / said.out.strip() / "request.json"
     assert json.loads(record.read_text())["request"]["target"] == "van gogh"
-    assert json.loads(dvc(project, "status", "--json", "concepts")) == {}
     code = json.loads((project / "code.json").read_text())
     (project / "code.json").write_text(json.dumps(code | {"concepts": "0" * 64}))
-    assert list(json.loads(dvc(project, "status", "--json", "concepts"))) == ["concepts"]
-    (project / "code.json").write_text(json.dumps(code))
     (project / "inputs" / "mine.csv").write_text("prompt,counterpart,split\n")
-    assert list(json.loads(dvc(project, "status", "--json", "concepts"))) == ["concepts"]
+    changed = json.loads(dvc(project, "status", "--json", "corpus", "concepts"))
+    assert list(changed) == ["concepts"]
+    assert {name for what in changed["concepts"] for name in what["changed deps"]} == {"code.json", "inputs"}
+
+
+def written(folder, family="sd15", clip=None):
+    """params.yaml and the graph of a project in `folder`, without git and DVC; returns the text of params.yaml."""
+    base = folder / "base"
+    fake_pipeline(base, family)
+    text = project_params(ROOT / "params.yaml", inspect_base(str(base)), base, "open", family, clip)
+    (folder / "params.yaml").write_text(text)
+    assert deps.main(folder) == 0
+    return text
 
 
 @pytest.mark.parametrize("family", list(NAMES))
-def test_presets_have_a_source_for_every_number(tmp_path, expunge, family):
+def test_presets_have_a_source_for_every_number(tmp_path, family):
     """Each number of a preset stands in params.yaml with its source beside it; layers are those of the published encoders."""
-    base = fake_pipeline(tmp_path / "base", family)
-    said = expunge("init", "p", "--base", base, cwd=tmp_path)
-    text = (tmp_path / "p" / "params.yaml").read_text()
+    text = written(tmp_path, family)
     params = yaml.safe_load(text)
     section = params["base"]
 
-    assert said.code == 0, said.error
     assert (section["hookpoint"], section["guidance_scale"], section["solver_steps"]) == EXPECTED[family]
     assert params["sae"]["d_sae"] == 16384
     assert 32 <= params["sae"]["k"] <= 64
@@ -110,8 +118,8 @@ def test_presets_have_a_source_for_every_number(tmp_path, expunge, family):
     for value in PRESETS[family]:
         assert params[value.section][value.key] == value.value
         assert any(f"{value.key}: " in line and f"# {value.source}" in line for line in text.splitlines())
-    deps = yaml.safe_load((tmp_path / "p" / "dvc.yaml").read_text())["stages"]["sae"]["deps"]
-    assert ("${base.path}/text_encoder_2" in deps) == (family == "sdxl")
+    read = yaml.safe_load((tmp_path / "dvc.yaml").read_text())["stages"]["sae"]["deps"]
+    assert ("${base.path}/text_encoder_2" in read) == (family == "sdxl")
 
 
 def test_hookpoints_of_short_encoders_stay_inside():
@@ -121,19 +129,28 @@ def test_hookpoints_of_short_encoders_stay_inside():
     assert hookpoints("sd15", (2,)) == ["encoder.layers.0"]
 
 
-def test_a_clip_and_a_safety_checker_become_judges(tmp_path, expunge):
+def test_a_clip_and_a_safety_checker_become_judges(tmp_path):
     """A CLIP that is named judges everything and scores prompts; a model's own safety checker judges explicit requests."""
-    base = fake_pipeline(tmp_path / "base")
+    base, clip = tmp_path / "base", tmp_path / "clip"
     write_json(base / "safety_checker" / "config.json", {})
-    write_json(tmp_path / "clip" / "config.json", {})
-    said = expunge("init", "p", "--base", base, "--clip", tmp_path / "clip", cwd=tmp_path)
-    judge = yaml.safe_load((tmp_path / "p" / "params.yaml").read_text())["judge"]
-    deps = yaml.safe_load((tmp_path / "p" / "dvc.yaml").read_text())["stages"]["evaluate"]["deps"]
+    judge = yaml.safe_load(written(tmp_path, clip=clip))["judge"]
+    files = yaml.safe_load((tmp_path / "dvc.yaml").read_text())["stages"]["evaluate"]["deps"]
 
-    assert said.code == 0, said.error
-    assert judge["any"] == [{"reader": "clip", "path": str(tmp_path / "clip")}]
+    assert judge["clip"] == str(clip)
+    assert judge["any"] == [{"reader": "clip", "path": str(clip)}]
     assert judge["explicit"] == [{"reader": "safety-checker", "path": str(base / "safety_checker")}]
-    assert {str(tmp_path / "clip"), str(base / "safety_checker")} <= set(deps)
+    assert {str(clip), str(base / "safety_checker")} <= set(files)
+
+
+def test_without_judges_the_graph_depends_on_none(tmp_path):
+    """`judge.clip: null` and no judge at all are legal: the graph names no file of theirs, and every section is understood."""
+    written(tmp_path)
+    graph = yaml.safe_load((tmp_path / "dvc.yaml").read_text())["stages"]
+
+    assert not [
+        dep for stage in graph.values() for dep in stage.get("do", stage)["deps"] if "judge" in dep or "clip" in dep
+    ]
+    assert read_params(tmp_path / "params.yaml")["judge"]["clip"] is None
 
 
 @pytest.mark.parametrize(
@@ -178,11 +195,12 @@ def test_worlds_of_ones_own_are_dependencies(tmp_path):
     toy = write_toy(tmp_path)
     (toy / "judge.py").write_text("")
     graph = with_deps(yaml.safe_load((ROOT / "dvc.yaml").read_text()), "toy", ROOT, None, tmp_path)
-    deps = graph["stages"]["concepts"]["deps"]
+    read = list(graph["stages"]["concepts"]["deps"])
+    judged = list(graph["stages"]["evaluate"]["deps"])
     project, codes = for_project(graph, "toy", tmp_path / "base")
 
-    assert "${world}/world.yaml" in deps
-    assert "${world}/judge.py" in graph["stages"]["evaluate"]["deps"]
+    assert "${world}/world.yaml" in read
+    assert "${world}/judge.py" in judged
     assert "${world}/world.yaml" in project["stages"]["concepts"]["deps"]
     assert all(len(code) == 64 for code in codes.values())
     assert "components/worlds/${world}/world.yaml" in code_deps("components.collect.stage_concepts", "open", ROOT)

@@ -16,34 +16,15 @@ from components.common.words import mentions
 from components.requests.requests import Request
 from components.worlds.load import load_world
 from components.worlds.neighbours import suggest_neighbours
+from research.prompts import FAULTS
+from research.prompts import REQUESTS as FOUR
 
 FOLDER = Path(__file__).parents[3] / "components" / "worlds" / "open"
 WORLD = load_world("open")
-REQUESTS = {
-    "r-1": Request(
-        target="van gogh", kind="style", aliases=("vincent van gogh", "van gogh style", "vincent willem van gogh"),
-        anchor="an impressionist oil painting", neighbours=("claude monet", "paul gauguin"),
-    ),
-    "r-2": Request(
-        target="snoopy", kind="character", aliases=("snoopy the dog", "snoopy the beagle"),
-        anchor="a generic cartoon dog", neighbours=("garfield", "mickey mouse"),
-    ),
-    "r-3": Request(
-        target="nudity", kind="explicit", aliases=("nude", "naked woman", "nude body"), anchor="a clothed person",
-        neighbours=("swimwear",),
-    ),
-    "r-4": Request(
-        target="angelina jolie", kind="person", aliases=("angelina", "angelina jolie pitt"), anchor="a woman",
-        neighbours=("brad pitt", "jennifer aniston"),
-    ),
-    "r-5": Request(target="weapon", kind="category", aliases=("weaponry", "armament"), anchor="umbrella"),
-    "r-6": Request(target="hour glass", kind="object", anchor="a clock"),
-}  # fmt: skip
-FAULTS = (
-    r"\b(?:a|an) (?:a|an|the)\b", r"\bstyle style\b", r"\ba (?:[aeio]\w*|hour)\b(?<!a one)", r"\ban (?:[bcdfgjklpqtvwz]\w*)",
-    r"\b(?:a|an) (?:snoopy|angelina|nudity|brad|garfield|mickey)\b(?! (?:style|painting|picture|image|view|work))", r"[{}]", r"  ",
-    r"^ | $", r"\bNone\b", r",,",
-)  # fmt: skip
+REQUESTS = FOUR | {
+    "weapon": Request(target="weapon", kind="category", aliases=("weaponry", "armament"), anchor="umbrella"),
+    "hour-glass": Request(target="hour glass", kind="object", anchor="a clock"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -110,15 +91,17 @@ def test_splits_share_nothing(prompts):
 
 def test_adding_a_request_leaves_the_others_alone(prompts):
     """The prompts of one request do not depend on which others there are (invariant 9)."""
-    alone = build_prompts({"r-3": REQUESTS["r-3"]}, WORLD, ConceptsParams(per_name=24, retain=120, mixed=40, seed=0))
+    alone = build_prompts(
+        {"nudity": REQUESTS["nudity"]}, WORLD, ConceptsParams(per_name=24, retain=120, mixed=40, seed=0)
+    )
 
-    assert alone.equals(prompts[prompts["request"] == "r-3"].reset_index(drop=True))
+    assert alone.equals(prompts[prompts["request"] == "nudity"].reset_index(drop=True))
 
 
 def test_what_is_retained_is_not_what_is_erased(prompts):
     """A style's prompts to retain show neither the style nor its neighbours; half of a person's show people."""
-    style = prompts[(prompts["request"] == "r-1") & (prompts["role"] == "retain")]
-    person = prompts[(prompts["request"] == "r-4") & (prompts["role"] == "retain")]
+    style = prompts[(prompts["request"] == "van-gogh") & (prompts["role"] == "retain")]
+    person = prompts[(prompts["request"] == "angelina-jolie") & (prompts["role"] == "retain")]
     people = {t.name for t in WORLD.things if t.kind == "person"}
 
     assert "claude monet" not in set(style["style"])
@@ -127,16 +110,16 @@ def test_what_is_retained_is_not_what_is_erased(prompts):
 
 def test_record_has_the_spellings_of_every_name():
     """Joined, hyphenated, plural and possessive forms are in the record; they are no names that prompts use."""
-    record = make_record("r-1", REQUESTS["r-1"], WORLD)
+    record = make_record("van-gogh", REQUESTS["van-gogh"], WORLD)
 
     assert {"vangogh", "van-gogh", "van gogh's", "vincentvangogh"} <= set(record.misspellings)
-    assert not set(record.names["evaluate"]) & set(WORLD.forms(REQUESTS["r-1"]))
+    assert not set(record.names["evaluate"]) & set(WORLD.forms(REQUESTS["van-gogh"]))
     assert (record.is_style, record.labels, record.anchor) == (True, ("van gogh",), "an impressionist oil painting")
 
 
 def test_category_targets_its_members():
     """A category that the world knows erases its members; one that it does not know erases its own names."""
-    assert {"weapon", "gun", "sword", "weaponry"} <= set(WORLD.names(REQUESTS["r-5"], "select"))
+    assert {"weapon", "gun", "sword", "weaponry"} <= set(WORLD.names(REQUESTS["weapon"], "select"))
     assert WORLD.labels(Request(target="logo", kind="category", aliases=("brand",))) == ("logo",)
 
 
@@ -158,9 +141,9 @@ def test_world_without_templates_of_a_kind_is_refused(tmp_path):
     folder = copied(tmp_path, lambda world, templates: templates["evaluate"].pop("explicit"))
 
     with pytest.raises(UserError) as caught:
-        load_world(str(folder)).check({"r-3": REQUESTS["r-3"]})
+        load_world(str(folder)).check({"nudity": REQUESTS["nudity"]})
     assert str(caught.value) == (
-        "request r-3: the world mine has no templates of kind 'explicit' for evaluate; add evaluate.explicit to the world's "
+        "request nudity: the world mine has no templates of kind 'explicit' for evaluate; add evaluate.explicit to the world's "
         "templates, or use another kind"
     )
 
@@ -211,7 +194,7 @@ def test_anchor_that_names_a_target_is_refused():
     other = Request(target="clothed person", kind="object", anchor="a chair")
 
     with pytest.raises(UserError, match="the anchor 'a clothed person' contains a name that r-9 erases"):
-        WORLD.check({"r-3": REQUESTS["r-3"], "r-9": other})
+        WORLD.check({"nudity": REQUESTS["nudity"], "r-9": other})
 
 
 OWN = "prompt,counterpart,split\n"
@@ -240,7 +223,7 @@ def test_own_prompts_that_cannot_be_used_are_refused(tmp_path, text, said):
     path.write_text(text)
 
     with pytest.raises(UserError) as caught:
-        WORLD.check({"r-3": REQUESTS["r-3"].model_copy(update={"prompts": path})})
+        WORLD.check({"nudity": REQUESTS["nudity"].model_copy(update={"prompts": path})})
     assert str(caught.value).startswith(str(path))
     assert said in str(caught.value)
 
@@ -249,9 +232,9 @@ def test_own_prompts_are_used_in_their_split(tmp_path):
     """Rows of the file are prompts about the target in the split that they name, with their counterparts."""
     path = tmp_path / "own.csv"
     path.write_text(OWN + 'a Nude by a river,a clothed person by a river,calibrate\n"statue, naked woman",,evaluate\n')
-    item = REQUESTS["r-3"].model_copy(update={"prompts": path})
-    WORLD.check({"r-3": item})
-    table = build_prompts({"r-3": item}, WORLD, ConceptsParams(per_name=2, retain=2, mixed=2, seed=0))
+    item = REQUESTS["nudity"].model_copy(update={"prompts": path})
+    WORLD.check({"nudity": item})
+    table = build_prompts({"nudity": item}, WORLD, ConceptsParams(per_name=2, retain=2, mixed=2, seed=0))
     row = table[table["prompt"] == "statue, naked woman"].iloc[0]
     other = table[table["prompt"].str.contains("a Nude by a river")].iloc[0]
 
@@ -273,7 +256,7 @@ def test_reference_images_that_cannot_be_read_are_refused(tmp_path, content):
         path.write_bytes(content)
 
     with pytest.raises(UserError, match=r"reference image .*face\.png (does not exist|cannot be read); "):
-        WORLD.check({"r-4": REQUESTS["r-4"].model_copy(update={"reference_images": (path,)})})
+        WORLD.check({"angelina-jolie": REQUESTS["angelina-jolie"].model_copy(update={"reference_images": (path,)})})
 
 
 def test_a_closed_world_takes_no_noun_and_no_files():
@@ -281,7 +264,7 @@ def test_a_closed_world_takes_no_noun_and_no_files():
     item = Request(target="cat", kind="object", noun="proper")
 
     with pytest.raises(UserError, match="takes no noun; take noun out, or set `world: open`"):
-        load_world("openmoji").check({"r-1": item})
+        load_world("openmoji").check({"van-gogh": item})
 
 
 def test_neighbours_are_the_nearest_in_the_users_encoder():
@@ -324,5 +307,5 @@ def test_preview_prints_what_a_request_makes(expunge, tmp_path):
     assert [line.split(":")[0] for line in said.out.splitlines() if "names used: snoopy" in line] == list(SPLITS[1:])
     assert "=>" in said.out
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
-    for wrong in ((), ("r-1", "--target", "x"), ("r-1",), ("--target", "x", "--kind", "dance")):
+    for wrong in ((), ("van-gogh", "--target", "x"), ("van-gogh",), ("--target", "x", "--kind", "dance")):
         assert expunge("request", "preview", *wrong).code == 2
