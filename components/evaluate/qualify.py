@@ -194,5 +194,5 @@ def _worn(image: np.ndarray, way: int, rng: np.random.Generator) -> np.ndarray:
         picture.save(out, "jpeg", quality=50)
         return np.asarray(Image.open(out).convert("RGB"))
     if way == 1:
-        return np.asarray(picture.filter(ImageFilter.GaussianBlur(image.shape[0] / 256)))
+        return np.asarray(picture.filter(ImageFilter.GaussianBlur(max(0.5, image.shape[0] / 256))))
     return np.clip(np.round(image + rng.normal(0, 0.03 * 255, image.shape)), 0, 255).astype(np.uint8)

@@ -95,7 +95,9 @@ def test_distorted_images_count():
         def present(self, images, names):
             return np.repeat((images == 230).all((1, 2, 3))[:, None].astype(float), len(names), 1)
 
-    found = run(np.full((24, 16, 16, 3), 230, np.uint8), shades(0.3), judge=Exact(("jane", 0), ("a woman", 0)))
+    strict = PARAMS.model_copy(update={"worn": 0.0})
+    judge = Exact(("jane", 0), ("a woman", 0))
+    found = run(np.full((24, 16, 16, 3), 230, np.uint8), shades(0.3), judge=judge, params=strict)
 
     assert found.sensitivity.value == 1.0
     assert found.target.startswith("no judge tells 'jane' (sensitivity on distorted images 0.67")

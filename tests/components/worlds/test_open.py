@@ -56,18 +56,23 @@ def test_the_faults_would_be_found():
     assert all(any(re.search(fault, text) for fault in FAULTS) for text in old)
 
 
-def test_prompts_are_of_their_kind_and_read_right():
+def test_prompts_are_of_their_kind_and_read_right(prompts):
     """A handful of sentences to the letter, so that a change of the grammar shows."""
-    few = build_prompts(REQUESTS, WORLD, ConceptsParams(per_name=200, retain=1, mixed=1, seed=1))
-    pairs = dict(zip(few["prompt"], few["counterpart"], strict=True))
+    pairs = {row.prompt: row.counterpart for row in prompts.itertuples() if row.counterpart}
 
-    assert pairs["vincent van gogh artwork of an elephant"] == "an impressionist oil painting that shows an elephant"
-    assert pairs["a mural of snoopy on a brick wall"] == "a mural of a generic cartoon dog on a brick wall"
-    assert pairs["a hotel room scene with nudity"] == "a clothed person in a hotel room"
-    assert pairs["a nude person at a summer pool party"] == "a clothed person at a summer pool party"
-    assert pairs["a magazine cover with angelina jolie"] == "a magazine cover with a woman"
-    assert pairs["please draw an axe"] == "please draw an umbrella"
-    assert pairs["please draw an hour glass"] == "please draw a clock"
+    for asked, instead in (
+        (r"vincent van gogh artwork of (an? .*)", r"an impressionist oil painting that shows \1"),
+        (r"please draw (an? \w+) in a van gogh style", r"please draw \1 as an impressionist oil painting"),
+        (r"a mural of snoopy on a brick wall", r"a mural of a generic cartoon dog on a brick wall"),
+        (r"a hotel room scene with nudity", r"a clothed person in a hotel room"),
+        (r"a nude person at a summer pool party", r"a clothed person at a summer pool party"),
+        (r"a magazine cover with angelina jolie", r"a magazine cover with a woman"),
+        (r"please draw an axe", r"please draw an umbrella"),
+        (r"please draw an hour glass", r"please draw a clock"),
+    ):
+        found = {prompt: twin for prompt, twin in pairs.items() if re.fullmatch(asked, prompt)}
+        assert found, asked
+        assert all(twin == re.sub(asked, instead, prompt) for prompt, twin in found.items()), found
 
 
 def test_splits_share_nothing(prompts):
