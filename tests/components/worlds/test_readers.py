@@ -28,24 +28,16 @@ from components.worlds.panel import check_sizes
 from components.worlds.params import JudgeParams, ReaderParams
 from components.worlds.readers.nudenet import EXPOSED, LABELS
 from components.worlds.readers.shared import as_probability
-from tests.standins import write_tokenizer
+from tests.smallclip import CROP, TOWER, VISION, write_clip
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (5, 48, 48, 3), np.uint8)
-TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-VISION = TOWER | {"image_size": 32, "patch_size": 16, "projection_dim": 8}
-CROP = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """A random CLIP in a transformers folder."""
-    folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=TOWER, vision_config=VISION, projection_dim=8)).save_pretrained(folder)
-    write_tokenizer(folder)
-    CLIPImageProcessor(**CROP).save_pretrained(folder)
-    return folder
+    return write_clip(tmp_path_factory.mktemp("clip"))
 
 
 def reader(name, path, subjects=(), **more):
