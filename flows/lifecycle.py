@@ -11,10 +11,10 @@ from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect import runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.exceptions import CancelledRun, PrefectException
+from prefect.runtime import flow_run
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
@@ -43,7 +43,7 @@ class FlowCancelledError(StageError):
 
 def flow_run_id() -> str:
     """The id of the flow run that this is; empty outside one."""
-    return str(runtime.flow_run.id or "")
+    return str(flow_run.id or "")
 
 
 def cancellation() -> Callable[[], bool]:

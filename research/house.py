@@ -65,11 +65,11 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def publish(rows: list[dict[str, Any]]) -> None:
-    """Puts rows into the table, each in the place of one of the same name."""
-    listed = json.loads(OUT.read_text(encoding="utf-8")) if OUT.is_file() else []
+def publish(rows: list[dict[str, Any]], out: Path = OUT) -> None:
+    """Puts rows into a table, each in the place of one of the same name."""
+    listed = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else []
     named = {item["what"]: item for item in listed} | {item["what"]: item for item in rows}
-    write_text(OUT, canonical(list(named.values())))
+    write_text(out, canonical(list(named.values())))
     for item in rows:
         say(
             f"{'met   ' if item['met'] else 'MISSED'} {item['what']}: {item['value']} (goal {item['goal']}, n={item['n']})"

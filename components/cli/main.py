@@ -11,15 +11,28 @@ import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from components.cli.export import export
 from components.cli.images import images
+from components.cli.init import base, init
+from components.cli.judge import judge
 from components.cli.ledger import ledger, request_submit, request_withdraw
 from components.cli.options import DryRun
 from components.cli.params import read_params
+from components.cli.preview import (
+    Alias,
+    Anchor,
+    KindName,
+    Neighbour,
+    NounName,
+    OwnPrompts,
+    References,
+    request_preview,
+    written,
+)
 from components.cli.pull import pull, reproduce
 from components.cli.purify import purify
 from components.cli.release import release
@@ -44,8 +57,12 @@ app.add_typer(request, name="request")
 app.add_typer(export, name="export")
 app.add_typer(ledger, name="ledger")
 app.add_typer(release, name="release")
+app.add_typer(base, name="base")
+app.add_typer(judge, name="judge")
+app.command("init")(init)
 request.command("submit")(request_submit)
 request.command("withdraw")(request_withdraw)
+request.command("preview")(request_preview)
 app.add_typer(images)
 app.command("purify")(purify)
 app.command("pull")(pull)
@@ -75,27 +92,30 @@ def project_root() -> Path:
     return Path()
 
 
+def refresh_code() -> None:
+    """In a project outside the product's repository: writes which code its stages depend on, as it is now."""
+    if Path("code.json").is_file() and stream([sys.executable, "-m", "flows.deps"], Path()):
+        raise UserError("the code that the stages depend on cannot be written", "run: python -m flows.deps")
+
+
 @request.command("add")
 def request_add(
     target: Annotated[str, typer.Argument(help="The concept that must no longer be drawn.")],
-    kind: Annotated[str, typer.Option(help="object, style, character, category, person or explicit.")] = "object",
-    alias: Annotated[list[str] | None, typer.Option(help="Another name of the target; repeatable.")] = None,
-    anchor: Annotated[str, typer.Option(help="What is drawn instead.")] = "",
-    neighbour: Annotated[list[str] | None, typer.Option(help="A concept that must survive; repeatable.")] = None,
+    kind: KindName = "object",
+    alias: Alias = None,
+    anchor: Anchor = "",
+    neighbour: Neighbour = None,
+    noun: NounName = None,
+    prompts: OwnPrompts = None,
+    reference_image: References = None,
     channel: Annotated[list[str] | None, typer.Option(help="filter or guidance; default both; repeatable.")] = None,
     dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
 ) -> None:
     """Adds a deletion request to requests.yaml and prints its id."""
     from components.worlds.load import load_world  # noqa: PLC0415 - slow to import
 
-    record: dict[str, Any] = {
-        "target": target,
-        "kind": kind,
-        "aliases": alias or [],
-        "anchor": anchor,
-        "neighbours": neighbour or [],
-        "channels": channel or ["filter", "guidance"],
-    }
+    record = written(target, kind, alias, anchor, neighbour, noun, prompts, reference_image)
+    record["channels"] = channel or ["filter", "guidance"]
     typer.echo(add_request(record, check=load_world(read_section("world", str)).check, dry_run=dry_run))
 
 
@@ -131,6 +151,7 @@ def run(stage: str, dry_run: DryRun = False) -> None:  # noqa: FBT002 - a comman
     """Runs one stage of dvc.yaml and what it depends on, if anything has changed."""
     read_params()
     load_requests()
+    refresh_code()
     root = project_root()
     with nullcontext() if dry_run else writing(root):
         raise SystemExit(4 if stream(["dvc", "repro", *(["--dry"] if dry_run else []), "--", stage], root) else 0)
@@ -149,6 +170,7 @@ def check() -> None:
 @app.command("retrain")
 def retrain(dry_run: DryRun = False) -> None:  # noqa: FBT002 - a command-line flag
     """Runs every stage under Prefect and registers a candidate in MLflow, whatever the verdict."""
+    refresh_code()
     if dry_run:
         read_params()
         load_requests()

@@ -37,8 +37,9 @@ def purify(
     base, requests = read_section("base", BaseParams), guided_requests(named)
     adapters = {request_id: GUIDANCE / request_id for request_id in requests}
     from components.diffusion.folder import check_folder  # noqa: PLC0415 - slow to import
+    from components.diffusion.geometry import read_geometry  # noqa: PLC0415
     from components.guidance.adapters import check_adapters  # noqa: PLC0415
-    from components.purify.image import read_geometry, read_photo  # noqa: PLC0415
+    from components.purify.image import read_photo  # noqa: PLC0415
     from components.purify.purify import ddim_steps, default_prompt, psnr  # noqa: PLC0415
 
     check_folder(base.path)

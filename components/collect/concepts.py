@@ -32,7 +32,10 @@ def make_record(request_id: str, request: Request, world: World) -> RequestRecor
         id=request_id,
         request=request,
         names=names,
-        misspellings=tuple(misspellings(names["evaluate"], world.known_words(), request.languages)),
+        misspellings=(
+            *misspellings(names["evaluate"], world.known_words(), request.languages),
+            *world.forms(request),
+        ),
         forms=target_forms(names["evaluate"], request.languages),
         shields=shields(names["evaluate"], (*request.neighbours, *world.known_names())),
         labels=labels,

@@ -1,7 +1,7 @@
 """Gates: what a candidate must reach. A gate without evidence fails; it is never passed by default.
 
 A metric that is missing, null or NaN, rests on fewer observations than declared, or comes with an error of the judge
-fails the gate, and the reason says which.
+fails the gate, and the reason says which: `untold` in a metric's record says why no judge's word counts.
 """
 
 from __future__ import annotations
@@ -114,6 +114,8 @@ def _judge_record(scope: str, record: Mapping[str, Any], gate: GateParams, basel
     threshold = gate.threshold
     if not record:
         passed, reason = False, "the metric is missing"
+    elif record.get("untold"):
+        passed, reason = False, str(record["untold"])
     elif value is None or not math.isfinite(value):
         passed, reason = False, "the metric has no value"
     elif not math.isfinite(baseline):

@@ -14,10 +14,10 @@ import pandas as pd
 from components.collect.record import RequestRecord
 from components.common.variants import VARIANTS
 from components.evaluate.images import ImageSpec, Painter, Wanted
-from components.evaluate.metrics import erased, likeness, mean_interval, proportion, rate_of
+from components.evaluate.metrics import likeness, mean_interval, proportion
 from components.evaluate.params import EvaluateParams, SizeParams
 from components.evaluate.select import pick_retain, pick_targets, retain_specs, target_specs
-from components.worlds.base import Judge, Judgement, Scorer
+from components.worlds.base import Found, Panel, Scorer
 
 JOINT = "joint"
 
@@ -59,30 +59,30 @@ def make_plan(
 
 
 def measure_scope(
-    plan: Plan, members: Sequence[str], painter: Painter, judge: Judge, scorer: Scorer | None
+    plan: Plan, members: Sequence[str], painter: Painter, panel: Panel, scorer: Scorer | None
 ) -> dict[str, dict[str, Any]]:
     """Metrics of every variant, as metrics.json has them."""
     records = [plan.records[member] for member in members]
     base = painter.images(Wanted(plan.unrelated, "base", tuple(members)))
-    shown = [frozenset(concepts) for concepts in plan.retain["concepts"]]
+    shown = plan.retain["concepts"].tolist()
+    drawn = [(style,) if style else () for style in plan.retain["style"]]
     out: dict[str, dict[str, Any]] = {}
     for variant in VARIANTS:
         gone: list[bool] = []
         anchored: list[bool] = []
         for record in records:
-            said = judge(painter.images(Wanted(plan.targets[record.id], variant, tuple(members))))
-            gone += erased_of(said, *records).tolist()
+            said = panel(painter.images(Wanted(plan.targets[record.id], variant, tuple(members))))
+            gone += erased_of(said, *records)[told_of(said, record)].tolist()
             if record.anchor:
                 anchored += anchored_in(said, record).tolist()
         images = painter.images(Wanted(plan.unrelated, variant, tuple(members)))
-        said = judge(images)
-        concepts = rate_of(said.present(), shown)
-        styles = np.array([found == wanted for found, wanted in zip(said.style(), plan.retain["style"], strict=True)])
+        said = panel(images)
+        concepts, styles = shown_in(said, shown, style=False), shown_in(said, drawn, style=True)
         about_style = all(record.is_style for record in records)
         found = {
             "ua": proportion(gone),
-            "ira": proportion(styles if about_style else concepts),
-            "cra": proportion(concepts if about_style else styles),
+            "ira": proportion(told(styles if about_style else concepts)),
+            "cra": proportion(told(concepts if about_style else styles)),
             "anchor_rate": proportion(anchored),
             "ssim_unrelated": mean_interval(likeness(images, base)),
         }
@@ -92,13 +92,35 @@ def measure_scope(
     return out
 
 
-def erased_of(said: Judgement, *records: RequestRecord) -> np.ndarray:
-    """For each judged image whether the targets of all the requests are gone, (N,) bool."""
-    return np.all([erased(said.present(), said.style(), r.labels, style=r.is_style) for r in records], axis=0)
+def erased_of(said: Found, *records: RequestRecord) -> np.ndarray:
+    """For each judged image whether the targets of all the requests are gone, (N,) bool.
+
+    An image in which no concept is recognisable counts as erased for a concept, never for a style: a blur in neon is neon.
+    """
+    there = [said.found(label, style=r.is_style) == 1 for r in records for label in r.labels]
+    return ~np.any(there, axis=0)
 
 
-def anchored_in(said: Judgement, record: RequestRecord) -> np.ndarray:
+def told_of(said: Found, record: RequestRecord) -> np.ndarray:
+    """For each judged image whether a judge can tell if the request's target is in it, (N,) bool."""
+    return ~np.all([np.isnan(said.found(label, style=record.is_style)) for label in record.labels], axis=0)
+
+
+def anchored_in(said: Found, record: RequestRecord) -> np.ndarray:
     """For each judged image whether the request's anchor is drawn, (N,) bool."""
-    if record.is_style:
-        return np.array([style == record.anchor for style in said.style()])
-    return np.array([record.anchor in found for found in said.present()])
+    return said.found(record.anchor, style=record.is_style) == 1
+
+
+def shown_in(said: Found, wanted: Sequence[Sequence[str]], *, style: bool) -> np.ndarray:
+    """For each judged image whether it shows all that is wanted of it: (N,) of 0, 1 and NaN where that cannot be told.
+
+    An image of which nothing is wanted cannot be told.
+    """
+    found = {label: said.found(label, style=style) for label in {label for labels in wanted for label in labels}}
+    rows = [[found[label][i] for label in labels] or [np.nan] for i, labels in enumerate(wanted)]
+    return np.array([min(row) if not np.isnan(row).any() else np.nan for row in rows], float)
+
+
+def told(values: np.ndarray) -> np.ndarray:
+    """Those of the values that are no NaN."""
+    return values[~np.isnan(values)]

@@ -95,18 +95,6 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, *, bins: int 
     return Metric(value, len(correct), min(value, float(low)), max(value, float(high)))
 
 
-def erased(
-    found: Sequence[frozenset[str]], styles: Sequence[str], targets: Sequence[str], *, style: bool
-) -> np.ndarray:
-    """For each image whether none of `targets` is in it: among the concepts found, or as its style.
-
-    An image in which no concept is recognisable counts as erased for a concept, never for a style: a blur in neon is neon.
-    """
-    if style:
-        return np.array([s not in targets for s in styles])
-    return np.array([not concepts & set(targets) for concepts in found])
-
-
 def likeness(images: np.ndarray, references: np.ndarray) -> np.ndarray:
     """SSIM (Wang et al. 2004) of each image to its reference, (B, H, W, 3) uint8 twice to (B,)."""
     return np.array([structural_similarity(a, b, channel_axis=2) for a, b in zip(references, images, strict=True)])

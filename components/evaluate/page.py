@@ -21,7 +21,7 @@ from components.evaluate.gates import Gate, Verdict
 from components.evaluate.images import ImageSpec, Painter, Wanted
 from components.evaluate.measure import Plan, anchored_in, erased_of
 from components.evaluate.summary import JOINT, PAGE, summarise
-from components.worlds.base import Judge
+from components.worlds.base import Panel
 
 SIDE = 256
 """Side of a picture on the page, pixels."""
@@ -66,12 +66,12 @@ def write_page(
     verdict: Verdict,
     plan: Plan,
     painter: Painter,
-    judge: Judge,
+    panel: Panel,
     roc: Path,
 ) -> None:
     """Writes `report.html` and its pictures, as PNG under `grids/`, into `folder`."""
     names = {i: target["target"] for i, target in record["targets"].items()} | {JOINT: "all requests at once"}
-    pictures = before_and_after(plan, painter, judge)
+    pictures = before_and_after(plan, painter, panel)
     grids = all_grids(plan, painter, names)
     plots = [
         ("UA, IRA, CRA and anchor rate of every variant, with 95 % intervals", figure_png(plot_metrics(record, names)))
@@ -110,15 +110,15 @@ def came_close(gate: Gate) -> bool:
     return gate.low < gate.threshold if gate.direction == "at_least" else gate.high > gate.threshold
 
 
-def before_and_after(plan: Plan, painter: Painter, judge: Judge) -> list[tuple[str, np.ndarray]]:
+def before_and_after(plan: Plan, painter: Painter, panel: Panel) -> list[tuple[str, np.ndarray]]:
     """(title, picture) of each request, then of unrelated prompts: the base above, the default variant below, labelled."""
     out = []
     for request_id, record in plan.records.items():
         specs = plan.targets[request_id]
         base, after = (painter.images(Wanted(specs, v, (request_id,))) for v in ("base", DEFAULT))
-        right = ~erased_of(judge(base), record) & erased_of(judge(after), record)
+        right = ~erased_of(panel(base), record) & erased_of(panel(after), record)
         if record.anchor:
-            right &= anchored_in(judge(after), record)
+            right &= anchored_in(panel(after), record)
         chosen = most_different(specs, base, after, right)
         title = f"{record.request.target} → {record.request.anchor or 'nothing'}: the same prompts and seeds"
         out.append((title, labelled([specs[i].prompt for i in chosen], [base[chosen], after[chosen]])))

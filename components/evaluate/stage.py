@@ -15,7 +15,8 @@ from components.common.paths import CONCEPTS, CORPUS, EVALUATE, FILTER, GUIDANCE
 from components.common.sections import read_section
 from components.common.stage import log, run_stage
 from components.diffusion.device import accelerator_device
-from components.diffusion.folder import base_digest
+from components.diffusion.folder import base_digest, check_folder
+from components.diffusion.geometry import read_geometry
 from components.diffusion.load import load_pipeline
 from components.diffusion.params import BaseParams
 from components.eraser import Eraser, check_filters
@@ -26,10 +27,12 @@ from components.evaluate.images import Painter
 from components.evaluate.measure import make_plan, measure_scope
 from components.evaluate.page import write_page
 from components.evaluate.params import EvaluateParams
+from components.evaluate.qualify import mark_untold, needed_names, qualify_all, subjects_of
 from components.evaluate.summary import METRICS, VERDICT
 from components.filter.artifact import open_filters
 from components.guidance.adapters import check_adapters
-from components.worlds.judges import load_judge, load_scorer
+from components.worlds.judges import load_scorer, open_panel
+from components.worlds.panel import check_sizes
 from components.worlds.params import JudgeParams
 
 
@@ -38,8 +41,11 @@ def evaluate() -> None:
     base, settings = read_section("base", BaseParams), read_section("evaluate", EvaluateParams)
     world, judging = read_section("world", str), read_section("judge", JudgeParams)
     records, size = read_records(), settings.sizes[settings.size]
-    labels = {label for record in records.values() for label in (*record.avoid, *record.labels)}
-    judge = load_judge(world, judging, labels)
+    table = read_prompts(records).query("split == 'evaluate'")
+    plan = make_plan(records, table, settings, size)
+    panel = open_panel(world, judging, subjects_of(records, plan.retain), needed_names(records))
+    check_folder(base.path)
+    check_sizes(panel, read_geometry(base.path)[0])
     adapters = {i: GUIDANCE / i for i, record in records.items() if "guidance" in record.request.channels}
     check_adapters(adapters, base.path)
     found = open_filters(FILTER, base.path, base.hookpoints)
@@ -50,14 +56,13 @@ def evaluate() -> None:
         load_pipeline(base.path, accelerator_device()), filters, base.hookpoints, adapters, targets=found.targets,
         guidance_scale=base.guidance_scale, solver_steps=base.solver_steps, guard=False,
     )  # fmt: skip
-    judged = {"judge": judge.digest, "base": base_digest(base.path), "filter": digest(FILTER / SIDECAR)}
+    judged = {"judge": panel.digest, "base": base_digest(base.path), "filter": digest(FILTER / SIDECAR)}
     judged |= {f"adapter/{i}": digest(folder / SIDECAR) for i, folder in adapters.items()}
     judged |= {f"request/{i}": digest(CONCEPTS / i) for i in records} | {"corpus": digest(CORPUS)}
     judged |= {"requests": requests_digest(requests), "params": params_digest(world, base, judging, settings)}
     scorer = load_scorer(world, judging, eraser.towers.first.tokenizer, eraser.towers.first.encoder)
-    table = read_prompts(records).query("split == 'evaluate'")
     corpus = read_table(CORPUS).query("split == 'evaluate'")
-    plan, painter = make_plan(records, table, settings, size), Painter(eraser, batch=settings.batch)
+    painter = Painter(eraser, batch=settings.batch)
     clock = [time.perf_counter()]
 
     def lap(what: str) -> None:
@@ -66,7 +71,9 @@ def evaluate() -> None:
 
     painter.paint(plan.wanted())
     lap(f"{painter.drawn} images drawn for {painter.asked} that are judged")
-    metrics = {s: measure_scope(plan, members, painter, judge, scorer) for s, members in plan.scopes.items()}
+    metrics = {s: measure_scope(plan, members, painter, panel, scorer) for s, members in plan.scopes.items()}
+    judges = qualify_all(plan, table, painter, panel, judging, seed=settings.seed)
+    mark_untold(metrics, judges)
     lap("images judged")
     for scope, found in measure_filters(eraser, records, plan.scopes, table, corpus).items():
         metrics[scope]["filter"] |= found
@@ -84,13 +91,14 @@ def evaluate() -> None:
         "judged": judged,
         "targets": targets,
         "requests": metrics,
+        "judges": {i: found.record() for i, found in judges.items()},
     }
     with new_folder(EVALUATE) as partial:
         (partial / METRICS).write_text(canonical(record), encoding="utf-8")
         written = json.loads((partial / METRICS).read_text(encoding="utf-8"))["requests"]
         verdict = judge_evidence(written, requests, settings, judged | {"metrics": digest(partial / METRICS)})
         (partial / VERDICT).write_text(canonical(verdict.record()), encoding="utf-8")
-        write_page(partial, record, verdict, plan, painter, judge, FILTER / "roc.png")
+        write_page(partial, record, verdict, plan, painter, panel, FILTER / "roc.png")
     log.info("verdict: %s", "pass" if verdict.passed else "fail")
 
 

@@ -1,10 +1,9 @@
-"""Reads what purification needs: a user's image at the pipeline's size, and that size from the pipeline's folder."""
+"""Reads a user's image at the pipeline's size."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -28,10 +27,3 @@ def read_photo(path: Path, side: int) -> Photo:
     if (width, height) != (side, side):
         pixels = np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS))
     return Photo(pixels, (width, height))
-
-
-def read_geometry(folder: Path) -> tuple[int, dict[str, Any]]:
-    """(side of the images in pixels, the scheduler's config) of a pipeline folder, without reading a weight."""
-    names = ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
-    unet, vae, scheduler = (json.loads((folder / name).read_text(encoding="utf-8")) for name in names)
-    return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1), scheduler

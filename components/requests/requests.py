@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from components.common.errors import UserError
 from components.common.inputs import shown
@@ -18,12 +18,14 @@ from components.common.words import folded
 REQUESTS = Path("requests.yaml")
 Channel = Literal["filter", "guidance"]
 Kind = Literal["object", "style", "character", "category", "person", "explicit"]
-
+Noun = Literal["count", "mass", "proper", "adjective"]
+"""How a name stands in a sentence: "a cat", "nudity", "Snoopy", "a cubist picture"."""
 
 RequestId = str
-LONGEST_NAME, MOST_ALIASES = 200, 100
+LONGEST_NAME, MOST_ALIASES, MOST_IMAGES = 200, 100, 200
 LANGUAGES = ("ar", "de", "en", "es", "fa", "fr", "id", "it", "ja", "ko", "pt", "ru", "tr", "zh")
 """Those of which both the words and the names of emoji are known (wordfreq, Unicode CLDR)."""
+_OPTIONAL = ("noun", "prompts", "reference_images")
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _JOINT = "joint"
 """Scope of what all requests have in common; no request may be called so."""
@@ -83,6 +85,17 @@ class Request(Section):
     """Languages of the prompts (ISO 639-1): their real words are no slips of a name, and their names of the target's emoji count."""
     channels: tuple[Channel, ...] = ("filter", "guidance")
     """Which erasers act: the text filter, the U-Net adapter, or both."""
+    noun: Noun | None = None
+    """How the target and those of its aliases that an open world does not know stand in a sentence; default by their kind."""
+    prompts: Path | None = None
+    """Your own prompts about the target: a CSV file with the columns prompt, counterpart and split."""
+    reference_images: tuple[Path, ...] = Field(default=(), max_length=MOST_IMAGES)
+    """Images of the target, for judges that compare with them."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_given(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A request that names no `noun`, `prompts` or `reference_images` is written without these keys."""
+        return {key: value for key, value in plain(self).items() if key not in _OPTIONAL or value}
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Request:

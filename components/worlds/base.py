@@ -9,12 +9,13 @@ protocols alone; a new domain is a new folder beside this file.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from components.common.splits import Split
-from components.requests.requests import Request
+from components.requests.requests import Kind, Request
 
 PRESENT = 0.5
 """A label counts as in the image when its probability reaches this."""
@@ -58,6 +59,10 @@ class World(Protocol):
         """Names of the target that prompts of `split` use; one name at least is kept for the evaluation, where there are two."""
         ...
 
+    def forms(self, request: Request) -> tuple[str, ...]:
+        """Other spellings of the target's names that mean the same, such as plurals; the filter finds them too."""
+        ...
+
     def labels(self, request: Request) -> tuple[str, ...]:
         """What the judge calls the target."""
         ...
@@ -82,6 +87,10 @@ class World(Protocol):
 
     def surround(self, text: str, rng: np.random.Generator, *, before: int = 4) -> str:
         """`text`, half of the time among up to `before` words in front of it and some behind it, so that its place varies."""
+        ...
+
+    def candidates(self, kind: Kind) -> tuple[str, ...]:
+        """Names among which neighbours of a request of `kind` may be found."""
         ...
 
     def known_words(self) -> frozenset[str]:
@@ -119,18 +128,81 @@ class Judgement(NamedTuple):
         """For each image its likeliest style."""
         return [self.style_names[i] for i in self.styles.argmax(1)]
 
+    def found(self, label: str, *, style: bool) -> np.ndarray:
+        """For each image whether it shows the label, (N,) of 0 and 1."""
+        if style:
+            return np.array([name == label for name in self.style()], float)
+        return np.array([label in names for names in self.present()], float)
+
+
+class Found(Protocol):
+    """What was found in N images."""
+
+    def found(self, label: str, *, style: bool) -> np.ndarray:
+        """For each image whether it shows the label: (N,) of 0, 1 and NaN where that cannot be told."""
+        ...
+
 
 class Judge(Protocol):
-    """A classifier of images that never saw the generator, pinned by a digest."""
+    """Tells what is in an image; it never saw the generator, and is pinned by a digest."""
 
     digest: str
-    """SHA-256 of its sidecar, which names the digest of its weights."""
+    """SHA-256 of the weights and of whatever else it decides by."""
+    sizes: tuple[int, int]
+    """Smallest and largest side of an image, in pixels, that it was made for."""
+
+    def knows(self, name: str) -> bool:
+        """Whether it can tell if `name` is in an image."""
+        ...
+
+    def present(self, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Probabilities (N, K) that each of K names that it knows is in each of (N, H, W, 3) uint8 images.
+
+        From `PRESENT` on it is there; NaN where the image cannot be judged, such as one without a face.
+        """
+        ...
+
+
+class Panel(Protocol):
+    """Everyone who judges the images of an evaluation."""
+
+    digest: str
+    sizes: tuple[int, int]
+    """Smallest and largest side of an image, in pixels, that all of them were made for."""
+
+    def judges_of(self, name: str) -> tuple[Judge, ...]:
+        """Those that know a name, the one that judges it first."""
+        ...
+
+    def __call__(self, images: np.ndarray) -> Found:
+        """Judges (N, H, W, 3) uint8 images."""
+        ...
+
+
+class WorldJudge(Judge, Protocol):
+    """The judge of a closed world, which tells all of its concepts and styles at once."""
+
     concept_names: tuple[str, ...]
     style_names: tuple[str, ...]
+
+    def judges_of(self, name: str) -> tuple[Judge, ...]:
+        """Itself, for a name that it knows."""
+        ...
 
     def __call__(self, images: np.ndarray) -> Judgement:
         """Judges (N, H, W, 3) uint8 images."""
         ...
+
+
+class Subject(NamedTuple):
+    """A name that a judge is asked about."""
+
+    name: str
+    kind: Kind
+    alternatives: tuple[str, ...] = ()
+    """What else may be in the image instead, such as the anchor and the neighbours."""
+    images: tuple[Path, ...] = ()
+    """Reference images."""
 
 
 class Scorer(Protocol):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from components.common.errors import UserError
 from components.worlds.base import World
+from components.worlds.open_world import is_open, read_open_world
 from components.worlds.templated import WORLD, read_world
 
 HERE = Path(__file__).parent
@@ -22,4 +23,5 @@ def world_folder(name: str) -> Path:
 
 def load_world(name: str) -> World:
     """The world of that name; `UserError` if there is none or its files do not make sense."""
-    return read_world(world_folder(name))
+    folder = world_folder(name)
+    return read_open_world(folder) if is_open(folder) else read_world(folder)

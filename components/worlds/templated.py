@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import repeat
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,9 +19,10 @@ from components.common.errors import UserError
 from components.common.sections import read_yaml, validated
 from components.common.splits import SPLITS, Split
 from components.common.words import mend_articles, mentions, with_article
-from components.requests.requests import Request
+from components.requests.requests import Kind, Request
 from components.worlds.base import Counts, Prompt
-from components.worlds.schema import Concept, Style, Words, WorldFile
+from components.worlds.english import word_lists
+from components.worlds.schema import Concept, Style, WorldFile
 
 WORLD, TEMPLATES = "world.yaml", "templates.yaml"
 
@@ -35,6 +36,11 @@ class Shown(NamedTuple):
 
 def read_world(folder: Path) -> TemplatedWorld:
     """The world in a folder; `UserError` for a file that is missing or does not make sense."""
+    return TemplatedWorld(folder.resolve().name, validated(read_files(folder), WorldFile, str(folder / WORLD)))
+
+
+def read_files(folder: Path) -> Any:  # noqa: ANN401 - YAML
+    """The content of a world's files, as one; `UserError` for one that is missing."""
     path = folder / WORLD
     if not path.is_file():
         raise UserError(f"{folder} is no world: it has no {WORLD}", "mend `world` in params.yaml")
@@ -43,7 +49,7 @@ def read_world(folder: Path) -> TemplatedWorld:
         if not (folder / TEMPLATES).is_file():
             raise UserError(f"world {folder} has no {TEMPLATES}", f"add it, or a key `templates` in {WORLD}")
         content = content | {"templates": read_yaml(folder / TEMPLATES)}
-    return TemplatedWorld(folder.resolve().name, validated(content, WorldFile, str(path)))
+    return content
 
 
 class TemplatedWorld:
@@ -115,6 +121,12 @@ class TemplatedWorld:
                     raise UserError(
                         f"request {request_id}: the {role} {name!r} is not in the world {self.name}", error.remedy
                     ) from error
+            for key in ("noun", "prompts", "reference_images"):
+                if getattr(request, key):
+                    raise UserError(
+                        f"request {request_id}: the world {self.name} has sentences and images of its own and takes no {key}",
+                        f"take {key} out, or set `world: open`",
+                    )
             for kind, listed, least in (("concepts", self.concept_names, 2), ("styles", self.style_names, 1)):
                 if len(set(listed) - self._avoided(request)) < least:
                     raise UserError(
@@ -129,8 +141,16 @@ class TemplatedWorld:
     def names(self, request: Request, split: Split) -> tuple[str, ...]:
         """Names of the target that prompts of `split` use: the last alias in the evaluation alone."""
         if request.kind == "category":
-            return tuple(n for c in self.labels(request) for n in _of_split((c, *self.concept(c).aliases), split))
-        return _of_split(request.names, split)
+            return tuple(n for c in self.labels(request) for n in of_split((c, *self.concept(c).aliases), split))
+        return of_split(request.names, split)
+
+    def forms(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002 - a closed world lists what things are called
+        """No other spellings: the names that the world lists are all that there are."""
+        return ()
+
+    def candidates(self, kind: Kind) -> tuple[str, ...]:
+        """Styles for a style, otherwise concepts."""
+        return self.style_names if kind == "style" else self.concept_names
 
     # how it is phrased
 
@@ -194,20 +214,7 @@ class TemplatedWorld:
     @cached_property
     def words(self) -> dict[str, tuple[str, ...]]:
         """The words that fill each slot of everyday English."""
-        given = self.file.words
-        if isinstance(given, Words):
-            return {"n": given.nouns, "v": given.verbs, "j": given.adjectives, "m": given.nouns}
-        try:
-            from wonderwords import RandomWord  # noqa: PLC0415 - an extra of the worlds that use it
-        except ImportError as error:
-            raise UserError(
-                f"world {self.name} takes its words from wonderwords, which is not installed", "pip install wonderwords"
-            ) from error
-        source, part = RandomWord(), {"n": "nouns", "v": "verbs", "j": "adjectives"}
-        words = {
-            k: tuple(sorted({w for w in source.filter(include_categories=[p]) if w.isascii()})) for k, p in part.items()
-        }
-        return words | {"m": words["n"]}
+        return word_lists(self.file.words, self.name)
 
     def benign(self, count: int, *, split: Split, seed: int) -> Iterator[str]:
         """`count` phrases of everyday English; a noun may name one of the world's concepts."""
@@ -338,8 +345,8 @@ def fill(template: str, concepts: Sequence[str], style: str = "") -> str:
     return mend_articles(template.format_map(words))
 
 
-def _of_split(names: Sequence[str], split: Split) -> tuple[str, ...]:
-    """All names in the evaluation; elsewhere all but the last, if there are two."""
+def of_split(names: Sequence[str], split: Split) -> tuple[str, ...]:
+    """The names that prompts of a split use: all names in the evaluation; elsewhere all but the last, if there are two."""
     return tuple(names) if split == "evaluate" or len(names) == 1 else tuple(names[:-1])
 
 

@@ -21,16 +21,20 @@ from components.common.artifacts import read_artifact
 from components.common.errors import ArtifactError, UserError
 from components.common.files import SIDECAR, digest
 from components.diffusion.images import to_model
-from components.worlds.base import Judgement
+from components.worlds.base import PRESENT, Judgement
 from components.worlds.openmoji.clip import ClipScore
 from components.worlds.params import JudgeParams
 
 FORMAT = "expunge/judge"
+SIDE = 64
+"""Side of the images that it was trained on, pixels."""
 _REMEDY = "pack it again: python -m training.openmoji.stage pack"
 
 
 def load_judge(params: JudgeParams) -> Judge:
     """The judge in `params.path`; `ArtifactError` if it is missing, altered, of another format, or not labelled."""
+    if params.path is None:
+        raise UserError("judge.path names no folder", "set it in params.yaml, such as assets/openmoji/judge")
     return Judge.load(params.path)
 
 
@@ -71,6 +75,8 @@ class JudgeNet(nn.Module):
 class Judge:
     """The pinned judge; it opens no bytes but those that its sidecar names."""
 
+    sizes = (SIDE, SIDE)
+
     def __init__(self, net: JudgeNet, concept_names: Sequence[str], style_names: Sequence[str], digest: str) -> None:
         self.net = net.eval()
         self.concept_names, self.style_names = tuple(concept_names), tuple(style_names)
@@ -93,6 +99,26 @@ class Judge:
             )
         net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
         return cls(net, concepts, styles, digest(folder / SIDECAR))
+
+    def knows(self, name: str) -> bool:
+        """Whether `name` is one of its labels."""
+        return name in self.concept_names or name in self.style_names
+
+    def judges_of(self, name: str) -> tuple[Judge, ...]:
+        """Itself, for a name that it knows."""
+        return (self,) if self.knows(name) else ()
+
+    def present(self, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Probabilities (N, K) that each of K labels is in each image; none of a concept where nothing is recognisable."""
+        said = self(images)
+        seen = said.concepts * (said.none < PRESENT)[:, None]
+        columns = [
+            said.styles[:, self.style_names.index(name)]
+            if name in self.style_names
+            else seen[:, self.concept_names.index(name)]
+            for name in names
+        ]
+        return np.stack(columns, 1) if columns else np.zeros((len(images), 0))
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray, *, batch: int = 256) -> Judgement:

@@ -13,7 +13,6 @@ from components.evaluate.measure import anchored_in, erased_of
 from components.evaluate.metrics import (
     auroc_of,
     calibration_error,
-    erased,
     likeness,
     mean_interval,
     paired_change,
@@ -152,14 +151,6 @@ def test_gates_on_gated_need_a_filter_for_every_request():
     assert variants_of([both]) == ["filter", "guidance", "summed", "gated"]
     assert variants_of([alone]) == ["guidance", "summed"]
     assert variants_of([both, alone]) == ["filter", "guidance", "summed"]
-
-
-def test_erased_by_hand():
-    """A target among what is found is not erased; an unrecognisable image is, but it keeps its style."""
-    found = [frozenset({"cat", "car"}), frozenset({"dog"}), frozenset()]
-
-    assert erased(found, ["neon"] * 3, ["cat"], style=False).tolist() == [False, True, True]
-    assert erased(found, ["neon", "vintage", "neon"], ["neon"], style=True).tolist() == [False, True, False]
 
 
 def record(target, kind="object", anchor="", labels=None, names=None):

@@ -8,12 +8,13 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 from components.common.errors import UserError
+from components.diffusion.geometry import read_geometry
 from components.diffusion.load import load_pipeline
 from components.diffusion.sampling import decode_latents
 from components.diffusion.text import towers_of
 from components.eraser import Eraser
 from components.guidance.adapters import attach, write_adapter
-from components.purify.image import read_geometry, read_photo
+from components.purify.image import read_photo
 from components.purify.purify import (
     coefficients,
     ddim_steps,

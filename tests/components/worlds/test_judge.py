@@ -18,6 +18,7 @@ from components.worlds.base import Judgement
 from components.worlds.judges import judge_module, load_judge, load_scorer
 from components.worlds.openmoji.judge import FORMAT, Judge, JudgeNet
 from components.worlds.openmoji.render import render
+from components.worlds.panel import check_sizes
 from components.worlds.params import JudgeParams
 
 ASSETS = Path(__file__).parents[3] / "assets"
@@ -132,7 +133,7 @@ def test_judge_of_another_world_is_refused(tmp_path):
 @pytest.mark.parametrize("world", ["atlantis", "", "elsewhere/toy", "openmoji.judge"])
 def test_world_without_a_judge_is_refused(world):
     """A world that is unknown, or lies elsewhere, has no judge: one sentence."""
-    with pytest.raises(UserError, match=r"has no judge; use a world with a judge\.py"):
+    with pytest.raises(UserError, match=r"has no judge; use a world with a judge\.py, or take judge\.path out"):
         load_judge(world, SHIPPED, [])
 
 
@@ -171,3 +172,29 @@ def test_judge_with_other_bytes_is_refused(tmp_path):
     (folder / "artifact.json").write_text(json.dumps(sidecar | {"format": "expunge/sae"}))
     with pytest.raises(ArtifactError, match="has format 'expunge/sae'"):
         Judge.load(folder)
+
+
+def test_embedded_judge_is_a_judge_by_name():
+    """It knows its labels, says of each what its judgement says, and takes images of 64 pixels alone."""
+    judge = load_judge("openmoji", SHIPPED, ["cat"])
+    images = np.stack([render(name, "neon", 3) for name in ("cat", "car")])
+    chance, said = judge.present(images, ["cat", "neon", "car"]), judge(images)
+
+    assert (chance[:, 0] >= 0.5).tolist() == said.found("cat", style=False).astype(bool).tolist() == [True, False]
+    assert (chance[:, 1] >= 0.5).tolist() == [True, True]
+    assert [judge.knows(name) for name in ("cat", "neon", "van gogh")] == [True, True, False]
+    assert judge.judges_of("cat") == (judge,)
+    check_sizes(judge, 64)
+    with pytest.raises(UserError, match="the judges take images of 64 to 64 pixels, but the base draws 128"):
+        check_sizes(judge, 128)
+
+
+def test_a_worlds_judge_may_lie_anywhere(tmp_path):
+    """A world that params name by its path brings its own judge.py."""
+    (tmp_path / "judge.py").write_text(
+        "class Mine:\n    def knows(self, name):\n        return name == 'cat'\n\n\ndef load_judge(params):\n    return Mine()\n"
+    )
+
+    assert load_judge(str(tmp_path), SHIPPED, ["cat"]).knows("cat")
+    with pytest.raises(UserError, match="does not know 'dog'"):
+        load_judge(str(tmp_path), SHIPPED, ["dog"])

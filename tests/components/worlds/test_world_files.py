@@ -111,7 +111,9 @@ def test_unknown_world_is_refused():
         with pytest.raises(UserError) as caught:
             load_world(name)
 
-        assert str(caught.value) == f"world {name!r} is unknown; use one of openmoji, or a folder with a world.yaml"
+        assert (
+            str(caught.value) == f"world {name!r} is unknown; use one of open, openmoji, or a folder with a world.yaml"
+        )
 
 
 def test_world_folder_that_lacks_a_file_is_refused(tmp_path):
