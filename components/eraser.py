@@ -6,10 +6,11 @@
     filter    prompts are edited where a filter flags them; no adapter acts
     guidance  the adapters act on everything, summed; no prompt is edited
     summed    both: prompts are edited where flagged, and the adapters act on everything
-    gated     prompts are edited where flagged, and each adapter acts on the prompts that its request's filter flags
+    gated     prompts are edited where flagged, and each adapter acts from its own threshold on, which is lower than the filter's
 
-`gated` is the default: a prompt that no request flags gets the base's image to the bit, however many requests there are
-(docs/decisions/0008). An adapter whose request has no filter acts on every prompt. The unconditional and the negative
+`gated` is the default: the adapters are a second line behind the filters, and few act on an unrelated prompt, however many
+requests there are (docs/decisions/0029). A prompt that no request flags is encoded as the stock encoder does, to the bit. An
+adapter whose request has no filter acts on every prompt. The unconditional and the negative
 prompt always go through the stock encoder (invariant 4).
 
 What the filters saw is returned, never remembered. Any number of threads may read prompts at once; drawing takes turns,
