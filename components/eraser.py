@@ -40,6 +40,7 @@ from components.diffusion.params import BaseParams
 from components.diffusion.sampling import sample
 from components.filter.artifact import RequestFilter, read_filters, read_targets
 from components.filter.encoder import Decision, FilteredTextEncoder
+from components.filter.normal import check_prompt
 from components.filter.targets import TargetNames
 from components.filter.text import Names, positions
 from components.guidance.adapters import check_adapters, load_adapters, use_adapters
@@ -173,10 +174,12 @@ class Eraser:
     ) -> Erased:
         """Encodes each prompt once and says what acts on it; `requests` names those that act, by default all.
 
-        `UserError` for an unknown variant or request.
+        `UserError` for an unknown variant or request, and for a prompt that no tokenizer can read.
         """
         if variant not in VARIANTS:
             raise UserError(f"variant {variant!r} is unknown", f"use one of: {', '.join(VARIANTS)}")
+        for prompt in prompts:
+            check_prompt(prompt)
         wanted = self.requests if requests is None else tuple(requests)
         if unknown := [name for name in wanted if name not in self.requests]:
             raise UserError(f"request {unknown[0]!r} is unknown", f"use some of: {', '.join(self.requests)}")
