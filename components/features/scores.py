@@ -96,6 +96,10 @@ def tail_threshold(negatives: np.ndarray, fpr: float) -> float:
     count = max(LEAST, int(TAIL * len(ranked)))
     base = ranked[count]
     shape, _, scale = genpareto.fit(ranked[:count] - base, floc=0)
+    if (
+        shape < 0
+    ):  # a tail that ends somewhere: so few excesses cannot show where, and an exponential one is on the safe side
+        shape, scale = 0.0, float((ranked[:count] - base).mean())
     beyond = float(base + genpareto.isf(min(1.0, fpr * len(ranked) / count), shape, scale=scale))
     return float(np.nextafter(np.float32(beyond), np.float32(np.inf)))
 
