@@ -33,11 +33,13 @@ SECRETS = ("postgres", *ROLES, "s3_key", "s3_secret", "prefect_auth", "mlflow_ad
 ACCOUNT = "expunge"
 """The account under which the services' own clients sign in."""
 POOL = "expunge"
-OFFLINE = {
+SETTINGS = {
     "DO_NOT_TRACK": "true",
     "DVC_NO_ANALYTICS": "1",
     "HF_HUB_OFFLINE": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",  # else clients are sent to the S3 store, which they cannot reach
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
 
@@ -118,7 +120,7 @@ class Place:
             "PREFECT_API_URL": f"{self.url('prefect')}/api",
             "PREFECT_HOME": str(self.data / "prefect"),
             **self.storage(),
-            **OFFLINE,
+            **SETTINGS,
         }
 
     def write(self) -> None:

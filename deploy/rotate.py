@@ -36,8 +36,12 @@ def _mlflow(place: Place, known: list[str]) -> None:
 
     for password in known:
         os.environ |= {"MLFLOW_TRACKING_USERNAME": ACCOUNT, "MLFLOW_TRACKING_PASSWORD": password}
+        server = AuthServiceClient(place.url("mlflow"))
         try:
-            AuthServiceClient(place.url("mlflow")).update_user_password(ACCOUNT, known[-1])
+            if password == known[-1]:
+                server.get_user(ACCOUNT)  # it has the new one already
+            else:
+                server.update_user_password(ACCOUNT, known[-1], current_password=password)
         except MlflowException:
             continue
         return

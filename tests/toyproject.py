@@ -43,7 +43,11 @@ def write_project(root: Path, *, withdrawal_hours: float = 0.0, requests: Mappin
     put(root / "requests.yaml", yaml.safe_dump({"requests": dict(requests)}, sort_keys=False))
     put(root / "code.py", "x = 1\n")
     put(root / "world.yaml", "words: {}\n")
-    put(root / "base" / "unet" / "weights", "weights")
+    classes = {"text_encoder": ["transformers", "CLIPTextModel"], "unet": ["diffusers", "UNet2DConditionModel"]}
+    put(root / "base" / "model_index.json", canonical({"_class_name": "StableDiffusionPipeline"} | classes))
+    for part in ("text_encoder", "unet", "vae"):
+        put(root / "base" / part / "model.safetensors", part)
+    put(root / "judge" / "weights", "weights")
     put(root / ".gitignore", IGNORED)
     put(root / "dvc.yaml", yaml.safe_dump({"stages": {name: _stage(name) for name in STAGES}}, sort_keys=False))
     git(root, "init", "--quiet")
