@@ -13,7 +13,7 @@ class BaseParams(Section):
     """The model that requests change."""
 
     path: Path
-    """Folder of a diffusers StableDiffusionPipeline; an input, never written."""
+    """Folder of a diffusers pipeline of Stable Diffusion 1.x, 2.x or XL; an input, never written."""
     hookpoint: str | tuple[str, ...]
     """Module of the text encoder whose output (its residual stream) the SAE reads, such as encoder.layers.2; for SDXL a list
     of two, one for each encoder."""
