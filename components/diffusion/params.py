@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from components.common.sections import Section
 
@@ -13,7 +13,7 @@ class BaseParams(Section):
     """The model that requests change."""
 
     path: Path
-    """Folder of a diffusers StableDiffusionPipeline; an input, never written."""
+    """Folder of a diffusers pipeline of Stable Diffusion 1.x, 2.x or XL; an input, never written."""
     hookpoint: str | tuple[str, ...]
     """Module of the text encoder whose output (its residual stream) the SAE reads, such as encoder.layers.2; for SDXL a list
     of two, one for each encoder."""
@@ -21,6 +21,14 @@ class BaseParams(Section):
     """Classifier-free guidance with which images are drawn, in training, evaluation and purification alike."""
     solver_steps: int = Field(gt=0)
     """Solver steps with which images are drawn, in evaluation and by `expunge generate`."""
+
+    @field_validator("hookpoint", mode="before")
+    @classmethod
+    def _hookpoint_is_text(cls, value: object) -> object:
+        listed = value if isinstance(value, list) and value else [value]
+        if not all(isinstance(name, str) for name in listed):
+            raise ValueError("Input should be a valid string, or a list of one for each text encoder")
+        return value
 
     @property
     def hookpoints(self) -> tuple[str, ...]:

@@ -88,16 +88,17 @@ def export_graph(
     """Writes the graph with a dynamic batch, and has onnx check it; `example` holds two prompts."""
     towers = 1 + len(example.others)
     batch = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH)}
-    program = torch.onnx.export(
-        ExportedFilter(encoder).eval(),
-        tuple(torch.from_numpy(array) for array in feed_of(example, len(encoder.requests)).values()),
-        dynamo=True,
-        input_names=list(input_names(towers)),
-        output_names=list(output_names(towers)),
-        dynamic_shapes=(batch,) * len(input_names(towers)),
-        opset_version=opset,
-        verbose=False,
-    )
+    with torch.no_grad():  # so that reading the stream, which asks for it too, leaves no trace in the graph
+        program = torch.onnx.export(
+            ExportedFilter(encoder).eval(),
+            tuple(torch.from_numpy(array) for array in feed_of(example, len(encoder.requests)).values()),
+            dynamo=True,
+            input_names=list(input_names(towers)),
+            output_names=list(output_names(towers)),
+            dynamic_shapes=(batch,) * len(input_names(towers)),
+            opset_version=opset,
+            verbose=False,
+        )
     assert program is not None  # it is, with dynamo
     size = sum(part.numel() * part.element_size() for part in encoder.parameters())
     program.save(str(path), external_data=size > inline)
