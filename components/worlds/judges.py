@@ -120,7 +120,7 @@ def judge_module(world: str) -> str:
 
 def _module(world: str) -> ModuleType:
     own = Path(world) / "judge.py"
-    if not (HERE / world).is_dir() and own.is_file():
+    if own.is_file() and not (world.isidentifier() and (HERE / world).is_dir()):
         spec = spec_from_file_location("expunge_world_judge", own)
         assert spec is not None  # a .py file has a loader
         assert spec.loader is not None
