@@ -2,9 +2,11 @@
 
     python -m deploy.acceptance burst       # 50 requests in one second; a request withdrawn within the window
     python -m deploy.acceptance kills       # SIGKILL at random, 20 times in all; goes on where it was stopped
-    python -m deploy.acceptance releases    # promote, roll back, rebuild aliases, fetch as another user, reproduce
+    python -m deploy.acceptance releases    # promote, roll back, rebuild aliases, fetch as another user
     python -m deploy.acceptance overhead    # the flow against `dvc repro`
     python -m deploy.acceptance down        # ends the services; the folder stays
+
+`python -m research.releases reproduced` rebuilds a release on a fresh clone.
 
 `--fast` takes a project whose stages take a second each (tests/toyproject.py) in place of a clone of this one. `--at` names the folder.
 """
@@ -17,7 +19,6 @@ import os
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -124,7 +125,7 @@ def _moment(text: str) -> float:
 
 
 def releases(site: Site, command: str) -> list[Row]:
-    """What happens to registered versions: two are promoted, one rolled back, fetched by another user, and rebuilt."""
+    """What happens to registered versions: two are promoted, one rolled back and fetched by another user."""
     from components.registry.registry import Registry  # noqa: PLC0415 - after the environment is set
 
     registry = Registry(site.project)
@@ -165,7 +166,7 @@ def releases(site: Site, command: str) -> list[Row]:
         row("rollback restores the bytes of the champion before", "yes" if restored else "no", goal="yes", met=restored, command=command),
         row("aliases that were deleted by hand are rebuilt from the history", "yes" if rebuilt else "no", goal="yes",
             met=rebuilt, n=len(aliases), command=command),
-        _as_another_user(site, command), _reproduced(site, first, command),
+        _as_another_user(site, command),
     ]  # fmt: skip
 
 
@@ -206,25 +207,6 @@ def _draw(site: Site, release: Path, out: Path) -> str:
     for number, prompt in enumerate([*prompts[:2], "a quiet river"]):
         site.expunge("generate", prompt, "--release", release, "--output", out / f"{number}.png")
     return f"{digest(out)} "
-
-
-def _reproduced(site: Site, version: int, command: str) -> Row:
-    """The release rebuilt from its commit, on a fresh clone with no output and no cache."""
-    into = site.folder / "rebuilt"
-    shutil.rmtree(into, ignore_errors=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "expunge", "reproduce", str(version), "--into", str(into)],
-        cwd=site.project, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    say(done.stdout.strip()[-1500:] + done.stderr.strip()[-500:])
-    what = "expunge reproduce of a release on a fresh clone: digests that differ"
-    return row(
-        what,
-        "0" if done.returncode == 0 else f"exit status {done.returncode}",
-        goal="0",
-        met=done.returncode == 0,
-        command=command,
-    )
 
 
 def overhead(site: Site, command: str, times: int = 3) -> list[Row]:

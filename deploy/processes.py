@@ -15,6 +15,7 @@ import json
 import os
 import pwd
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -46,6 +47,7 @@ def up(place: Place, table: Sequence[Service]) -> None:
                 continue
             if not started[service.name]:
                 end(leftovers(place, service.name), signal.SIGTERM)
+                check_port(place, service)
                 service.prepare()
                 started[service.name] = start(place, service)
                 begun.add(service.name)
@@ -64,6 +66,16 @@ def up(place: Place, table: Sequence[Service]) -> None:
                 f"{name} is not healthy after {START_SECONDS:.0f} s", f"look at {place.logs / name}.log and start again"
             )
         time.sleep(0.2 if waiting else 0)
+
+
+def check_port(place: Place, service: Service) -> None:
+    """`StageError` if another program listens where a service would: it would be taken for the service."""
+    with socket.socket() as probe:
+        if service.port and probe.connect_ex((LOOPBACK, service.port)) == 0:
+            raise StageError(
+                f"port {service.port} of {service.name} is taken by another program",
+                f"end that, or remove {place.home / 'ports.json'} to have others chosen",
+            )
 
 
 def start(place: Place, service: Service) -> psutil.Process:

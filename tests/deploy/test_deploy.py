@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from components.common.errors import StageError
 from deploy import processes
 from deploy.place import LOOPBACK, SECRETS, Place
 from deploy.prefect_yaml import FILE, text
@@ -178,6 +179,15 @@ def test_a_service_that_ends_is_one_sentence(place, capsys, monkeypatch):
     assert re.fullmatch(r"expunge: broken ended; its log says why: \S+/logs/broken.log\n", capsys.readouterr().err)
     assert processes.main(["status", "--home", str(place.home)]) == 1
     assert "broken     down" in capsys.readouterr().out
+
+
+def test_a_port_of_another_program_is_refused(place):
+    """What listens on a service's port already is never taken for that service."""
+    with closing(socket.create_server((LOOPBACK, 0))) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(StageError, match=f"port {port} of one is taken by another program; end that, or remove"):
+            processes.up(place, [sleeper("one", port=port)])
+    assert processes.marked(place) == []
 
 
 def test_a_pid_of_another_process_is_no_service(place):
