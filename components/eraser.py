@@ -143,6 +143,7 @@ class Eraser:
         variant: Variant | None = None,
         requests: Sequence[str] | None = None,
         device: torch.device | None = None,
+        guard: bool = True,
     ) -> Eraser:
         """The base, filters and adapters of a project's working tree, for `requests`, or for all in its requests.yaml.
 
@@ -166,7 +167,7 @@ class Eraser:
             check_filters(chosen, wanted)
         pipe = load_pipeline(folder, device or accelerator_device())
         return cls(
-            pipe, chosen, base.hookpoints, adapters, targets=found.targets if found else {},
+            pipe, chosen, base.hookpoints, adapters, targets=found.targets if found else {}, guard=guard,
             guidance_scale=base.guidance_scale, solver_steps=base.solver_steps,
         )  # fmt: skip
 
