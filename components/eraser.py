@@ -145,6 +145,7 @@ class Eraser:
         variant: Variant | None = None,
         requests: Sequence[str] | None = None,
         device: torch.device | None = None,
+        guard: bool = True,
     ) -> Self:
         """The base, filters and adapters of a project's working tree, for `requests`, or for all in its requests.yaml.
 
@@ -155,7 +156,7 @@ class Eraser:
         base = read_section("base", BaseParams, root / PARAMS)
         return cls.assemble(
             root / base.path, base, load_requests(root / REQUESTS), root / FILTER, root / GUIDANCE,
-            variant=variant, requests=requests, device=device,
+            variant=variant, requests=requests, device=device, guard=guard,
         )  # fmt: skip
 
     @classmethod
@@ -170,6 +171,7 @@ class Eraser:
         variant: Variant | None = None,
         requests: Sequence[str] | None = None,
         device: torch.device | None = None,
+        guard: bool = True,
     ) -> Self:
         """As `open`, of parts that lie anywhere: the pipeline's folder, the filter's, and one with a folder for each adapter."""
         if unknown := [i for i in requests or () if i not in listed]:
@@ -186,7 +188,7 @@ class Eraser:
             check_filters(chosen, wanted)
         pipe = load_pipeline(pipeline, device or accelerator_device())
         return cls(
-            pipe, chosen, base.hookpoints, adapters, targets=found.targets if found else {},
+            pipe, chosen, base.hookpoints, adapters, targets=found.targets if found else {}, guard=guard,
             guidance_scale=base.guidance_scale, solver_steps=base.solver_steps,
         )  # fmt: skip
 

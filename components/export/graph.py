@@ -61,7 +61,7 @@ class ExportedFilter(nn.Module):
     def __init__(self, encoder: FilteredTextEncoder) -> None:
         super().__init__()
         self.encoder = encoder
-        self.eos_token_id, _ = special_tokens(encoder.towers.first.tokenizer)
+        self.eos, _ = special_tokens(encoder.towers.first.tokenizer)
 
     def forward(
         self,
@@ -75,7 +75,7 @@ class ExportedFilter(nn.Module):
         others = ()
         if input_ids_2 is not None and forth_2 is not None and back_2 is not None:
             others = (Matched(input_ids_2, forth_2, back_2),)
-        encoded = Encoded(input_ids, content_mask(input_ids, self.eos_token_id), others)
+        encoded = Encoded(input_ids, content_mask(input_ids, self.eos), others)
         listed = self.encoder.listed(input_ids)
         cond, decision = self.encoder.encode(encoded, torch.where(named < 0, listed, named > 0))
         pooled = () if cond.pooled is None else (cond.pooled,)

@@ -13,9 +13,10 @@ from components.collect.record import RequestRecord
 from components.common.closure import code_of
 from components.common.files import digest, key_of, read_sidecar
 from components.diffusion.device import accelerator_device
+from components.diffusion.folder import part_digests
 from components.diffusion.load import load_pipeline
 from components.diffusion.params import BaseParams
-from components.guidance.adapters import FORMAT, write_adapter
+from components.guidance.adapters import FORMAT, MADE_FOR, write_adapter
 from components.guidance.params import GuidanceParams
 from components.guidance.start import NAME
 from components.guidance.train import train_adapter
@@ -60,6 +61,6 @@ def train_one(
     for _ in tqdm(steps, total=params.steps, desc=title, unit="step", mininterval=5):
         pass
     seconds = time.perf_counter() - begun
-    inputs = {"base": digest(base.path / "unet")}
+    inputs = part_digests(base.path, MADE_FOR)
     write_adapter(folder, pipe.unet, NAME, params=params.model_dump(), inputs=inputs, facts={"seconds": seconds})
     return Trained(folder, seconds)

@@ -167,7 +167,9 @@ def test_documents_name_commands_that_there_are(path):
     ]
 
     assert wrong == []
-    assert [t for t in re.findall(r"`make (\w+)", text) if not re.search(rf"^[\w ]*\b{t}\b[\w ]*:", makefile, re.MULTILINE)] == []
+    assert [
+        t for t in re.findall(r"`make (\w+)", text) if not re.search(rf"^[\w ]*\b{t}\b[\w ]*:", makefile, re.MULTILINE)
+    ] == []
 
 
 def test_readme_shows_commands():
