@@ -17,8 +17,8 @@ from scipy.stats import genpareto
 
 from components.common.errors import UserError
 
-ENOUGH, MANY = 10, 500
-"""Scores above a threshold from which on their rank says where it lies, and scores from which on a tail can be fitted."""
+MANY = 500
+"""Scores from which on a tail can be fitted."""
 TAIL, LEAST, REACH = 0.02, 50, 100
 """The share of scores that is the tail, the fewest that are, and how many times rarer than 1/N a tail is trusted to tell."""
 
@@ -105,9 +105,10 @@ def tail_threshold(negatives: np.ndarray, fpr: float) -> float:
 
 
 def budget_threshold(negatives: np.ndarray, fpr: float) -> float:
-    """The least threshold that keeps the budget: by rank where `ENOUGH` prompts lie above it, otherwise by their tail."""
-    by_rank = fpr * len(negatives) >= ENOUGH or len(negatives) < MANY
-    return conformal_threshold(negatives, fpr) if by_rank else tail_threshold(negatives, fpr)
+    """The least threshold that keeps the budget: by rank while that is possible; beyond, by the tail, and above every score."""
+    if fpr * (len(negatives) + 1) >= 1 or len(negatives) < MANY:
+        return conformal_threshold(negatives, fpr)
+    return max(tail_threshold(negatives, fpr), float(np.nextafter(np.float32(negatives.max()), np.float32(np.inf))))
 
 
 def strictest_threshold(groups: Sequence[np.ndarray], fpr: float) -> float:

@@ -134,7 +134,7 @@ def test_tail_threshold_tells_what_is_rarer_than_the_data(draw):
 
 
 def test_budget_threshold_goes_by_rank_where_it_can():
-    """A budget that ten prompts exceed is conformal; below, the tail decides, and never more leniently than a wider budget."""
+    """A budget of one prompt in N or more is conformal; below, the tail decides, and never more leniently than a wider budget."""
     scores = np.random.default_rng(1).normal(size=20_000)
 
     assert budget_threshold(scores, 0.001) == conformal_threshold(scores, 0.001)

@@ -52,7 +52,7 @@ def test_hidden_names_are_found(kind, request_id, prompts):
     "prompt",
     [
         "neo Tokyo", "non-binary person", "catalog", "a cathedral", "hot dog", "two hot dogs", "neon tetra", "a big cat", "palm trees",
-        "he gave her a hat", "a non-euclidean room", "the cattle scatter", "he at the table", "education", "a caterpillar",
+        "he gave her a hat", "a mitten", "a non-euclidean room", "the cattle scatter", "he at the table", "education", "a caterpillar",
         "a 4k photo, 3d, 10th street", "vacation", "c", "", " ", "!!!", "\ud800", "1234",
     ],
 )  # fmt: skip
