@@ -98,7 +98,7 @@ def test_bad_input_is_one_sentence(project, expunge, arguments, code, said):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"world": "nowhere"}, "world 'nowhere' is unknown; use one of openmoji, or a folder with a world.yaml"),
+        ({"world": "nowhere"}, "world 'nowhere' is unknown; use one of open, openmoji, or a folder with a world.yaml"),
         ({"world": 3}, "params.yaml: world is 3"),
         ({"guidance": {"rank": 0}}, "params.yaml: guidance.rank is 0"),
         ({"guidance": {"flip": True}}, "params.yaml has an unknown key 'guidance.flip'; remove it"),
