@@ -129,4 +129,4 @@ def gate_threshold(groups: Sequence[np.ndarray], rate: float) -> float:
 
 def stands_alone(group: np.ndarray, fpr: float) -> bool:
     """Whether so many scores can show a false-positive rate of `fpr`, by rank or by their tail."""
-    return bool(len(group) >= min(np.ceil(1 / fpr), MANY))
+    return bool(len(group) >= min(1 / fpr, max(MANY, 1 / fpr / REACH)))

@@ -28,6 +28,7 @@ from components.common.sections import read_section
 from components.eraser import Eraser
 from components.evaluate.measure import erased_of
 from components.evaluate.metrics import likeness, proportion
+from components.evaluate.select import pick_retain
 from components.worlds.base import Judge
 from components.worlds.judges import load_judge
 from components.worlds.params import JudgeParams
@@ -81,12 +82,11 @@ def thresholds(eraser: Eraser, prompts: Sequence[str]) -> dict[float, torch.Tens
 def study(eraser: Eraser, judge: Judge, *, unrelated: int, tried: int, drawn: int, seeds: int) -> dict[str, Any]:
     """The curve: by share, how many evading prompts draw their target and how like the base's the unrelated images are."""
     records, world = {i: r for i, r in read_records().items() if i in eraser.filters}, project_world()
-    corpus, rng = read_table(CORPUS), np.random.default_rng(0)
+    corpus = read_table(CORPUS)
     limits = thresholds(eraser, where(corpus, corpus["split"] == "evaluate")["prompt"].tolist()[:3000])
     words = sorted(w for w in world.known_words() if w.isalpha() and len(w) > 2)
     rows = read_prompts(records)
-    plain = where(rows, (rows["split"] == "evaluate") & (rows["role"] == "retain"))["prompt"].drop_duplicates().tolist()
-    plain = [str(p) for p in rng.permutation(plain)[:unrelated]]
+    plain = pick_retain(where(rows, rows["split"] == "evaluate"), records, unrelated, 0)["prompt"].tolist()
     base, on = (draw(eraser, plain, range(len(plain)), on=each) for each in (False, True))
     like, said = likeness(on, base), [judge(images) for images in (base, on)]
     same = np.array([a == b for a, b in zip(said[0].top(), said[1].top(), strict=True)])
