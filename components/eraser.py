@@ -6,10 +6,11 @@
     filter    prompts are edited where a filter flags them; no adapter acts
     guidance  the adapters act on everything, summed; no prompt is edited
     summed    both: prompts are edited where flagged, and the adapters act on everything
-    gated     prompts are edited where flagged, and each adapter acts on the prompts that its request's filter flags
+    gated     prompts are edited where flagged, and each adapter acts from its own threshold on, which is lower than the filter's
 
-`gated` is the default: a prompt that no request flags gets the base's image to the bit, however many requests there are
-(docs/decisions/0008). An adapter whose request has no filter acts on every prompt. The unconditional and the negative
+`gated` is the default: the adapters are a second line behind the filters, and few act on an unrelated prompt, however many
+requests there are (docs/decisions/0029). A prompt that no request flags is encoded as the stock encoder does, to the bit. An
+adapter whose request has no filter acts on every prompt. The unconditional and the negative
 prompt always go through the stock encoders (invariant 4).
 
 What the filters saw is returned, never remembered. Any number of threads may read prompts at once; drawing takes turns,
@@ -43,6 +44,7 @@ from components.diffusion.sampling import sample
 from components.diffusion.text import towers_of
 from components.filter.artifact import RequestFilter, open_filters
 from components.filter.encoder import Decision, FilteredTextEncoder
+from components.filter.normal import check_prompt
 from components.filter.targets import TargetNames
 from components.filter.text import Names, positions
 from components.guidance.adapters import check_adapters, load_adapters, use_adapters
@@ -182,10 +184,13 @@ class Eraser:
         """Encodes each prompt once and says what acts on it; `requests` names those that act, by default all.
 
         Without a negative prompt the unconditional branch is the stock pipeline's: the empty prompt, or zeros in SDXL.
-        `UserError` for an unknown variant or request, and for text encoders that are no longer those of the filters.
+        `UserError` for an unknown variant or request, for a prompt that no tokenizer can read, and for text encoders that are
+        no longer those of the filters.
         """
         if variant not in VARIANTS:
             raise UserError(f"variant {variant!r} is unknown", f"use one of: {', '.join(VARIANTS)}")
+        for prompt in prompts:
+            check_prompt(prompt)
         wanted = self.requests if requests is None else tuple(requests)
         if unknown := [name for name in wanted if name not in self.requests]:
             raise UserError(f"request {unknown[0]!r} is unknown", f"use some of: {', '.join(self.requests)}")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from components.collect.names import shields, target_forms
+from components.collect.names import shields, target_forms, words_beside
 from components.collect.params import ConceptsParams
 from components.collect.record import RequestRecord
 from components.collect.spelling import misspellings
@@ -26,15 +26,18 @@ MEASURED: tuple[Split, ...] = ("select", "calibrate", "evaluate")
 def make_record(request_id: str, request: Request, world: World) -> RequestRecord:
     """What later stages need to know of one request."""
     names: dict[Split, tuple[str, ...]] = {split: world.names(request, split) for split in MEASURED}
-    labels = world.labels(request)
+    labels, forms = world.labels(request), target_forms(names["evaluate"], request.languages)
     beside = [label for label in (request.anchor, *request.neighbours) if label]
     return RequestRecord(
         id=request_id,
         request=request,
         names=names,
         misspellings=tuple(misspellings(names["evaluate"], world.known_words(), request.languages)),
-        forms=target_forms(names["evaluate"], request.languages),
-        shields=shields(names["evaluate"], (*request.neighbours, *world.known_names())),
+        forms=forms,
+        shields=(
+            *shields(names["evaluate"], (*request.neighbours, *world.known_names())),
+            *words_beside(forms, world.known_words()),
+        ),
         labels=labels,
         is_style=request.kind == "style",
         avoid=tuple(dict.fromkeys([*labels, *beside])),

@@ -9,6 +9,7 @@ from typing import Any
 
 import emoji
 import inflect
+from rapidfuzz.distance import OSA
 
 from components.collect.compounds import COMPOUNDS
 from components.common.errors import UserError
@@ -48,6 +49,14 @@ def shields(names: Sequence[str], others: Iterable[str]) -> tuple[str, ...]:
         if parts & own and other not in own:
             found += plurals(other)
     return tuple(dict.fromkeys(found))
+
+
+def words_beside(forms: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
+    """Those of the `known` words that no dictionary lists and that are one slip away from one of `forms`, and none of them."""
+    own = {piece for form in forms for piece in form.split(" ")}
+    rare = [word for word in known if word.isalpha() and not is_word(word)]
+    near = [word for word in rare if any(OSA.distance(word, piece, score_cutoff=1) <= 1 for piece in own)]
+    return tuple(sorted(set(near) - own))
 
 
 @lru_cache(maxsize=1)

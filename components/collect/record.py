@@ -39,7 +39,7 @@ class RequestRecord(Section):
     forms: tuple[str, ...] = ()
     """What the target is called in text: its names and their plurals, in the request's languages, and its emoji."""
     shields: tuple[str, ...] = ()
-    """Longer names of other things that hold one of the target's: text does not flag those."""
+    """Longer names of other things that hold one of the target's, and words one slip away from it: text does not flag those."""
     labels: tuple[str, ...]
     """What the judge calls the target: several for a category."""
     is_style: bool

@@ -17,8 +17,8 @@ from scipy.stats import genpareto
 
 from components.common.errors import UserError
 
-ENOUGH, MANY = 10, 500
-"""Scores above a threshold from which on their rank says where it lies, and scores from which on a tail can be fitted."""
+MANY = 500
+"""Scores from which on a tail can be fitted."""
 TAIL, LEAST, REACH = 0.02, 50, 100
 """The share of scores that is the tail, the fewest that are, and how many times rarer than 1/N a tail is trusted to tell."""
 
@@ -96,14 +96,19 @@ def tail_threshold(negatives: np.ndarray, fpr: float) -> float:
     count = max(LEAST, int(TAIL * len(ranked)))
     base = ranked[count]
     shape, _, scale = genpareto.fit(ranked[:count] - base, floc=0)
+    if (
+        shape < 0
+    ):  # a tail that ends somewhere: so few excesses cannot show where, and an exponential one is on the safe side
+        shape, scale = 0.0, float((ranked[:count] - base).mean())
     beyond = float(base + genpareto.isf(min(1.0, fpr * len(ranked) / count), shape, scale=scale))
     return float(np.nextafter(np.float32(beyond), np.float32(np.inf)))
 
 
 def budget_threshold(negatives: np.ndarray, fpr: float) -> float:
-    """The least threshold that keeps the budget: by rank where `ENOUGH` prompts lie above it, otherwise by their tail."""
-    by_rank = fpr * len(negatives) >= ENOUGH or len(negatives) < MANY
-    return conformal_threshold(negatives, fpr) if by_rank else tail_threshold(negatives, fpr)
+    """The least threshold that keeps the budget: by rank while that is possible; beyond, by the tail, and above every score."""
+    if fpr * (len(negatives) + 1) >= 1 or len(negatives) < MANY:
+        return conformal_threshold(negatives, fpr)
+    return max(tail_threshold(negatives, fpr), float(np.nextafter(np.float32(negatives.max()), np.float32(np.inf))))
 
 
 def strictest_threshold(groups: Sequence[np.ndarray], fpr: float) -> float:
@@ -124,4 +129,4 @@ def gate_threshold(groups: Sequence[np.ndarray], rate: float) -> float:
 
 def stands_alone(group: np.ndarray, fpr: float) -> bool:
     """Whether so many scores can show a false-positive rate of `fpr`, by rank or by their tail."""
-    return bool(len(group) >= min(np.ceil(1 / fpr), MANY))
+    return bool(len(group) >= min(1 / fpr, max(MANY, 1 / fpr / REACH)))

@@ -14,6 +14,9 @@ from typing import NamedTuple
 
 from confusable_homoglyphs.confusables import confusables_data
 
+from components.common.errors import UserError
+
+LONGEST = 100_000
 _SPECIAL = re.compile(r"<\|[a-z_]{1,24}\|>|</?s>|</w>")
 """Text that a tokenizer takes for one of its special tokens; a person reads nothing there."""
 _MARKS = (
@@ -79,6 +82,18 @@ def _skeleton(char: str) -> str:
             if named := _LATIN.search(entry["n"]):
                 return named[1].lower()
     return plain
+
+
+def check_prompt(prompt: str) -> None:
+    """`UserError` for a prompt that no tokenizer can read: of half a character, or longer than `LONGEST`."""
+    if len(prompt) > LONGEST:
+        raise UserError(f"a prompt has {len(prompt)} characters", f"use at most {LONGEST}; few text encoders read 400")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"a prompt holds half a character at position {error.start}", "take it out, or send whole characters"
+        ) from error
 
 
 def readings(prompt: str) -> list[Reading]:

@@ -11,6 +11,6 @@ class TargetNames(NamedTuple):
     forms: tuple[str, ...]
     """Its names, with their plurals, in the request's languages, and its emoji."""
     shields: tuple[str, ...] = ()
-    """Longer names of other things that hold one of the target's: there the score decides alone."""
+    """Longer names of other things that hold one of the target's, and words of their own one slip away: there the score decides."""
     languages: tuple[str, ...] = ("en",)
     """Whose real words are no slips."""

@@ -85,7 +85,8 @@ class Names:
             for shield in item.shields:
                 pieces = tuple(_WORD.findall(readings(shield)[0].text))
                 listed.update(pieces)
-                self._shields[pieces].add(request)
+                if pieces:
+                    self._shields[pieces].add(request)
         self._listed = frozenset(listed)
         self._longest: dict[str, int] = defaultdict(int)
         for phrase in (*self._phrases, *self._shields):
@@ -147,7 +148,7 @@ class Names:
 
     def _is_word(self, part: Sequence[_Word], request: str) -> bool:
         known = [self._known[language] for language in self._languages[request]]
-        return all(any(text in listed for listed in known for text in _singular(w.text)) for w in part)
+        return all(any(text in listed for listed in known for text in _numbers(w.text)) for w in part)
 
     def _candidates(
         self, seen: Sequence[_Word], reading: Reading
@@ -162,7 +163,7 @@ class Names:
                 yield from self._misspelt(seen, at)
 
     def _is_known(self, word: str) -> bool:
-        return word in self._listed or any(text in self._known["en"] for text in _singular(word))
+        return word in self._listed or any(text in self._known["en"] for text in _numbers(word))
 
     def _apart(
         self, seen: Sequence[_Word], at: int, reading: Reading
@@ -234,9 +235,12 @@ def is_slip(word: str, form: str) -> bool:
     return len(form) >= _LONG or len(word) != len(form) or sorted(word) == sorted(form)
 
 
-def _singular(word: str) -> tuple[str, ...]:
-    """`word`, and what it is the plural of by its letters."""
-    return (word, word[:-1], word[:-2]) if word.endswith("es") else (word, word[:-1]) if word.endswith("s") else (word,)
+def _numbers(word: str) -> tuple[str, ...]:
+    """`word`, its plural, and what it may be the plural of: "mitten" is a word because "mittens" is one."""
+    alone = (word, f"{word}s")
+    return (
+        (*alone, word[:-1], word[:-2]) if word.endswith("es") else (*alone, word[:-1]) if word.endswith("s") else alone
+    )
 
 
 def _deletions(word: str) -> set[str]:

@@ -4,8 +4,7 @@
 
 Adapters that are merely summed interfere: each moves every prompt a little, and ten of them together lose concepts that
 nobody asked to erase. A row of scale 0 passes a LoRA layer as if the layer had none, so that the empty prompt, and any
-prompt that no request flags, get the base's very output, however many requests there are. The cost: a prompt that the
-filter misses is missed by the adapter too.
+prompt on which no adapter acts, get the base's very output, however many requests there are.
 """
 
 from __future__ import annotations

@@ -98,4 +98,18 @@ def gates(
     run(unrelated=unrelated, tried=tried, drawn=drawn, out=out)
 
 
+@app.command()
+def many(
+    prompts: Annotated[Path, typer.Option(help="Folder with coco-10k.csv and parti.csv.")],
+    encoder: Annotated[str, typer.Option(help="openmoji (the world's own, up to 80 requests) or minilm.")] = "openmoji",
+    requests: Annotated[list[int], typer.Option(help="How many act at once; repeatable.")] = [1, 2, 10],  # noqa: B006
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("research/results"),
+) -> None:
+    """How often does any of many requests flag a real prompt that names none of them?"""
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    from research.filter.many import run  # noqa: PLC0415
+
+    run(encoder, prompts, sorted(set(requests)), out)
+
+
 app()

@@ -82,10 +82,11 @@ def test_an_adapter_without_a_filter_acts_on_every_prompt(tiny_pipe, adapters):
 def test_a_gated_adapter_acts_from_its_own_threshold_on(tiny_pipe, spelt_filter, adapters):
     """With a gate of -inf it acts on every prompt, with one of inf where the filter flags; what is encoded stays the same."""
     item = spelt_filter("cat", WIDTH)
+    eraser = Eraser(tiny_pipe, {"r": item}, HOOKPOINT, {"r": adapters["r"]})
 
     def acting(gate):
-        filters = {"r": item._replace(gate_threshold=torch.tensor(gate))}
-        return Eraser(tiny_pipe, filters, HOOKPOINT, {"r": adapters["r"]}).read(PROMPTS)
+        eraser.filters["r"] = item._replace(gate_threshold=torch.tensor(gate))
+        return eraser.read(PROMPTS)
 
     always, flagged = acting(float("-inf")), acting(float("inf"))
     assert always.adapters() == [("r",)] * 4

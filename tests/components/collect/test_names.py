@@ -1,6 +1,6 @@
 import pytest
 
-from components.collect.names import plurals, shields, target_forms
+from components.collect.names import plurals, shields, target_forms, words_beside
 from components.common.errors import UserError
 from components.common.lexicon import is_word, words
 from components.requests.requests import Request
@@ -26,6 +26,14 @@ def test_shields_are_longer_names_of_other_things():
     assert shields(("tree",), ("palm tree", "oak", "tree"))[:2] == ("palm tree", "palm trees")
     assert "hot dogs" in shields(("dog",), ())
     assert shields(("cat", "big cat"), ("big cat", "catalog")) == ()
+
+
+def test_words_one_slip_away_are_words_of_their_own():
+    """What the world knows as a word is no slip, however rare the dictionary says it is; of what that lists nothing need be said."""
+    assert words_beside(("kitten", "kittens"), {"mitten", "bitten", "kitten", "house", "kittens"}) == (
+        "bitten",
+        "mitten",
+    )
 
 
 def test_an_unknown_language_is_refused():

@@ -12,7 +12,13 @@ from components.features.store import Store, TokenSet
 from components.requests.requests import Request
 
 SETTINGS = FeaturesParams(
-    max_features=16, context_features=8, min_contrast=0.02, fpr=0.02, fit="sample", positions=("target", "later")
+    max_features=16,
+    context_features=8,
+    min_contrast=0.02,
+    fpr=0.02,
+    fpr_all=0.02,
+    fit="sample",
+    positions=("target", "later"),
 )
 NAMES, SCENES = ("cat", "kitty"), ("house", "river", "boat", "lamp", "tree", "road", "table", "cloud")
 LOOKS = ("old", "red", "loud", "tiny", "wet", "calm", "odd", "new", "soft", "tall")

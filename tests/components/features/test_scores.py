@@ -125,16 +125,16 @@ def test_strictest_threshold_holds_in_every_group():
 
 @pytest.mark.parametrize("draw", ["normal", "exponential", "logistic"])
 def test_tail_threshold_tells_what_is_rarer_than_the_data(draw):
-    """From 5,000 scores the threshold of one in 50,000 lies near the true one: fresh scores reach it once to three times too often at most."""
+    """From 5,000 scores the threshold of one in 50,000: fresh scores reach it at most twice as often on average, and not never."""
     rng = np.random.default_rng(0)
-    fresh = getattr(rng, draw)(size=2_000_000)
+    fresh = getattr(rng, draw)(size=1_000_000)
     rates = [(fresh >= tail_threshold(getattr(rng, draw)(size=5000), 2e-5)).mean() for _ in range(20)]
 
-    assert 0.3e-5 < np.median(rates) < 6e-5
+    assert 1e-6 < np.mean(rates) < 4e-5
 
 
 def test_budget_threshold_goes_by_rank_where_it_can():
-    """A budget that ten prompts exceed is conformal; below, the tail decides, and never more leniently than a wider budget."""
+    """A budget of one prompt in N or more is conformal; below, the tail decides, and never more leniently than a wider budget."""
     scores = np.random.default_rng(1).normal(size=20_000)
 
     assert budget_threshold(scores, 0.001) == conformal_threshold(scores, 0.001)

@@ -3,7 +3,8 @@ import torch
 
 from components.collect.names import target_forms
 from components.collect.spelling import misspellings
-from components.filter.normal import readings
+from components.common.errors import UserError
+from components.filter.normal import check_prompt, readings
 from components.filter.targets import TargetNames
 from components.filter.text import Found, Names, is_slip, positions
 
@@ -51,7 +52,7 @@ def test_hidden_names_are_found(kind, request_id, prompts):
     "prompt",
     [
         "neo Tokyo", "non-binary person", "catalog", "a cathedral", "hot dog", "two hot dogs", "neon tetra", "a big cat", "palm trees",
-        "he gave her a hat", "a non-euclidean room", "the cattle scatter", "he at the table", "education", "a caterpillar",
+        "he gave her a hat", "a mitten", "a non-euclidean room", "the cattle scatter", "he at the table", "education", "a caterpillar",
         "a 4k photo, 3d, 10th street", "vacation", "c", "", " ", "!!!", "\ud800", "1234",
     ],
 )  # fmt: skip
@@ -134,3 +135,13 @@ def test_no_names_no_positions(tokenizer):
     assert torch.equal(
         positions(tokenizer, ["a"], [[]], []), torch.zeros(1, tokenizer.model_max_length, 0, dtype=torch.bool)
     )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "problem"),
+    [("a \ud83d cat", "half a character at position 2"), ("cat " * 300_000, "1200000 characters")],
+)
+def test_a_prompt_that_no_tokenizer_reads_is_refused(prompt, problem):
+    """A lone surrogate and a megabyte are one sentence each."""
+    with pytest.raises(UserError, match=problem):
+        check_prompt(prompt)

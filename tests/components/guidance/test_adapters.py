@@ -3,10 +3,12 @@ import torch
 from safetensors.torch import load_file
 
 from components.common.errors import ArtifactError
-from components.common.files import digest, read_sidecar
+from components.common.files import read_sidecar
+from components.diffusion.folder import part_digests
 from components.guidance.adapters import (
     FORMAT,
     LAYERS,
+    MADE_FOR,
     WEIGHTS,
     adapted_layers,
     attach,
