@@ -33,7 +33,7 @@ SMALL = {
     "corpus": {"captions": 150, "english": 100, "benign": {"calibrate": 250, "evaluate": 40}},
     "concepts": {"per_name": 3, "retain": 40, "mixed": 6},
     "sae": {"d_sae": 256, "k": 16, "steps": 30, "batch": 256},
-    "features": {"fpr": 0.02, "min_contrast": 0.02},
+    "features": {"fpr": 0.02, "fpr_all": 0.04, "min_contrast": 0.02},
     "guidance": {"steps": 2},
     "evaluate": {"sizes": {"quick": {"templates": 1, "seeds": 1, "retain": 2}}, "size": "quick", "batch": 8},
 }

@@ -28,7 +28,7 @@ class BaseParams(Section):
         listed = value if isinstance(value, list) and value else [value]
         if not all(isinstance(name, str) for name in listed):
             raise ValueError("Input should be a valid string, or a list of one for each text encoder")
-        return value
+        return tuple(value) if isinstance(value, list) else value
 
     @property
     def hookpoints(self) -> tuple[str, ...]:

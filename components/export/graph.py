@@ -77,7 +77,7 @@ class ExportedFilter(nn.Module):
             others = (Matched(input_ids_2, forth_2, back_2),)
         encoded = Encoded(input_ids, content_mask(input_ids, self.eos), others)
         listed = self.encoder.listed(input_ids)
-        cond, decision = self.encoder.encode(encoded, torch.where(named < 0, listed, named > 0))
+        cond, decision = self.encoder.encode(encoded, (named > 0) | ((named < 0) & listed))
         pooled = () if cond.pooled is None else (cond.pooled,)
         return cond.states, *pooled, decision.scores, decision.flagged
 

@@ -161,6 +161,8 @@ def load_adapters(pipe: StableDiffusionPipeline, folders: Mapping[str, Path]) ->
     for name, folder in folders.items():
         _refuse_none(name, folder)
         tensors, _ = read_artifact(folder, FORMAT)
+        if name in getattr(pipe.unet, "peft_config", {}):  # of an eraser before this one
+            pipe.unet.delete_adapters(name)
         pipe.load_lora_weights(dict(tensors), adapter_name=name)
     if folders:
         _only(pipe.unet, foreign)
@@ -190,7 +192,8 @@ def use_adapters(pipe: StableDiffusionPipeline, names: Iterable[str]) -> Iterato
 def active_adapters(unet: UNet2DConditionModel) -> list[str]:
     """The adapters that act on every pass."""
     layers = [module for module in unet.modules() if isinstance(module, LoraLayer)]
-    return unet.active_adapters() if layers and not layers[0].disable_adapters else []
+    named = getattr(unet, "peft_config", None)  # a U-Net keeps its layers when its last adapter is deleted
+    return unet.active_adapters() if named and layers and not layers[0].disable_adapters else []
 
 
 def _only(unet: UNet2DConditionModel, names: list[str]) -> None:

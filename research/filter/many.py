@@ -24,7 +24,7 @@ from components.common.errors import UserError
 from components.common.paths import CORPUS, SAE
 from components.common.sections import read_section
 from components.diffusion.params import BaseParams
-from components.diffusion.text import load_text
+from components.diffusion.text import load_towers
 from components.evaluate.metrics import proportion
 from components.features.fit import Shared, fit_own, read_own, read_shared, read_store
 from components.features.params import FeaturesParams
@@ -36,7 +36,7 @@ from components.filter.artifact import RequestFilter
 from components.filter.targets import TargetNames
 from components.filter.text import Names
 from components.requests.requests import load_requests
-from components.sae.model import read_sae
+from components.sae.model import open_sae
 from research.filter.prompts import project_world, world_requests
 from research.filter.text import false_alarms, merge_rows, unseen
 from research.record import environment, publish, table
@@ -96,7 +96,7 @@ def world_fits(count: int, folder: Path) -> tuple[dict[str, Fit], Shared, Featur
     """The first `count` requests of the embedded world, fitted on a sample, and what they share."""
     base, concepts, world = read_section("base", BaseParams), read_section("concepts", ConceptsParams), project_world()
     settings = read_section("features", FeaturesParams).model_copy(update={"fit": "sample"})
-    shared = read_shared(read_table(CORPUS), Reader(*load_text(base.path), base.hookpoint, read_sae(SAE)[0]))
+    shared = read_shared(read_table(CORPUS), Reader(load_towers(base.path, base.hookpoints), open_sae(SAE, base.path)))
     if shared.real is None:
         shared = shared._replace(real=read_store(calibrating(folder), shared.reader))
     requests = world_requests(count, load_requests(), world, seed=concepts.seed)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from diffusers import AutoPipelineForImage2Image
 from PIL import Image
@@ -37,8 +38,10 @@ from components.export.runtime import OnnxTextEncoder
 from components.filter.artifact import RequestFilter
 from components.filter.encoder import FilteredTextEncoder
 from components.filter.explain import explain_prompt
-from components.guidance.adapters import MADE_FOR, attach, empty_directions, parametrize_in_axes, write_adapter
+from components.guidance.adapters import MADE_FOR, attach, write_adapter
 from components.guidance.losses import relative_drift
+from components.guidance.params import GuidanceParams
+from components.guidance.start import start_adapter
 from components.worlds.load import load_world
 from research.reliability.show import Row, largest, share
 from tests.standins import KINDS, build_standin
@@ -48,6 +51,9 @@ HOOKPOINTS = {
     "sd21": ("encoder.layers.1",),
     "sdxl": ("encoder.layers.1", "encoder.layers.2"),
 }
+INSTANT = GuidanceParams(
+    rank=4, steps=0, retain_weight=1.0, hold="null-space", precision="no", gradient_checkpointing=False, seed=0
+)
 OTHERS = ("dog", "owl", "car", "house", "ghost", "lion")
 SIGNS = "!#?.,;:'\"()[]{}<>|/\\@$%^&*-_=+~`"
 
@@ -141,11 +147,11 @@ def measure_leak(count: int, command: str) -> list[Row]:
         texts = prompts(count)
         stock, edited = eraser.read(texts, variant="base"), eraser.read(texts)
         flagged = edited.decision.flagged[:, 0]
-        moved = [
-            (one - other).abs().flatten(1).amax(1) for one, other in zip(stock.cond[:2], edited.cond[:2], strict=True)
-        ]
-        leaked = int((torch.stack(moved)[:, ~flagged] > 0).any(0).sum())
-        kept = int((torch.stack(moved)[:, flagged] == 0).any(0).sum())
+        pairs = zip(stock.cond[:2], edited.cond[:2], strict=True)
+        states, pooled = ((one != other).flatten(1).any(1) for one, other in pairs)
+        leaked = int((states | pooled)[~flagged].sum())
+        early = torch.tensor(["<|endoftext|>" in text for text in texts])  # pooled is read at the first EOS
+        kept = int((~states | ~(pooled | early))[flagged].sum())
         drift = drift_of(pipe, eraser.towers)
     return [
         share("sdxl: unflagged prompts whose states or pooled output change", leaked, int((~flagged).sum()), command),
@@ -155,20 +161,20 @@ def measure_leak(count: int, command: str) -> list[Row]:
     ]
 
 
-@torch.no_grad()
 def drift_of(pipe: Any, towers: Towers) -> tuple[float, float]:  # noqa: ANN401 - a pipeline
-    """(at zeros, at "") the largest relative change of the U-Net's output by a random adapter in the null space, 8 noises."""
-    rng = torch.Generator().manual_seed(0)
-    x = torch.randn(8, 4, 8, 8, generator=rng)
+    """(at zeros, at "") the largest relative change of the U-Net's output by an instant adapter of "cat", over 8 noises."""
+    x = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     both = [towers.unconditional().expand(8), towers.unconditional("").expand(8)]
-    before = [denoise(pipe.unet, x, 500, cond) for cond in both]
-    parameters = attach(pipe.unet, "r", rank=4)
-    empty = empty_directions(towers.encode([""]).states)
-    rows = torch.linalg.svd(empty, full_matrices=True)[2][len(empty) :]
-    parametrize_in_axes(pipe.unet, "r", rows)
-    for parameter in [*parameters, *(p for n, p in pipe.unet.named_parameters() if ".r." in n)]:
-        parameter.data = torch.randn(parameter.shape, generator=rng)
-    after = [denoise(pipe.unet, x, 500, cond) for cond in both]
+    with torch.no_grad():
+        before = [denoise(pipe.unet, x, 500, cond) for cond in both]
+    rows = [(f"a {a} beside a {b}", a, b) for a, b in itertools.permutations(("cat", *OTHERS), 2)]
+    table = pd.DataFrame(rows, columns=["prompt", "a", "b"]).assign(split="select")
+    table["names_target"] = (table["a"] == "cat") | (table["b"] == "cat")
+    table["counterpart"] = table["prompt"].str.replace("cat", "fox").where(table["names_target"], "")
+    table["name_used"] = np.where(table["names_target"], "cat", "")
+    start_adapter(pipe, table, INSTANT)
+    with torch.no_grad():
+        after = [denoise(pipe.unet, x, 500, cond) for cond in both]
     zero, blank = (float(relative_drift(a, b).max()) for a, b in zip(after, before, strict=True))
     return zero, blank
 

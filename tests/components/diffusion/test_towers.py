@@ -82,10 +82,7 @@ def test_the_configurations_eos_is_never_asked(towers, filtered):
     encoded = towers.tokenize(PROMPTS)
     _, decision = filtered[0].encode(encoded)
 
-    assert encoded.scored.sum(1).tolist()[:2] == [
-        3,
-        5 if len(towers.all) == 2 or towers.first.tokenizer.pad_token_id else 6,
-    ]
+    assert encoded.scored.sum(1).tolist()[:2] == [3, 5]  # without BOS: a cat EOS, # ! a cat EOS
     assert decision.flagged[:, 0].tolist() == NAMED
 
 
@@ -93,10 +90,11 @@ def test_an_edit_leaks_nowhere(towers, filtered):
     """Flagged prompts change in states and pooled output; all others keep every bit of both (invariant 1)."""
     encoded = towers.tokenize(PROMPTS)
     before, (after, decision) = towers.run(encoded), filtered[0].encode(encoded)
-    for one, other in zip(before[:2], after[:2], strict=True):
-        if one is not None:
-            same = (one == other).flatten(1).all(1)
-            assert same.tolist() == (~decision.flagged[:, 0]).tolist()
+    quiet = (~decision.flagged[:, 0]).tolist()
+    assert (before.states == after.states).flatten(1).all(1).tolist() == quiet
+    if before.pooled is not None and after.pooled is not None:
+        quiet[PROMPTS.index("dog <|endoftext|> cat")] = True  # it is read at the first EOS, which has not seen the name
+        assert (before.pooled == after.pooled).all(1).tolist() == quiet
     parts = (after.states - before.states)[0].abs().amax(0).split([t.encoder.config.hidden_size for t in towers.all])
     assert all(bool((part > 0).all()) for part in parts)  # both encoders' states
 

@@ -3,10 +3,12 @@ import torch
 from safetensors.torch import load_file
 
 from components.common.errors import ArtifactError
-from components.common.files import digest, read_sidecar
+from components.common.files import read_sidecar
+from components.diffusion.folder import part_digests
 from components.guidance.adapters import (
     FORMAT,
     LAYERS,
+    MADE_FOR,
     WEIGHTS,
     adapted_layers,
     attach,
@@ -129,20 +131,22 @@ def test_adapter_altered_is_refused(tiny_pipe, tmp_path):
 
 
 def test_adapter_of_another_base_is_refused(tiny_pipe, tmp_path):
-    """An adapter fits the U-Net that it was trained on, and no other; a missing one names the remedy."""
-    (tmp_path / "unet").mkdir()
-    (tmp_path / "unet" / "w").write_bytes(b"1")
+    """An adapter fits the model that it was trained on, and no other, part by part; a missing one names the remedy."""
+    base = tmp_path / "base"
+    tiny_pipe.save_pretrained(base)
     randomize(tiny_pipe.unet)
-    write(tmp_path / "r", tiny_pipe.unet, base=digest(tmp_path / "unet"))
-    check_adapters({"r": tmp_path / "r"}, tmp_path / "unet")
-    (tmp_path / "unet" / "w").write_bytes(b"2")
+    write(tmp_path / "r", tiny_pipe.unet, **part_digests(base, MADE_FOR))
+    check_adapters({"r": tmp_path / "r"}, base)
+    for part in ("unet", "text_encoder", "scheduler"):
+        path = next(path for path in sorted((base / part).iterdir()) if "config" in path.name)
+        text = path.read_text()
+        path.write_text(f"{text} ")
+        with pytest.raises(ArtifactError, match=f"the adapter r was made for another {part} than the one of"):
+            check_adapters({"r": tmp_path / "r"}, base)
+        path.write_text(text)
 
-    with pytest.raises(
-        ArtifactError, match=r"the adapter r was trained on another U-Net than .*; train it again: dvc repro"
-    ):
-        check_adapters({"r": tmp_path / "r"}, tmp_path / "unet")
     with pytest.raises(ArtifactError, match=r"holds no artifact\.json; run the stage that writes it: dvc repro"):
-        check_adapters({"s": tmp_path / "s"}, tmp_path / "unet")
+        check_adapters({"s": tmp_path / "s"}, base)
 
 
 def test_request_without_an_adapter_is_known_and_refused(tiny_pipe, tmp_path):
