@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from components.common.errors import UserError
-from components.common.inputs import check_prompt, shown
+from components.common.inputs import SHOWN, check_prompt, shown
 from components.requests.requests import Request, load_requests
 
 PromptText = Annotated[str, typer.Argument(metavar="PROMPT", help="What is drawn.", callback=check_prompt)]
@@ -48,6 +48,5 @@ def writable_png(output: Path) -> None:
     except (OSError, ValueError) as error:  # a name that is too long, or with a NUL
         problem = getattr(error, "strerror", None) or str(error)
     if problem:
-        raise UserError(
-            f"--output {shown(str(output))} cannot be written: {problem}", "name a .png file in a folder that exists"
-        )
+        named = output if len(str(output)) <= SHOWN and str(output).isprintable() else shown(str(output))
+        raise UserError(f"--output {named} cannot be written: {problem}", "name a .png file in a folder that exists")

@@ -56,7 +56,7 @@ def test_cli_purify_writes_the_image_and_the_before_after(project, expunge):
     ("arguments", "code", "said"),
     [
         (("cat.png",), 3, "models/guidance/r-1 holds no artifact.json; run the stage that writes it: dvc repro"),
-        (("params.yaml",), 2, "params.yaml is no image that can be read; name a PNG or a JPEG"),
+        (("params.yaml",), 2, "params.yaml is no image that can be read; name a PNG, JPEG, WebP or BMP"),
         (("cat.png", "--request", "r-0"), 2, "request 'r-0' is not in requests.yaml; use one of: r-1, r-2"),
         (("cat.png", "--request", "r-2"), 2, "request r-2 has no guidance channel; use one of: r-1"),
         (("cat.png", "--output", "cat.png"), 2, "--output cat.png would overwrite cat.png; name another file"),
