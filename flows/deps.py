@@ -19,7 +19,9 @@ from components.common.sections import read_yaml
 
 GRAPH, PARAMS = Path("dvc.yaml"), Path("params.yaml")
 WORLDS = Path("components/worlds")
-OPENS_WORLD, OPENS_JUDGE = WORLDS / "load.py", WORLDS / "judges.py"
+OPENS_WORLD, OPENS_JUDGE, OPENS_REFERENCES = WORLDS / "load.py", WORLDS / "judges.py", WORLDS / "references.py"
+DRAWN_FROM = ("world.yaml", "templates.yaml", "drawings.yaml")
+"""What a world's modules read beside their own code."""
 
 
 def code_deps(module: str, world: str, root: Path) -> list[str]:
@@ -34,6 +36,9 @@ def code_deps(module: str, world: str, root: Path) -> list[str]:
         }
     if OPENS_JUDGE in found and (root / own / "judge.py").is_file():
         found |= set(closure(f"components.worlds.{world}.judge", root))
+    if OPENS_REFERENCES in found and (root / own / "references.py").is_file():
+        found |= set(closure(f"components.worlds.{world}.references", root))
+        found |= {path.relative_to(root) for path in (root / own).glob("*.yaml") if path.name in DRAWN_FROM}
     return sorted(_templated(path, own) for path in found)
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from components.cli.attack import attack
 from components.cli.export import export
 from components.cli.images import images
 from components.cli.ledger import ledger, request_submit, request_withdraw
@@ -39,6 +40,7 @@ request.command("submit")(request_submit)
 request.command("withdraw")(request_withdraw)
 app.add_typer(images)
 app.command("purify")(purify)
+app.command("attack")(attack)
 
 
 def main() -> None:

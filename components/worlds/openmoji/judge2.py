@@ -1,9 +1,9 @@
 """The second judge of the embedded world: another architecture, trained on other renders with other distortions.
 
-    N images, H = W = 64 pixels, C concepts, S styles, T = 64 patches, D = 128
+    N images, H = W = 64 pixels, C concepts, S styles, D channels
 
-Where both judges agree, no quirk of one network decides. It is a compact transformer (Hassani et al. 2021, arXiv
-2104.05704): a convolutional stem, then attention among patches, where the first judge has convolutions alone.
+Where both judges agree, no quirk of one network decides. It is a residual network over patches, with group normalisation
+and pooling before its answers; the first judge is a plain stack of convolutions that answers place by place.
 """
 
 from __future__ import annotations
@@ -16,33 +16,43 @@ from torch import nn
 from components.worlds.openmoji.judge import Judge
 
 
-class PatchNet(nn.Module):
-    """A stem of three strided convolutions, four transformer layers, and the heads that the first judge has too."""
+class Residual(nn.Module):
+    """x + two normalised 3×3 convolutions of it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        parts = [nn.GroupNorm(8, width), nn.GELU(), nn.Conv2d(width, width, 3, 1, 1)]
+        self.body = nn.Sequential(*parts, nn.GroupNorm(8, width), nn.GELU(), nn.Conv2d(width, width, 3, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, D, h, w) to the same shape."""
+        return x + self.body(x)
+
+
+class ResidualNet(nn.Module):
+    """Patches of 4×4 pixels, residual blocks, pooling, and one linear layer for all answers."""
 
     temperature: torch.Tensor
     """(3,)"""
 
-    def __init__(self, concepts: int, styles: int, *, width: int = 128, layers: int = 4) -> None:
+    def __init__(self, concepts: int, styles: int) -> None:
         super().__init__()
-        stem: list[nn.Module] = []
-        for before, after in ((3, 32), (32, 64), (64, width)):
-            stem += [nn.Conv2d(before, after, 3, 2, 1), nn.GroupNorm(8, after), nn.GELU()]
-        self.stem = nn.Sequential(*stem)
-        self.place = nn.Parameter(torch.zeros(1, 64, width))
-        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True)
-        self.layers = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
-        self.concept = nn.Linear(width, concepts)
-        nn.init.constant_(self.concept.bias, -8.0)  # most concepts are absent, and 64 patches are summed
-        self.rest = nn.Linear(2 * width, styles + 1)
+        self.concepts = concepts
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 64, 4, 4), Residual(64), Residual(64), nn.Conv2d(64, 128, 2, 2), Residual(128),
+            nn.GroupNorm(8, 128), nn.GELU(), nn.Conv2d(128, 192, 2, 2), nn.GroupNorm(8, 192), nn.GELU(),
+        )  # fmt: skip
+        self.head = nn.Linear(2 * 192, concepts + styles + 1)
+        nn.init.constant_(self.head.bias[:concepts], -4.0)  # most concepts are absent
         self.register_buffer("temperature", torch.ones(3))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(N, 3, 64, 64) in [-1, 1] to uncalibrated logits (N, C), (N, S), (N,)."""
-        h = self.layers(self.stem(x).flatten(2).transpose(1, 2) + self.place)  # (N, T, D)
-        rest = self.rest(torch.cat([h.mean(1), h.amax(1)], 1))
-        return torch.logsumexp(self.concept(h), 1), rest[:, :-1], rest[:, -1]
+        h = self.body(x)  # (N, 192, 4, 4)
+        said = self.head(torch.cat([h.mean((2, 3)), h.amax((2, 3))], 1))
+        return said[:, : self.concepts], said[:, self.concepts : -1], said[:, -1]
 
 
 def load_second_judge(folder: Path) -> Judge:
     """The second judge in `folder`; `ArtifactError` if it is missing, altered, of another format, or not labelled."""
-    return Judge.load(folder, PatchNet)
+    return Judge.load(folder, ResidualNet)
