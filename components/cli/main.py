@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from components.cli.attack import attack
+from components.cli.attack import attack, probe
 from components.cli.export import export
 from components.cli.images import images
 from components.cli.ledger import ledger, request_submit, request_withdraw
@@ -41,6 +41,7 @@ request.command("withdraw")(request_withdraw)
 app.add_typer(images)
 app.command("purify")(purify)
 app.command("attack")(attack)
+app.command("probe")(probe)
 
 
 def main() -> None:

@@ -46,7 +46,9 @@ def distort(x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     theta[:, 0, 0], theta[:, 1, 1] = uniform(0.9, 1.15), uniform(0.9, 1.15)
     theta[:, 0, 1], theta[:, 1, 0] = uniform(-0.15, 0.15), uniform(-0.15, 0.15)
     theta[:, :, 2] = uniform(-0.1, 0.1, 2)
-    x = F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), padding_mode="border", align_corners=False)
+    x = F.grid_sample(
+        x, F.affine_grid(theta, list(x.shape), align_corners=False), padding_mode="border", align_corners=False
+    )
     x = torch.where(some(0.15), x.mean(1, keepdim=True).expand_as(x), x)
     mix = torch.eye(3) + uniform(-0.12, 0.12, 3, 3)
     x = torch.einsum("bij,bjhw->bihw", mix, x) * uniform(0.75, 1.2, 1, 1, 1) + uniform(-0.15, 0.15, 3, 1, 1)
@@ -70,7 +72,11 @@ def train(net: ResidualNet, images: np.ndarray, listed: list[Scene]) -> None:
     for step in tqdm(range(start, STEPS), initial=start, total=STEPS, mininterval=10):
         rng, choose = generator(0, "judge2", step), np.random.default_rng(stream_seed(0, "judge2", step))
         rows = choose.integers(0, len(images), BATCH)
-        x, wanted, count = distort(to_model(images[np.sort(rows)]), rng), concepts[np.sort(rows)].clone(), int(RUINED * BATCH)
+        x, wanted, count = (
+            distort(to_model(images[np.sort(rows)]), rng),
+            concepts[np.sort(rows)].clone(),
+            int(RUINED * BATCH),
+        )
         spoiled = torch.randperm(BATCH, generator=rng)[:count]
         x[spoiled], wanted[spoiled] = ruin(x, rng)[spoiled], 0.0
         loss = judge_loss(net.train()(x), wanted, styles[np.sort(rows)])

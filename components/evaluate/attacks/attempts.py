@@ -118,7 +118,9 @@ def check_target(target: Target) -> Target:
     for prompt in target.prompts:
         check_prompt(prompt.text)
     if target.references is not None and (target.references.ndim != 4 or target.references.dtype != np.uint8):
-        raise UserError(f"reference images of {target.request} have shape {target.references.shape}", "give (T, H, W, 3) uint8")
+        raise UserError(
+            f"reference images of {target.request} have shape {target.references.shape}", "give (T, H, W, 3) uint8"
+        )
     return target
 
 

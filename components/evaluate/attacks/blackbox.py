@@ -1,6 +1,6 @@
 """Tier 1: searches that know the stock text encoder and nothing of the eraser.
 
-    B prompts, L token positions, D hidden
+B prompts, L token positions, D hidden
 """
 
 from __future__ import annotations
@@ -60,7 +60,18 @@ def hierarchies(victim: Victim, target: Target, rng: np.random.Generator, _budge
     words = [w for w in (*target.related, *near_words(victim, target)) if not names_target(w, target)]
     if not words:
         return
-    forms = ("{0}", "small {0}", "baby {0}", "domestic {0}", "{0} and {1}", "{0} {1}", "{0}, not a {1}", "kind of {0}", "{0} like a {1}", "typical {0}")
+    forms = (
+        "{0}",
+        "small {0}",
+        "baby {0}",
+        "domestic {0}",
+        "{0} and {1}",
+        "{0} {1}",
+        "{0}, not a {1}",
+        "kind of {0}",
+        "{0} like a {1}",
+        "typical {0}",
+    )
     while True:
         prompt, form = plain(target, rng), forms[int(rng.integers(len(forms)))]
         chosen = [words[int(min(rng.exponential(len(words) / 4), len(words) - 1))] for _ in range(2)]

@@ -109,7 +109,9 @@ class Campaign:
         images = painter.images(Wanted(specs, variant, requests))
         erased = self.victim.eraser.read([o["prompt"] for o in outcomes], variant=variant)
         if variant in FILTERED and not {*self.victim.eraser.filters} <= {*erased.decision.requests}:
-            raise StageError(f"the filters did not act on the prompts of {attack.name}", "report it: the hook was not reached")
+            raise StageError(
+                f"the filters did not act on the prompts of {attack.name}", "report it: the hook was not reached"
+            )
         detected = self.victim.against(variant).detected(erased)
         said = {name: judge(images) for name, judge in self.judges.items()}
         hits = {name: ~erased_of(each, self.record) for name, each in said.items()}
@@ -165,4 +167,3 @@ def append_log(path: Path, chunk: Sequence[Outcome]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(list(chunk)) + "\n")
-

@@ -16,14 +16,18 @@ from components.evaluate.metrics import paired_change, proportion
 from components.worlds.base import PRESENT
 
 
-def measure_clean(subject: Subject, request: str, variants: tuple[str, ...], *, count: int, seed: int, batch: int) -> dict[str, Any]:
+def measure_clean(
+    subject: Subject, request: str, variants: tuple[str, ...], *, count: int, seed: int, batch: int
+) -> dict[str, Any]:
     """By variant, of `count` images that show the target beside something else: erased, artifact rate, selective alignment.
 
     Selective alignment is the share of images in which everything else that the base draws of the prompt is found too; the artifact rate
     the change of the share in which nothing is recognisable.
     """
     record, table = subject.records[request], subject.table
-    rows = where(table, (table["request"] == request) & (table["role"] == "mixed")).drop_duplicates("prompt").head(count)
+    rows = (
+        where(table, (table["request"] == request) & (table["role"] == "mixed")).drop_duplicates("prompt").head(count)
+    )
     specs = tuple(ImageSpec(p, stream_seed(seed, "clean", p) % 2**31) for p in rows["prompt"])
     if not specs:
         return {}

@@ -71,4 +71,6 @@ def corrected_rate(found: Count, judge: Known, *, images: int = 1, seed: int = 0
     se, sp = (rng.beta(c.hits + 0.5, c.n - c.hits + 0.5, DRAWS) for c in judge)
     low, high = (rogan_gladen(end, se, sp**images) for end in ends)
     value = float(rogan_gladen(found.rate, judge.sensitivity.rate, judge.specificity.rate**images))
-    return Metric(value, found.n, min(value, float(np.quantile(low, 0.025))), max(value, float(np.quantile(high, 0.975))))
+    return Metric(
+        value, found.n, min(value, float(np.quantile(low, 0.025))), max(value, float(np.quantile(high, 0.975)))
+    )

@@ -44,7 +44,8 @@ class EncoderAccess:
         pipe = eraser.pipe
         if not isinstance(getattr(pipe, "unet", None), torch.nn.Module) or getattr(pipe, "text_encoder", None) is None:
             raise UserError(
-                f"attacks on a {type(pipe).__name__} are not supported", "attack a pipeline with a text encoder and a U-Net"
+                f"attacks on a {type(pipe).__name__} are not supported",
+                "attack a pipeline with a text encoder and a U-Net",
             )
         self.tokenizer, self.encoder = pipe.tokenizer, pipe.text_encoder
         self.filtered = FilteredTextEncoder(self.encoder, eraser.filters, eraser.hookpoint)

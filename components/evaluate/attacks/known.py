@@ -1,6 +1,6 @@
 """How often a judge is right on images of known content, distorted as images are that come out of attacks.
 
-    N images, H and W pixels
+N images, H and W pixels
 """
 
 from __future__ import annotations
@@ -71,11 +71,15 @@ class Examination(NamedTuple):
         return plain(self.known) | {"by_distortion": {name: plain(k) for name, k in self.by_distortion.items()}}
 
 
-def examine(judge: Judge, record: RequestRecord, shown: np.ndarray, absent: np.ndarray, *, seed: int = 0) -> Examination:
+def examine(
+    judge: Judge, record: RequestRecord, shown: np.ndarray, absent: np.ndarray, *, seed: int = 0
+) -> Examination:
     """Measures `judge` on images (N, H, W, 3) with the target and on others without it; each is distorted in one way, in turn."""
     rng, names = np.random.default_rng(seed), list(DISTORTIONS)
     found = {
-        kind: ~erased_of(judge(np.stack([DISTORTIONS[names[i % len(names)]](x, rng) for i, x in enumerate(images)])), record)
+        kind: ~erased_of(
+            judge(np.stack([DISTORTIONS[names[i % len(names)]](x, rng) for i, x in enumerate(images)])), record
+        )
         for kind, images in (("shown", shown), ("absent", absent))
     }
     every = {name: slice(i, None, len(names)) for i, name in enumerate(names)}

@@ -40,9 +40,7 @@ in {{ '%.1f'|format(100 - 100 * found.judges.first.specificity) }} % of those th
 """
 
 
-def successes_of(
-    attacks: Mapping[str, Sequence[Outcome]], folder: Path
-) -> list[dict[str, Any]]:
+def successes_of(attacks: Mapping[str, Sequence[Outcome]], folder: Path) -> list[dict[str, Any]]:
     """Every success: what was tried, what came of it, and its image, base64; `attacks` are outcomes by name."""
     return [
         {

@@ -15,7 +15,12 @@ from components.evaluate.metrics import proportion
 
 
 def rates(
-    attack: Attack | None, outcomes: Sequence[Outcome], known: Mapping[str, Known], variants: Sequence[str], *, images: int
+    attack: Attack | None,
+    outcomes: Sequence[Outcome],
+    known: Mapping[str, Known],
+    variants: Sequence[str],
+    *,
+    images: int,
 ) -> dict[str, Any]:
     """What became of attempts that count: by variant the success rate, as judged and corrected, detection and agreement.
 
@@ -40,7 +45,9 @@ def rates(
         }
         if SECOND in known:
             entry["second"] = _corrected(hits[SECOND], known[SECOND], images)
-            pairs = [(a, b) for o in shown for a, b in zip(*(found(o, variant, j) for j in (FIRST, SECOND)), strict=True)]
+            pairs = [
+                (a, b) for o in shown for a, b in zip(*(found(o, variant, j) for j in (FIRST, SECOND)), strict=True)
+            ]
             entry["disagreement"] = proportion([a != b for a, b in pairs]).record()
         out["variants"][variant] = entry
     return out
@@ -51,7 +58,11 @@ def _corrected(hits: Sequence[bool], judge: Known, images: int) -> dict[str, flo
 
 
 def by_tier(
-    listed: Mapping[tuple[str, str], tuple[Attack, Sequence[Outcome]]], known: Mapping[str, Known], variants: Sequence[str], *, images: int
+    listed: Mapping[tuple[str, str], tuple[Attack, Sequence[Outcome]]],
+    known: Mapping[str, Known],
+    variants: Sequence[str],
+    *,
+    images: int,
 ) -> dict[str, Any]:
     """The rates of each tier's attacks together; an attack that is optimised against several variants enters with the default's."""
     tiers: dict[str, list[Outcome]] = {}

@@ -1,6 +1,6 @@
 """Searches over words: greedy coordinate gradient (Zou et al. 2023, arXiv 2307.15043), and a genetic search without gradients.
 
-    K words that may be chosen, M words of the vocabulary, B candidates
+K words that may be chosen, M words of the vocabulary, B candidates
 """
 
 from __future__ import annotations
@@ -54,7 +54,13 @@ def search_by_gradient(
 
 
 def search_by_breeding(
-    vocabulary: Vocabulary, render: Render, value: Value, rng: np.random.Generator, budget: Budget, *, mutation: float = 0.15
+    vocabulary: Vocabulary,
+    render: Render,
+    value: Value,
+    rng: np.random.Generator,
+    budget: Budget,
+    *,
+    mutation: float = 0.15,
 ) -> Found:
     """A genetic search: the better half lives on, its children mix two parents and mutate."""
     size, k, m = 2 * max(4, budget.candidates), budget.tokens, len(vocabulary.words)
@@ -68,7 +74,11 @@ def search_by_breeding(
         children = np.where(rng.random((len(pairs), k)) < 0.5, parents[pairs[:, 0]], parents[pairs[:, 1]])
         children = np.where(rng.random(children.shape) < mutation, rng.integers(0, m, children.shape), children)
         born = value([write(row) for row in children])
-        rows, losses, queries = np.concatenate([parents, children]), np.concatenate([losses[order], born]), queries + len(born)
+        rows, losses, queries = (
+            np.concatenate([parents, children]),
+            np.concatenate([losses[order], born]),
+            queries + len(born),
+        )
         if budget.spent():
             break
     return Found(write(rows[int(losses.argmin())]), float(losses.min()), queries)

@@ -18,8 +18,8 @@ from components.evaluate.attacks.campaign import CHUNK, Campaign, Outcome
 from components.evaluate.attacks.clean import measure_clean
 from components.evaluate.attacks.page import render_page, successes_of
 from components.evaluate.attacks.params import AttackParams, AttackSize
-from components.evaluate.attacks.registry import attack_named
 from components.evaluate.attacks.registry import ATTACKS as EVERY
+from components.evaluate.attacks.registry import attack_named
 from components.evaluate.attacks.results import by_tier, rates
 from components.evaluate.attacks.subject import Subject, open_subject
 from components.evaluate.attacks.summary import ATTACKS, PAGE, RESULTS, VERDICT, summarise_attacks
@@ -39,17 +39,25 @@ def attack(
         raise UserError(f"size {size!r} is unknown", f"use one of: {', '.join(settings.sizes)}")
     chosen = settings.sizes[size or settings.size]
     listed = [attack_named(name) for name in attacks or chosen.attacks]
-    subject = open_subject(settings, requests)
+    subject = open_subject(settings.second_judge, requests)
     keyed = chosen.model_dump(include={"variants", "seeds", "iterations", "candidates", "tokens", "similarity"})
     chunk = {str(kind): min(CHUNK[kind], chosen.attempts) for kind in CHUNK}
-    cache = CACHE / "attacks" / subject.key("components.evaluate.attacks.campaign", seed=settings.seed, chunk=chunk, **keyed)
+    cache = (
+        CACHE
+        / "attacks"
+        / subject.key("components.evaluate.attacks.campaign", seed=settings.seed, chunk=chunk, **keyed)
+    )
     results, successes = {}, {}
     for request in subject.records:
         found = run_request(subject, request, listed, chosen, settings, cache / request)
-        results[request] = {"target": subject.records[request].request.target} | describe(subject, request, found, chosen, settings)
+        results[request] = {"target": subject.records[request].request.target} | describe(
+            subject, request, found, chosen, settings
+        )
         successes[request] = successes_of({key: outcomes for key, (_, outcomes) in found.items()}, cache / request)
     tried = {a.name for a in listed}
-    verdict = verdict_record(results, chosen.gates, {n: a.tier for n, a in EVERY.items()}, sorted(tried), subject.judged)
+    verdict = verdict_record(
+        results, chosen.gates, {n: a.tier for n, a in EVERY.items()}, sorted(tried), subject.judged
+    )
     record = {"size": size or settings.size, "images": chosen.seeds, "judged": subject.judged, "requests": results}
     page = render_page(
         results, verdict, {i: r["target"] for i, r in results.items()}, successes,
@@ -78,7 +86,11 @@ def run_request(
 
 
 def describe(
-    subject: Subject, request: str, found: dict[str, tuple[Attack, list[Outcome]]], size: AttackSize, settings: AttackParams
+    subject: Subject,
+    request: str,
+    found: dict[str, tuple[Attack, list[Outcome]]],
+    size: AttackSize,
+    settings: AttackParams,
 ) -> dict[str, object]:
     """What results.json says of one request."""
     judges = subject.examine(request, size.known)
@@ -93,7 +105,9 @@ def describe(
         "judges": {name: examination.record() for name, examination in judges.items()},
         "attacks": attacks,
         "tiers": by_tier(pairs, known, size.variants, images=size.seeds),
-        "clean": measure_clean(subject, request, size.variants, count=size.clean, seed=settings.seed, batch=settings.batch),
+        "clean": measure_clean(
+            subject, request, size.variants, count=size.clean, seed=settings.seed, batch=settings.batch
+        ),
     }
 
 

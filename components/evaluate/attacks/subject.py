@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,6 @@ from components.eraser import Eraser, check_filters
 from components.evaluate.attacks.attempts import Target, read_target
 from components.evaluate.attacks.campaign import FIRST, SECOND
 from components.evaluate.attacks.known import Examination, examine
-from components.evaluate.attacks.params import AttackParams
 from components.filter.artifact import read_filters
 from components.guidance.adapters import check_adapters
 from components.worlds.base import Judge
@@ -60,13 +60,17 @@ class Subject(NamedTuple):
         return key_of(self.judged | {"code": code_of(module)} | {k: repr(v) for k, v in settings.items()})
 
 
-def open_subject(settings: AttackParams, requests: list[str] | None = None) -> Subject:
+def open_subject(second_judge: Path | None, requests: list[str] | None = None) -> Subject:
     """Opens all that attacks and probes need, the cheapest checks first.
 
     `UserError` for an unknown request, a pipeline that is not supported, a judge that does not know a label or was never
     measured, or too few prompts; `ArtifactError` for what is missing or altered.
     """
-    base, world, judging = read_section("base", BaseParams), read_section("world", str), read_section("judge", JudgeParams)
+    base, world, judging = (
+        read_section("base", BaseParams),
+        read_section("world", str),
+        read_section("judge", JudgeParams),
+    )
     check_folder(base.path)
     records = read_records()
     if unknown := [i for i in requests or () if i not in records]:
@@ -77,8 +81,8 @@ def open_subject(settings: AttackParams, requests: list[str] | None = None) -> S
     labels = {label for record in records.values() for label in (*record.avoid, *record.labels)}
     judges: dict[str, Judge] = {FIRST: load_judge(world, judging, labels)}
     load_known_images(world)
-    if settings.second_judge is not None:
-        judges[SECOND] = load_second_judge(world, settings.second_judge)
+    if second_judge is not None:
+        judges[SECOND] = load_second_judge(world, second_judge)
     filters, hookpoint = read_filters(FILTER)
     adapters = {i: GUIDANCE / i for i, record in records.items() if "guidance" in record.request.channels}
     check_adapters(adapters, base.path / "unet")

@@ -31,7 +31,9 @@ def summarise_attacks(results: Mapping[str, Any], verdict: Mapping[str, Any], fo
     """The verdict, a line for each request and tier, and where the page is."""
     highest = verdict["highest_tier"]
     said = "pass" if verdict["passed"] else "FAIL"
-    lines = [f"Attacks: {said}. The default withstands {'no tier' if highest == 'none' else f'attackers up to {highest}'}."]
+    lines = [
+        f"Attacks: {said}. The default withstands {'no tier' if highest == 'none' else f'attackers up to {highest}'}."
+    ]
     for found in results["requests"].values():
         for tier, rates in found["tiers"].items():
             rate = rates["variants"][DEFAULT]["corrected"]

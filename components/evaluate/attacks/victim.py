@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -113,7 +114,7 @@ class Victim:
         """States on the way to images of the target, and the true output there, or what the base says of the prompt `frozen`."""
         pipe, total = self.eraser.pipe, int(self.eraser.pipe.scheduler.config.num_train_timesteps)
         edges = np.linspace(0.2 * total, 0.95 * total, states + 1)
-        timesteps = torch.tensor([int(rng.integers(int(a), int(b))) for a, b in zip(edges, edges[1:], strict=False)])
+        timesteps = torch.tensor([int(rng.integers(int(a), int(b))) for a, b in pairwise(edges)])
         clean = self.reference_latents[torch.from_numpy(rng.integers(0, len(self.reference_latents), states))]
         noise = torch.randn(clean.shape, generator=generator(int(rng.integers(2**31)), "attack")).to(clean.device)
         alpha = pipe.scheduler.alphas_cumprod[timesteps].to(clean.device)[:, None, None, None]
@@ -134,7 +135,14 @@ class Victim:
         part, repeat = erased.take(rows), len(texts)
         with torch.no_grad(), self.eraser.acting(part):
             out = self._ask(goal.latents.repeat(repeat, 1, 1, 1), goal.timesteps.repeat(repeat), part.states)
-        return (out - goal.wanted.repeat(repeat, 1, 1, 1)).square().mean((1, 2, 3)).reshape(repeat, n).mean(1).numpy(force=True)
+        return (
+            (out - goal.wanted.repeat(repeat, 1, 1, 1))
+            .square()
+            .mean((1, 2, 3))
+            .reshape(repeat, n)
+            .mean(1)
+            .numpy(force=True)
+        )
 
     def error(self, states: torch.Tensor, erased: Erased, goal: Objective) -> torch.Tensor:
         """The scalar of one prompt from its states (1, L, D), with gradient; `erased` says which adapters act on it."""

@@ -1,6 +1,6 @@
 """Tier 2: searches with the weights in hand, through the filter, the adapters and the U-Net, and the adaptive attack on the gate.
 
-    B prompts, L token positions, D hidden
+B prompts, L token positions, D hidden
 """
 
 from __future__ import annotations
@@ -32,7 +32,12 @@ def unlearn_diff_atk(victim: Victim, target: Target, rng: np.random.Generator, b
     while True:
         prompt = plain(target, rng)
         found = _through_unet(
-            victim, vocabulary, lambda words, text=prompt.text: f"{' '.join(words)} {text}", victim.objective(rng), rng, budget
+            victim,
+            vocabulary,
+            lambda words, text=prompt.text: f"{' '.join(words)} {text}",
+            victim.objective(rng),
+            rng,
+            budget,
         )
         yield Attempt(found.text, "words in front, through the U-Net", prompt.text, found.queries, found.loss)
 
@@ -58,7 +63,11 @@ def _through_unet(
     def gradient(text: str) -> np.ndarray:
         erased = victim.read([text])
         return victim.access.gradient(
-            text, budget.tokens, vocabulary, lambda states, _: victim.error(states, erased, goal), filtered=victim.filters
+            text,
+            budget.tokens,
+            vocabulary,
+            lambda states, _: victim.error(states, erased, goal),
+            filtered=victim.filters,
         )
 
     return search_by_gradient(vocabulary, render, gradient, lambda texts: victim.errors(texts, goal), rng, budget)

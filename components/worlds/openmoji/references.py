@@ -16,7 +16,11 @@ PAIRS = 0.25
 
 
 def known_images(
-    labels: Sequence[str], alike: Sequence[str], style: bool, count: int, seed: int  # noqa: FBT001 - as the protocol has it
+    labels: Sequence[str],
+    alike: Sequence[str],
+    style: bool,  # noqa: FBT001 - as the protocol has it
+    count: int,
+    seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(`count` renders with the target, `count` without), (N, 64, 64, 3) uint8; half of those without show what is mistaken for it."""
     rng = np.random.default_rng(seed)
@@ -30,7 +34,9 @@ def known_images(
         first = str(rng.choice(concepts)) if style else target
         second = [str(rng.choice([c for c in company if c != first]))] if rng.random() < PAIRS else []
         shown = [first, *second] if rng.random() < 0.5 else [*second, first]
-        return Scene(tuple(shown), target if style else str(rng.choice(WORLD.style_names)), HELD_OUT_SEEDS + 10_000 * seed + i)
+        return Scene(
+            tuple(shown), target if style else str(rng.choice(WORLD.style_names)), HELD_OUT_SEEDS + 10_000 * seed + i
+        )
 
     shown = [scene(str(rng.choice(list(labels))), i) for i in range(count)]
     absent = [scene(str(rng.choice(near if i % 2 else others)), count + i) for i in range(count)]
