@@ -86,7 +86,7 @@ def train(net: ResidualNet, images: np.ndarray, listed: list[Scene]) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
-        if (step + 1) % 200 == 0 or step + 1 == STEPS:
+        if (step + 1) % 50 == 0 or step + 1 == STEPS:
             save_checkpoint(path, {"judge": net}, optimizer, step + 1)
             log.info("step %d, loss %.3f", step + 1, loss.item())
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from components.collect.tables import where
 from components.common.seeding import stream_seed
+from components.common.variants import Variant
 from components.evaluate.attacks.campaign import FIRST
 from components.evaluate.attacks.subject import Subject
 from components.evaluate.images import ImageSpec, Painter, Wanted
@@ -17,7 +19,7 @@ from components.worlds.base import PRESENT
 
 
 def measure_clean(
-    subject: Subject, request: str, variants: tuple[str, ...], *, count: int, seed: int, batch: int
+    subject: Subject, request: str, variants: Sequence[Variant], *, count: int, seed: int, batch: int
 ) -> dict[str, Any]:
     """By variant, of `count` images that show the target beside something else: erased, artifact rate, selective alignment.
 

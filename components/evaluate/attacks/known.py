@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -65,10 +65,14 @@ class Examination(NamedTuple):
     known: Known
     by_distortion: dict[str, Known]
 
-    def record(self) -> dict[str, object]:
+    def record(self) -> dict[str, Any]:
         """The form of results.json."""
-        plain = lambda k: {"sensitivity": k.sensitivity.rate, "specificity": k.specificity.rate, "n": [c.n for c in k]}  # noqa: E731
-        return plain(self.known) | {"by_distortion": {name: plain(k) for name, k in self.by_distortion.items()}}
+        listed = {name: _plain(known) for name, known in self.by_distortion.items()}
+        return {**_plain(self.known), "by_distortion": listed}
+
+
+def _plain(known: Known) -> dict[str, Any]:
+    return {"sensitivity": known.sensitivity.rate, "specificity": known.specificity.rate, "n": [c.n for c in known]}
 
 
 def examine(

@@ -58,7 +58,7 @@ def _corrected(hits: Sequence[bool], judge: Known, images: int) -> dict[str, flo
 
 
 def by_tier(
-    listed: Mapping[tuple[str, str], tuple[Attack, Sequence[Outcome]]],
+    listed: Mapping[str, tuple[Attack, Sequence[Outcome]]],
     known: Mapping[str, Known],
     variants: Sequence[str],
     *,
@@ -66,7 +66,7 @@ def by_tier(
 ) -> dict[str, Any]:
     """The rates of each tier's attacks together; an attack that is optimised against several variants enters with the default's."""
     tiers: dict[str, list[Outcome]] = {}
-    for (_, against), (attack, outcomes) in listed.items():
-        if not attack.optimised or against == DEFAULT:
+    for key, (attack, outcomes) in listed.items():
+        if not attack.optimised or key.endswith(f"/{DEFAULT}"):
             tiers.setdefault(attack.tier, []).extend(o for o in outcomes if counts(o, attack))
     return {tier: rates(None, rows, known, variants, images=images) for tier, rows in sorted(tiers.items())}

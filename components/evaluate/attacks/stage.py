@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from components.common.errors import UserError
-from components.common.files import canonical, new_folder
+from components.common.files import canonical, write_text
 from components.common.paths import CACHE
 from components.common.sections import read_section
 from components.common.stage import log, run_stage
@@ -63,10 +63,9 @@ def attack(
         results, verdict, {i: r["target"] for i, r in results.items()}, successes,
         variants=[DEFAULT, *(v for v in chosen.variants if v != DEFAULT)], images=chosen.seeds,
     )  # fmt: skip
-    with new_folder(out) as partial:
-        (partial / RESULTS).write_text(canonical(record), encoding="utf-8")
-        (partial / VERDICT).write_text(canonical(verdict), encoding="utf-8")
-        (partial / PAGE).write_text(page, encoding="utf-8")
+    write_text(out / RESULTS, canonical(record))
+    write_text(out / PAGE, page)
+    write_text(out / VERDICT, canonical(verdict))
     for line in summarise_attacks(record, verdict, out):
         log.info("%s", line)
 
@@ -100,11 +99,10 @@ def describe(
         | rates(one, outcomes, known, size.variants, images=size.seeds)
         for key, (one, outcomes) in found.items()
     }
-    pairs = {tuple(key.split("/")): value for key, value in found.items()}
     return {
         "judges": {name: examination.record() for name, examination in judges.items()},
         "attacks": attacks,
-        "tiers": by_tier(pairs, known, size.variants, images=size.seeds),
+        "tiers": by_tier(found, known, size.variants, images=size.seeds),
         "clean": measure_clean(
             subject, request, size.variants, count=size.clean, seed=settings.seed, batch=settings.batch
         ),

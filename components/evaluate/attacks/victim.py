@@ -43,7 +43,8 @@ class Victim:
     """One variant of an eraser under attack for one request."""
 
     def __init__(self, eraser: Eraser, target: Target, variant: Variant, access: EncoderAccess | None = None) -> None:
-        self.eraser, self.target, self.variant = eraser, target, variant
+        self.eraser, self.target = eraser, target
+        self.variant: Variant = variant
         self.access = access or EncoderAccess(eraser)
 
     def against(self, variant: Variant) -> Victim:

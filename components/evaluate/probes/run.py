@@ -16,7 +16,7 @@ from PIL import Image
 
 from components.collect.tables import where
 from components.common.errors import UserError
-from components.common.files import canonical, new_folder, write_text
+from components.common.files import canonical, write_text
 from components.common.paths import CACHE
 from components.common.sections import read_section
 from components.common.stage import log
@@ -57,13 +57,11 @@ def probe(
         found = {name: _once(subject, request, name, chosen, settings, known, cache) for name in listed}
         results[request] = {"target": subject.records[request].request.target, "probes": found}
     record = {"size": size or settings.size, "judged": subject.judged, "requests": results}
-    with new_folder(out) as partial:
-        (partial / RESULTS).write_text(canonical(record), encoding="utf-8")
-        (partial / VERDICT).write_text(
-            canonical(judge_probes(results, chosen, subject.judged, listed)), encoding="utf-8"
-        )
-        for path in sorted(cache.rglob("*.png")):
-            (partial / f"{path.parent.name}-{path.name}").write_bytes(path.read_bytes())
+    write_text(out / RESULTS, canonical(record))
+    write_text(out / VERDICT, canonical(judge_probes(results, chosen, subject.judged, listed)))
+    for request in subject.records:
+        for path in sorted((cache / request).glob("*.png")):
+            (out / f"{request}-{path.name}").write_bytes(path.read_bytes())
 
 
 def _once(

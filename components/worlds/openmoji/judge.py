@@ -99,7 +99,7 @@ class Judge:
         """Judges (N, 64, 64, 3) uint8 images."""
         shapes = (len(self.concept_names),), (len(self.style_names),), ()
         concepts, styles, none = ([np.zeros((0, *shape), np.float32)] for shape in shapes)
-        t = self.net.temperature
+        t = self.net.get_buffer("temperature")
         for start in range(0, len(images), batch):
             concept, style, nothing = self.net(to_model(images[start : start + batch]))
             concepts.append((concept / t[0]).sigmoid().numpy())
