@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler
 
+from components.common.errors import StageError
 from components.common.seeding import generator
 from components.diffusion.sampling import decode_latents
 from components.eraser import Erased
@@ -107,6 +108,8 @@ def draw_from(
             x = scheduler.step(said, t, x, eta=eta, variance_noise=fresh if eta else None).prev_sample
             if change is not None:
                 x = change(x, times[i + 1] if i + 1 < len(times) else 0, torch.tensor(rows))
+        if not torch.isfinite(x).all():
+            raise StageError("a probe drew latents that are no numbers", "take fewer steps of less strength")
         out.append(decode_latents(pipe, x))
     return np.concatenate(out)
 

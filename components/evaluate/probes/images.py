@@ -46,9 +46,9 @@ def inpainting(given: Given) -> list[np.ndarray]:
 
 
 def added_noise(given: Given) -> list[np.ndarray]:
-    """Plain prompts drawn with fresh noise at every step, half as much and as much as DDPM adds (Lu et al. 2025)."""
+    """Plain prompts drawn with fresh noise at every step, half as much as DDPM adds and nearly as much (Lu et al. 2025)."""
     erased = given.read(given.prompts)
-    return [draw_from(given, erased, given.noise("added", i), eta=eta) for i, eta in enumerate((0.5, 1.0))]
+    return [draw_from(given, erased, given.noise("added", i), eta=eta) for i, eta in enumerate((0.5, 0.95))]
 
 
 def start_latent(given: Given) -> list[np.ndarray]:

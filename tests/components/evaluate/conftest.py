@@ -66,6 +66,7 @@ class BrightJudge:
     concept_names, style_names = ("cat", "dog"), ("photo",)
 
     def __call__(self, images):
+        """Judges (N, H, W, 3)."""
         odd = (images[:, 0, 0, 0] % 2).astype(float)
         return Judgement(
             np.stack([odd, 1 - odd], 1),

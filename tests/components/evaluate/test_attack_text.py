@@ -17,6 +17,7 @@ class Specials:
 
     @staticmethod
     def special_texts():
+        """Two of them."""
         return ("<|startoftext|>", "<|endoftext|>")
 
 

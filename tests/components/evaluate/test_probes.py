@@ -70,7 +70,7 @@ def test_a_gradient_needs_a_second_judge(eraser, target, judge):
     given = given_of(eraser, target, "base")
     for helper in (None, judge):
         given.helper = helper
-        with pytest.raises(UserError, match="no second judge has a gradient; set probe.second_judge"):
+        with pytest.raises(UserError, match=r"no second judge has a gradient; set probe\.second_judge"):
             images.classifier_guidance(given)
 
 
@@ -78,9 +78,11 @@ def test_textual_inversion_learns_through_the_eraser(eraser, target):
     """The learned word lowers the error of the model as it is deployed, and the gate sees what the learned word has become."""
     given = given_of(eraser, target, "gated")
     goal = given.victim.objective(np.random.default_rng(9))
-    error = lambda word: float(
-        given.victim.error(inversion.read_learned(given, word, 1).states, inversion.read_learned(given, word, 1), goal)
-    )
+
+    def error(word):
+        erased = inversion.read_learned(given, word, 1)
+        return float(given.victim.error(erased.states, erased, goal))
+
     start = given.victim.access.table[[5, 6]]
     given.size = SIZE.model_copy(update={"inversion_steps": 60})
 
