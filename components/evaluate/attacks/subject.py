@@ -16,14 +16,11 @@ from components.common.files import SIDECAR, digest, key_of
 from components.common.paths import CONCEPTS, FILTER, GUIDANCE
 from components.common.sections import read_section
 from components.diffusion.folder import check_folder, folder_digests
-from components.diffusion.load import accelerator_device, load_pipeline
 from components.diffusion.params import BaseParams
-from components.eraser import Eraser, check_filters
+from components.eraser import Eraser
 from components.evaluate.attacks.attempts import Target, read_target
 from components.evaluate.attacks.campaign import FIRST, SECOND
 from components.evaluate.attacks.known import Examination, examine
-from components.filter.artifact import read_filters
-from components.guidance.adapters import check_adapters
 from components.worlds.base import Judge
 from components.worlds.judges import load_judge
 from components.worlds.params import JudgeParams
@@ -83,16 +80,9 @@ def open_subject(second_judge: Path | None, requests: list[str] | None = None) -
     load_known_images(world)
     if second_judge is not None:
         judges[SECOND] = load_second_judge(world, second_judge)
-    filters, hookpoint = read_filters(FILTER)
-    adapters = {i: GUIDANCE / i for i, record in records.items() if "guidance" in record.request.channels}
-    check_adapters(adapters, base.path / "unet")
-    check_filters(filters, {i: record.request for i, record in records.items()})
-    eraser = Eraser(
-        load_pipeline(base.path, accelerator_device()), filters, hookpoint, adapters,
-        guidance_scale=base.guidance_scale, solver_steps=base.solver_steps,
-    )  # fmt: skip
+    eraser = Eraser.open()
     judged = {f"judge/{name}" if name != FIRST else "judge": judge.digest for name, judge in judges.items()}
     judged |= {"base": key_of(folder_digests(base.path)), "filter": digest(FILTER / SIDECAR)}
-    judged |= {f"adapter/{i}": digest(folder / SIDECAR) for i, folder in adapters.items()}
+    judged |= {f"adapter/{i}": digest(GUIDANCE / i / SIDECAR) for i in eraser.adapters}
     judged |= {f"request/{i}": digest(CONCEPTS / i) for i in records}
     return Subject(eraser, chosen, targets, judges, table, judged, world)

@@ -77,12 +77,17 @@ class Victim:
             seen |= erased.acting[self.target.request].numpy(force=True)
         return seen
 
+    def limit(self, request: str) -> torch.Tensor:
+        """The score from which anything acts for a request: the adapter's gate may be wider than the filter."""
+        item = self.eraser.filters[request]
+        return torch.minimum(item.decision_threshold, getattr(item, "gate_threshold", item.decision_threshold))
+
     def margins(self, erased: Erased) -> torch.Tensor:
-        """(B,) score less the filter's threshold; zeros without a filter."""
+        """(B,) score less the limit from which anything acts; zeros without a filter."""
         if self.target.request not in erased.decision.requests:
             return torch.zeros(len(erased.prompts))
         column = erased.decision.requests.index(self.target.request)
-        return erased.decision.scores[:, column] - self.eraser.filters[self.target.request].decision_threshold
+        return erased.decision.scores[:, column] - self.limit(self.target.request)
 
     def check_hook(self) -> None:
         """`StageError` unless the filter flags a plain prompt of the target and changes its hidden states.

@@ -81,7 +81,7 @@ def adaptive(victim: Victim, target: Target, rng: np.random.Generator, budget: B
     vocabulary = victim.access.vocabulary().without(target.names)
     empty = victim.states([""])
     column = list(victim.access.filtered.requests).index(target.request) if victim.filters else None
-    threshold = victim.eraser.filters[target.request].decision_threshold if victim.filters else torch.tensor(0.0)
+    threshold = victim.limit(target.request) if victim.filters else torch.tensor(0.0)
     while True:
         prompt = plain(target, rng)
         wanted = victim.states([prompt.text]) - empty

@@ -53,7 +53,12 @@ def encoded(given: Given, learned: torch.Tensor) -> Iterator[tuple[torch.Tensor,
     with embedding(access.encoder, embedded):
         if victim.filters:
             outputs, decision = access.filtered.run(ids)
-            columns = dict(zip(decision.requests, decision.flagged.unbind(1), strict=True))
+            columns = {
+                name: flagged | (scores >= victim.limit(name))
+                for name, flagged, scores in zip(
+                    decision.requests, decision.flagged.unbind(1), decision.scores.unbind(1), strict=True
+                )
+            }
         else:
             outputs, decision, columns = access.encoder(ids), plain.decision, {}
         everyone = torch.ones(1, dtype=torch.bool)
