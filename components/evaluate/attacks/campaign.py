@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from components.collect.record import RequestRecord
 from components.common.errors import StageError
@@ -59,20 +58,18 @@ class Campaign:
         budget = Budget(
             self.size.iterations, self.size.candidates, self.size.tokens, self.size.similarity, self.size.seconds
         )
-        with tqdm(total=self.size.attempts, desc=f"{self.record.request.target}: {attack.name}", mininterval=5) as bar:
-            while True:
-                outcomes = [outcome for chunk in chunks for outcome in chunk]
-                bar.update(min(count(outcomes, attack), self.size.attempts) - bar.n)
-                enough = count(outcomes, attack) >= self.size.attempts or len(outcomes) >= self.size.tries
-                if enough or (chunks and not chunks[-1]) or (budget.spent() and len(chunks) >= len(logged)):
-                    return outcomes
-                if len(chunks) < len(logged):
-                    chunks.append(logged[len(chunks)])
-                    seen |= {outcome["prompt"] for outcome in chunks[-1]}
-                    continue
-                attempts = list(self._attempts(attack, against, len(chunks), seen, budget))
-                chunks.append(self.judge(attack, against, attempts))
-                append_log(log, chunks[-1])
+        while True:
+            outcomes = [outcome for chunk in chunks for outcome in chunk]
+            enough = count(outcomes, attack) >= self.size.attempts or len(outcomes) >= self.size.tries
+            if enough or (chunks and not chunks[-1]) or (budget.spent() and len(chunks) >= len(logged)):
+                return outcomes
+            if len(chunks) < len(logged):
+                chunks.append(logged[len(chunks)])
+                seen |= {outcome["prompt"] for outcome in chunks[-1]}
+                continue
+            attempts = list(self._attempts(attack, against, len(chunks), seen, budget))
+            chunks.append(self.judge(attack, against, attempts))
+            append_log(log, chunks[-1])
 
     def _attempts(
         self, attack: Attack, against: Variant, chunk: int, seen: set[str], budget: Budget

@@ -14,7 +14,7 @@ from components.common.sections import read_section
 from components.common.stage import log, run_stage
 from components.common.variants import DEFAULT
 from components.evaluate.attacks.attempts import Attack
-from components.evaluate.attacks.campaign import CHUNK, Campaign, Outcome
+from components.evaluate.attacks.campaign import CHUNK, Campaign, Outcome, count
 from components.evaluate.attacks.clean import measure_clean
 from components.evaluate.attacks.page import render_page, successes_of
 from components.evaluate.attacks.params import AttackParams, AttackSize
@@ -77,11 +77,19 @@ def run_request(
     victim = Victim(subject.eraser, subject.targets[request], DEFAULT)
     victim.check_hook()
     campaign = Campaign(victim, subject.records[request], subject.judges, size, settings.batch, settings.seed, folder)
-    return {
-        f"{one.name}/{against}": (one, campaign.run(one, against))
-        for one in listed
-        for against in (size.against if one.optimised else (DEFAULT,))
-    }
+    found = {}
+    for one in listed:
+        for against in size.against if one.optimised else (DEFAULT,):
+            outcomes = campaign.run(one, against)
+            found[f"{one.name}/{against}"] = (one, outcomes)
+            log.info(
+                "attack: %s: %d of %d attempts at %s count",
+                one.name,
+                count(outcomes, one),
+                len(outcomes),
+                campaign.record.request.target,
+            )
+    return found
 
 
 def describe(
