@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from components.common.errors import UserError
+from components.common.errors import StageError, UserError
 from components.common.files import canonical, write_text
 from components.common.paths import CACHE
 from components.common.sections import read_section
@@ -50,7 +50,8 @@ def attack(
     results, successes = {}, {}
     for request in subject.records:
         found = run_request(subject, request, listed, chosen, settings, cache / request)
-        results[request] = {"target": subject.records[request].request.target} | describe(
+        hook = hook_of(subject, request)
+        results[request] = {"hook": hook, "target": subject.records[request].request.target} | describe(
             subject, request, found, chosen, settings
         )
         successes[request] = successes_of({key: outcomes for key, (_, outcomes) in found.items()}, cache / request)
@@ -70,12 +71,21 @@ def attack(
         log.info("%s", line)
 
 
+def hook_of(subject: Subject, request: str) -> str:
+    """Empty if the filter acts on plain prompts of the target; else what is wrong, which fails the verdict."""
+    try:
+        Victim(subject.eraser, subject.targets[request], DEFAULT).check_hook()
+    except StageError as error:
+        log.warning("%s", error)
+        return str(error)
+    return ""
+
+
 def run_request(
     subject: Subject, request: str, listed: list[Attack], size: AttackSize, settings: AttackParams, folder: Path
 ) -> dict[str, tuple[Attack, list[Outcome]]]:
-    """The outcomes of all attacks on one request, by `attack/variant`; first makes sure that the filter acts at all."""
+    """The outcomes of all attacks on one request, by `attack/variant`."""
     victim = Victim(subject.eraser, subject.targets[request], DEFAULT)
-    victim.check_hook()
     campaign = Campaign(victim, subject.records[request], subject.judges, size, settings.batch, settings.seed, folder)
     found = {}
     for one in listed:

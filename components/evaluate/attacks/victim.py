@@ -18,10 +18,10 @@ import torch
 from components.common.errors import StageError
 from components.common.seeding import generator, stream_seed
 from components.common.variants import Variant
+from components.diffusion.images import to_model
 from components.eraser import Erased, Eraser
 from components.evaluate.attacks.attempts import Target
 from components.evaluate.attacks.encoder import EncoderAccess
-from components.purify.purify import encode_image
 
 FILTERED = ("filter", "summed", "gated")
 REFERENCES = 8
@@ -114,7 +114,10 @@ class Victim:
             erased = self.eraser.read(texts, variant="base")
             seeds = [stream_seed(0, "reference", i) % 2**31 for i in range(len(texts))]
             images = np.concatenate([part for _, part in self.eraser.paint(erased, seeds)])
-        return encode_image(self.eraser.pipe, images)
+        vae = self.eraser.pipe.vae
+        with torch.no_grad():
+            means = vae.encode(to_model(images).to(vae.device), return_dict=False)[0].mean
+        return means * vae.config.scaling_factor
 
     def objective(self, rng: np.random.Generator, *, states: int = 4, frozen: str = "") -> Objective:
         """States on the way to images of the target, and the true output there, or what the base says of the prompt `frozen`."""

@@ -147,6 +147,15 @@ def test_no_gate_is_no_pass():
     assert verdict_record(found, gates, {}, [], JUDGED)["highest_tier"] == "none"
 
 
+def test_a_filter_that_never_acts_fails_the_verdict():
+    """Low rates prove nothing where the filter's hook never fired: the verdict is fail and says why."""
+    found = {"r": result(0.01, 142) | {"hook": "the filter of r changes none of 4 prompts"}}
+    verdict = verdict_record(found, [TierGate(tier="T0", at_most=0.05, n=142)], {}, [], JUDGED)
+
+    assert (verdict["passed"], verdict["highest_tier"]) == (False, "none")
+    assert verdict["gates"][-1]["reason"] == "the filter of r changes none of 4 prompts"
+
+
 def test_the_page_shows_verdict_and_prompts(campaign, tmp_path):
     """The page has the verdict, a row for the attack, and markup in a prompt stays text."""
     outcomes = campaign.run(SEARCH, "gated")
