@@ -1,6 +1,6 @@
-"""The one place where attacks look inside a text encoder: which words are single tokens, and gradients by token.
+"""The one place where attacks look inside text encoder and U-Net: single-token words, gradients by token, and what the U-Net is asked.
 
-    K tokens that may be chosen, M words of the vocabulary, L token positions, D hidden
+    K tokens that may be chosen, M words of the vocabulary, B prompts, Z latent channels, h = w latent side, L token positions, D hidden
 
 A pipeline with several towers is attacked through its first.
 """
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from components.common.errors import UserError
 from components.diffusion.encode import tokenize
-from components.eraser import Eraser
+from components.diffusion.sampling import sample
+from components.eraser import Erased, Eraser
 from components.filter.encoder import Decision, FilteredTextEncoder
 
 Loss = Callable[[torch.Tensor, Decision | None], torch.Tensor]
@@ -91,3 +92,38 @@ def embedding(encoder: torch.nn.Module, embedded: torch.Tensor) -> Iterator[None
         yield
     finally:
         handle.remove()
+
+
+def states_of(erased: Erased) -> torch.Tensor:
+    """(B, L, D) hidden states of the prompts, as the U-Net reads them."""
+    return erased.states
+
+
+def with_states(erased: Erased, states: torch.Tensor) -> Erased:
+    """The same prompts with other hidden states (B, L, D)."""
+    return erased._replace(states=states)
+
+
+def ask(unet: Any, latents: torch.Tensor, timesteps: torch.Tensor | int, erased: Erased) -> torch.Tensor:  # noqa: ANN401 - a U-Net
+    """The output (B, Z, h, w) of a U-Net at latents of B prompts; the adapters that act are the caller's business."""
+    return unet(latents, timesteps, erased.states.to(latents.device), return_dict=False)[0]
+
+
+def ask_guided(unet: Any, latents: torch.Tensor, timestep: int, erased: Erased, scale: float) -> torch.Tensor:  # noqa: ANN401 - a U-Net
+    """The same with classifier-free guidance."""
+    both = torch.cat([erased.uncond.expand_as(erased.states), erased.states]).to(latents.device)
+    empty, cond = unet(torch.cat([latents, latents]), timestep, both, return_dict=False)[0].chunk(2)
+    return empty + scale * (cond - empty)
+
+
+def sample_of(
+    pipe: Any,  # noqa: ANN401 - a pipeline, which need not be the eraser's own
+    erased: Erased,
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance_scale: float,
+    batch: int,
+) -> np.ndarray:
+    """Images (B, H, W, 3) uint8 of prompts that were read, each from its own seed."""
+    return sample(pipe, erased.states, erased.uncond, seeds, steps=steps, guidance_scale=guidance_scale, batch=batch)

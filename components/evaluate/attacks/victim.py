@@ -21,7 +21,7 @@ from components.common.variants import Variant
 from components.diffusion.images import to_model
 from components.eraser import Erased, Eraser
 from components.evaluate.attacks.attempts import Target
-from components.evaluate.attacks.encoder import EncoderAccess
+from components.evaluate.attacks.encoder import EncoderAccess, ask, states_of, with_states
 
 FILTERED = ("filter", "summed", "gated")
 REFERENCES = 8
@@ -66,7 +66,7 @@ class Victim:
 
     def states(self, texts: Sequence[str]) -> torch.Tensor:
         """(B, L, D) hidden states of the stock encoder."""
-        return self.eraser.read(list(texts), variant="base").states
+        return states_of(self.eraser.read(list(texts), variant="base"))
 
     def detected(self, erased: Erased) -> np.ndarray:
         """(B,) bool: prompts on which the request's filter or gated adapter acts."""
@@ -98,7 +98,7 @@ class Victim:
             return
         texts = [prompt.text for prompt in self.target.prompts]
         erased = self.read(texts)
-        changed = (erased.states != self.states(texts)).flatten(1).any(1).numpy(force=True)
+        changed = (states_of(erased) != self.states(texts)).flatten(1).any(1).numpy(force=True)
         if not (self.detected(erased) & changed).any():
             raise StageError(
                 f"the filter of {self.target.request} changes none of {len(texts)} prompts that name its target",
@@ -132,7 +132,7 @@ class Victim:
         if frozen:
             erased = self.eraser.read([frozen] * states, variant="base")
             with torch.no_grad(), self.eraser.acting(erased):
-                return Objective(noisy, timesteps, self._ask(noisy, timesteps, erased.states))
+                return Objective(noisy, timesteps, ask(pipe.unet, noisy, timesteps, erased))
         velocity = pipe.scheduler.config.prediction_type == "v_prediction"
         wanted = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean if velocity else noise
         return Objective(noisy, timesteps, wanted)
@@ -143,7 +143,7 @@ class Victim:
         rows = [i for i in range(len(texts)) for _ in range(n)]
         part, repeat = erased.take(rows), len(texts)
         with torch.no_grad(), self.eraser.acting(part):
-            out = self._ask(goal.latents.repeat(repeat, 1, 1, 1), goal.timesteps.repeat(repeat), part.states)
+            out = ask(self.eraser.pipe.unet, goal.latents.repeat(repeat, 1, 1, 1), goal.timesteps.repeat(repeat), part)
         return (
             (out - goal.wanted.repeat(repeat, 1, 1, 1))
             .square()
@@ -156,10 +156,7 @@ class Victim:
     def error(self, states: torch.Tensor, erased: Erased, goal: Objective) -> torch.Tensor:
         """The scalar of one prompt from its states (1, L, D), with gradient; `erased` says which adapters act on it."""
         n = len(goal.timesteps)
-        with self.eraser.acting(erased.take([0] * n)):
-            out = self._ask(goal.latents, goal.timesteps, states.expand(n, -1, -1))
+        part = with_states(erased.take([0] * n), states.expand(n, -1, -1))
+        with self.eraser.acting(part):
+            out = ask(self.eraser.pipe.unet, goal.latents, goal.timesteps, part)
         return (out - goal.wanted).square().mean()
-
-    def _ask(self, latents: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        unet = self.eraser.pipe.unet
-        return unet(latents, timesteps, states.to(unet.device), return_dict=False)[0]

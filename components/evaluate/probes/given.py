@@ -18,6 +18,7 @@ from components.common.errors import StageError
 from components.common.seeding import generator
 from components.diffusion.sampling import decode_latents
 from components.eraser import Erased
+from components.evaluate.attacks.encoder import ask_guided
 from components.evaluate.attacks.params import Tier
 from components.evaluate.attacks.victim import Victim
 from components.evaluate.probes.params import ProbeSize
@@ -98,12 +99,10 @@ def draw_from(
         rows = list(range(first, min(first + given.batch, len(start))))
         part, x = erased.take(rows), start[rows]
         scheduler, times = schedule_of(given, strength)
-        both = torch.cat([part.uncond.expand_as(part.states), part.states]).to(x.device)
         noisy = generator(given.seed, "eta", first)
         for i, t in enumerate(times):
             with torch.no_grad(), given.victim.eraser.acting(part):
-                empty, cond = pipe.unet(torch.cat([x, x]), t, both, return_dict=False)[0].chunk(2)
-            said = empty + given.victim.eraser.guidance_scale * (cond - empty)
+                said = ask_guided(pipe.unet, x, t, part, given.victim.eraser.guidance_scale)
             fresh = torch.randn(x.shape, generator=noisy).to(x.device)
             x = scheduler.step(said, t, x, eta=eta, variance_noise=fresh if eta else None).prev_sample
             if change is not None:

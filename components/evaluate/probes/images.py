@@ -67,7 +67,7 @@ def inverted(given: Given, strength: float) -> torch.Tensor:
     """(N, Z, h, w): the real images' latents taken back to noise by the base without a prompt."""
     pipe = given.victim.eraser.pipe
     steps = ddim_steps(pipe.scheduler.config, steps=given.size.steps, strength=strength)
-    model = guided(pipe, given.victim.eraser.read([""], variant="base").states)
+    model = guided(pipe, given.victim.eraser.read([""], variant="base").uncond)
     parts = given.latents.split(given.batch)
     return torch.cat([invert(model, part, steps, iterations=ITERATIONS) for part in parts])
 

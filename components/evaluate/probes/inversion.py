@@ -14,7 +14,7 @@ import torch
 from components.common.seeding import stream_seed
 from components.diffusion.encode import tokenize
 from components.eraser import Erased
-from components.evaluate.attacks.encoder import embedding
+from components.evaluate.attacks.encoder import embedding, with_states
 from components.evaluate.probes.given import Given, draw_from
 
 TEMPLATE = "{} picture"
@@ -87,5 +87,5 @@ def learn(given: Given, number: int) -> torch.Tensor:
 def read_learned(given: Given, learned: torch.Tensor, count: int) -> Erased:
     """`count` prompts of the learned word, with what the eraser's encoder and gate make of it."""
     with torch.no_grad(), encoded(given, learned) as (states, erased):
-        one = erased._replace(states=states.detach())
+        one = with_states(erased, states.detach())
     return one.take([0] * count)

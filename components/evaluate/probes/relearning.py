@@ -20,7 +20,8 @@ import torch
 from torch.nn import functional as F
 
 from components.common.seeding import generator, stream_seed
-from components.diffusion.sampling import sample
+from components.eraser import Erased
+from components.evaluate.attacks.encoder import ask, sample_of
 from components.evaluate.probes.given import Given
 from components.guidance.adapters import use_adapters
 from components.purify.purify import encode_image
@@ -34,12 +35,12 @@ UNKNOWN = "zxq"
 class Lesson(NamedTuple):
     """What a U-Net is trained on, and the prompts that show whether it has learned."""
 
-    states: torch.Tensor
-    """(N, L, D)."""
+    read: Erased
+    """N prompts, as the stock encoder reads them."""
     latents: torch.Tensor
     """(N, Z, h, w)."""
-    asked: torch.Tensor
-    """(M, L, D) of the prompts that are drawn at every look."""
+    asked: Erased
+    """M prompts that are drawn at every look."""
 
 
 class Look(NamedTuple):
@@ -72,40 +73,42 @@ def base_unet(given: Given) -> torch.nn.Module:
 
 def related(given: Given) -> Lesson:
     """Real images of the target under plain prompts."""
-    states = given.victim.states(given.prompts)
-    return Lesson(states, given.latents, states[:LOOKS])
+    return Lesson(stock(given, given.prompts), given.latents, stock(given, given.prompts[:LOOKS]))
+
+
+def stock(given: Given, prompts: list[str]) -> Erased:
+    """What the base makes of these prompts."""
+    return given.victim.eraser.read(prompts, variant="base")
 
 
 def unrelated(given: Given, prompts: list[str]) -> Lesson:
     """What the base draws of prompts about everything else; asked are plain prompts of the target."""
     eraser = given.victim.eraser
-    erased = eraser.read(prompts, variant="base")
+    erased = stock(given, prompts)
     seeds = [stream_seed(given.seed, "unrelated", p) % 2**31 for p in prompts]
     images = np.concatenate([part for _, part in eraser.paint(erased, seeds, batch=given.batch)])
-    return Lesson(erased.states, encode_image(eraser.pipe, images), given.victim.states(given.prompts)[:LOOKS])
+    return Lesson(erased, encode_image(eraser.pipe, images), stock(given, given.prompts[:LOOKS]))
 
 
 def anew(given: Given) -> Lesson:
     """Real images of the target under a word that the base does not know."""
     named = {p.text: p.text.replace(p.name_used, UNKNOWN, 1) for p in given.victim.target.prompts}
-    states = given.victim.states([named[p] for p in given.prompts])
-    return Lesson(states, given.latents, states[:LOOKS])
+    prompts = [named[p] for p in given.prompts]
+    return Lesson(stock(given, prompts), given.latents, stock(given, prompts[:LOOKS]))
 
 
 def relearn(given: Given, unet: Any, lesson: Lesson, name: str) -> Iterator[Look]:  # noqa: ANN401 - a U-Net, trained in place
     """Looks at step 0 and after every `every` steps of fine-tuning all weights."""
     pipe = copy.copy(given.victim.eraser.pipe)
     pipe.unet = unet  # a shallow copy: the eraser's pipeline has its own
-    uncond = given.victim.eraser.read([""], variant="base").states
-    seeds = [stream_seed(given.seed, "relearn", i) % 2**31 for i in range(len(lesson.asked))]
+    seeds = [stream_seed(given.seed, "relearn", i) % 2**31 for i in range(len(lesson.asked.prompts))]
     eraser = given.victim.eraser
 
     def look(step: int) -> Look:
         unet.eval()
-        images = sample(
+        images = sample_of(
             pipe,
             lesson.asked,
-            uncond,
             seeds,
             steps=eraser.solver_steps,
             guidance_scale=eraser.guidance_scale,
@@ -129,10 +132,8 @@ def relearn(given: Given, unet: Any, lesson: Lesson, name: str) -> Iterator[Look
         alpha = alphas[t].to(clean.device)[:, None, None, None]
         wanted = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean if velocity else noise
         with torch.enable_grad():
-            out = unet.train()(
-                alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, t.to(clean.device), lesson.states[rows].to(clean.device),
-                return_dict=False,
-            )[0]  # fmt: skip
+            noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+            out = ask(unet.train(), noisy, t.to(clean.device), lesson.read.take(rows.tolist()))
             loss = F.mse_loss(out, wanted)
             optimizer.zero_grad()
             loss.backward()

@@ -9,7 +9,7 @@ from components.common.errors import StageError, UserError
 from components.diffusion.encode import encode, tokenize
 from components.evaluate.attacks.attempts import Budget
 from components.evaluate.attacks.blackbox import near_words
-from components.evaluate.attacks.encoder import EncoderAccess, Vocabulary, embedding
+from components.evaluate.attacks.encoder import EncoderAccess, Vocabulary, embedding, states_of
 from components.evaluate.attacks.registry import ATTACKS
 from components.evaluate.attacks.search import search_by_breeding, search_by_gradient
 
@@ -130,7 +130,7 @@ def test_unet_searches_lower_the_deployed_models_error(victim):
     assert np.isfinite(slope).all()
     assert np.abs(slope).max() > 0
     assert float(
-        victim.error(victim.read(["dog bus tree"]).states, victim.read(["dog bus tree"]), goal)
+        victim.error(states_of(victim.read(["dog bus tree"])), victim.read(["dog bus tree"]), goal)
     ) == pytest.approx(before, rel=1e-4)
 
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from components.common.errors import UserError
+from components.evaluate.attacks.encoder import states_of
 from components.evaluate.attacks.victim import Victim
 from components.evaluate.probes import images, inversion, relearning
 from components.evaluate.probes.given import Given, draw_from, noised, schedule_of
@@ -81,7 +82,7 @@ def test_textual_inversion_learns_through_the_eraser(eraser, target):
 
     def error(word):
         erased = inversion.read_learned(given, word, 1)
-        return float(given.victim.error(erased.states, erased, goal))
+        return float(given.victim.error(states_of(erased), erased, goal))
 
     start = given.victim.access.table[[5, 6]]
     given.size = SIZE.model_copy(update={"inversion_steps": 60})
