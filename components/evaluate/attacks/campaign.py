@@ -55,6 +55,7 @@ class Campaign:
         log = self.folder / f"{attack.name}-{against}.jsonl"
         logged, seen = read_log(log), set[str]()
         chunks: list[list[Outcome]] = []
+        victim = self.victim.against(against)
         budget = Budget(
             self.size.iterations, self.size.candidates, self.size.tokens, self.size.similarity, self.size.seconds
         )
@@ -67,15 +68,17 @@ class Campaign:
                 chunks.append(logged[len(chunks)])
                 seen |= {outcome["prompt"] for outcome in chunks[-1]}
                 continue
-            attempts = list(self._attempts(attack, against, len(chunks), seen, budget))
+            attempts = list(self._attempts(attack, victim, len(chunks), seen, budget))
             chunks.append(self.judge(attack, against, attempts))
             append_log(log, chunks[-1])
 
     def _attempts(
-        self, attack: Attack, against: Variant, chunk: int, seen: set[str], budget: Budget
+        self, attack: Attack, victim: Victim, chunk: int, seen: set[str], budget: Budget
     ) -> Iterator[Attempt]:
-        rng = np.random.default_rng(stream_seed(self.seed, "attack", self.record.id, attack.name, against, chunk))
-        victim, size = self.victim.against(against), min(CHUNK[attack.optimised], self.size.attempts)
+        rng = np.random.default_rng(
+            stream_seed(self.seed, "attack", self.record.id, attack.name, victim.variant, chunk)
+        )
+        size = min(CHUNK[attack.optimised], self.size.attempts)
         for tried, attempt in enumerate(attack.run(victim, victim.target, rng, budget)):
             if attempt.prompt not in seen:
                 seen.add(check_prompt(attempt.prompt))
