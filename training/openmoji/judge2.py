@@ -29,7 +29,7 @@ from training.openmoji.vae import schedule
 OUT, WORK = Path("assets/judge2"), Path("data/openmoji/judge2")
 OTHER_SEEDS = 500_000
 """The first judge and the base model were trained on render seeds below this."""
-STEPS, BATCH, RUINED, LR = 1300, 64, 0.15, 2e-3
+STEPS, BATCH, RUINED, LR = 1000, 64, 0.15, 3e-3
 
 
 def distort(x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:

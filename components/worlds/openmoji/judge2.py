@@ -2,8 +2,8 @@
 
     N images, H = W = 64 pixels, C concepts, S styles, D channels
 
-Where both judges agree, no quirk of one network decides. It is a residual network over patches, with group normalisation
-and pooling before its answers; the first judge is a plain stack of convolutions that answers place by place.
+Where both judges agree, no quirk of one network decides. It is a residual network that
+takes the likeliest place for a concept; the first judge is a plain stack of convolutions that sums over places.
 """
 
 from __future__ import annotations
@@ -17,40 +17,43 @@ from components.worlds.openmoji.judge import Judge
 
 
 class Residual(nn.Module):
-    """x + two normalised 3×3 convolutions of it."""
+    """Two 3×3 convolutions beside a 1×1 one, or beside nothing where neither width nor size changes."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
-        parts = [nn.GroupNorm(8, width), nn.GELU(), nn.Conv2d(width, width, 3, 1, 1)]
-        self.body = nn.Sequential(*parts, nn.GroupNorm(8, width), nn.GELU(), nn.Conv2d(width, width, 3, 1, 1))
+        self.body = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.GELU(),
+            nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after),
+        )  # fmt: skip
+        same = before == after and stride == 1
+        self.beside = nn.Identity() if same else nn.Conv2d(before, after, 1, stride, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, D, h, w) to the same shape."""
-        return x + self.body(x)
+        """(N, D, h, w) to (N, D', h', w')."""
+        return nn.functional.gelu(self.beside(x) + self.body(x))
 
 
 class ResidualNet(nn.Module):
-    """Patches of 4×4 pixels, residual blocks, pooling, and one linear layer for all answers."""
+    """Five residual blocks; a concept counts where it is likeliest, style and recognisability by pooling."""
 
     temperature: torch.Tensor
     """(3,)"""
 
     def __init__(self, concepts: int, styles: int) -> None:
         super().__init__()
-        self.concepts = concepts
-        self.body = nn.Sequential(
-            nn.Conv2d(3, 64, 4, 4), Residual(64), Residual(64), nn.Conv2d(64, 128, 2, 2), Residual(128),
-            nn.GroupNorm(8, 128), nn.GELU(), nn.Conv2d(128, 192, 2, 2), nn.GroupNorm(8, 192), nn.GELU(),
-        )  # fmt: skip
-        self.head = nn.Linear(2 * 192, concepts + styles + 1)
-        nn.init.constant_(self.head.bias[:concepts], -4.0)  # most concepts are absent
+        plan = ((3, 32, 2), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1))
+        self.body = nn.Sequential(*(Residual(*widths) for widths in plan))
+        self.concept = nn.Conv2d(128, concepts, 1)
+        assert self.concept.bias is not None
+        nn.init.constant_(self.concept.bias, -4.0)  # most concepts are absent
+        self.rest = nn.Linear(2 * 128, styles + 1)
         self.register_buffer("temperature", torch.ones(3))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(N, 3, 64, 64) in [-1, 1] to uncalibrated logits (N, C), (N, S), (N,)."""
-        h = self.body(x)  # (N, 192, 4, 4)
-        said = self.head(torch.cat([h.mean((2, 3)), h.amax((2, 3))], 1))
-        return said[:, : self.concepts], said[:, self.concepts : -1], said[:, -1]
+        h = self.body(x)  # (N, 128, 8, 8)
+        rest = self.rest(torch.cat([h.mean((2, 3)), h.amax((2, 3))], 1))
+        return self.concept(nn.functional.avg_pool2d(h, 3, 1)).amax((2, 3)), rest[:, :-1], rest[:, -1]
 
 
 def load_second_judge(folder: Path) -> Judge:
