@@ -31,6 +31,10 @@ def project(tmp_path):
         (("probe", "--request", "r-2"), "request 'r-2' is not in requests.yaml; use some of: r-1"),
         (("probe", "--probe", "magic"), "probe 'magic' is unknown; use some of: completion"),
         (("probe", "--size", "huge"), "--size 'huge' is unknown; use one of: quick, full"),
+        (
+            ("probe", "--probe", "classifier-guidance"),
+            "classifier-guidance needs a second judge; set probe.second_judge",
+        ),
         (("attack",), "flux is a FluxPipeline, which is not supported"),
         (("probe",), "flux is a FluxPipeline, which is not supported"),
     ],

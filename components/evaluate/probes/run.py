@@ -47,6 +47,8 @@ def probe(
         raise UserError(f"size {size!r} is unknown", f"use one of: {', '.join(settings.sizes)}")
     chosen = settings.sizes[size or settings.size]
     listed = [check_probe(name) for name in probes or chosen.probes]
+    if "classifier-guidance" in listed and settings.second_judge is None:
+        raise UserError("classifier-guidance needs a second judge", "set probe.second_judge, or leave that probe out")
     subject = open_subject(settings.second_judge, requests)
     cache = (
         CACHE / "probes" / subject.key("components.evaluate.probes.run", seed=settings.seed, size=chosen.model_dump())
