@@ -51,7 +51,18 @@ SMALL = {
         }
     },
 }
-STAGES = {"base", "corpus", "sae", "concepts", "features", "guidance@r-1", "guidance@r-2", "evaluate", "attack", "export"}
+STAGES = {
+    "base",
+    "corpus",
+    "sae",
+    "concepts",
+    "features",
+    "guidance@r-1",
+    "guidance@r-2",
+    "evaluate",
+    "attack",
+    "export",
+}
 
 
 def merged(content, changes):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from components.common.errors import UserError
-from components.worlds.base import Judge
+from components.worlds.base import WorldJudge
 
 KnownImages = Callable[[Sequence[str], Sequence[str], bool, int, int], tuple[np.ndarray, np.ndarray]]
 """(labels of the target, labels that are easily mistaken for it, whether it is a style, count, seed) to
@@ -23,7 +23,7 @@ def load_known_images(world: str) -> KnownImages:
     return _module(world).known_images
 
 
-def load_second_judge(world: str, folder: Path) -> Judge:
+def load_second_judge(world: str, folder: Path) -> WorldJudge:
     """A judge of another architecture than the world's own; `UserError` where the world has none."""
     module = _module(world)
     if not hasattr(module, "load_second_judge"):

@@ -25,7 +25,7 @@ from components.evaluate.attacks.params import AttackSize
 from components.evaluate.attacks.victim import FILTERED, Victim
 from components.evaluate.images import ImageSpec, Painter, Wanted
 from components.evaluate.measure import erased_of
-from components.worlds.base import PRESENT, Judge
+from components.worlds.base import PRESENT, WorldJudge
 
 CHUNK = {False: 16, True: 2}
 """Attempts of a chunk, by whether the attack is optimised."""
@@ -42,7 +42,7 @@ class Campaign:
     victim: Victim
     """With the default variant."""
     record: RequestRecord
-    judges: Mapping[str, Judge]
+    judges: Mapping[str, WorldJudge]
     """`first` decides; `second`, where there is one, is reported beside it."""
     size: AttackSize
     batch: int

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from components.common.errors import UserError
-from components.diffusion.encode import tokenize
+from components.diffusion.conditioning import denoise, joined
 from components.diffusion.sampling import sample
 from components.eraser import Erased, Eraser
 from components.filter.encoder import Decision, FilteredTextEncoder
@@ -48,8 +48,10 @@ class EncoderAccess:
                 f"attacks on a {type(pipe).__name__} are not supported",
                 "attack a pipeline with a text encoder and a U-Net",
             )
-        self.tokenizer, self.encoder = pipe.tokenizer, pipe.text_encoder
-        self.filtered = FilteredTextEncoder(self.encoder, eraser.filters, eraser.hookpoint)
+        self.towers = eraser.towers
+        self.tokenizer: Any = self.towers.first.tokenizer
+        self.encoder: Any = self.towers.first.encoder
+        self.filtered = FilteredTextEncoder(self.towers, eraser.filters)
         self.table: torch.Tensor = self.encoder.get_input_embeddings().weight.detach()
         self._words: Vocabulary | None = None
 
@@ -73,14 +75,14 @@ class EncoderAccess:
 
     def gradient(self, text: str, count: int, vocabulary: Vocabulary, loss: Loss, *, filtered: bool) -> np.ndarray:
         """(K, M): how the loss of `text` changes, to first order, with each word in the place of each of its first `count` tokens."""
-        ids = tokenize(self.tokenizer, [text]).input_ids.to(self.table.device)
-        embedded = self.table[ids].clone().requires_grad_()
+        encoded = self.towers.tokenize([text])
+        embedded = self.table[encoded.input_ids.to(self.table.device)].clone().requires_grad_()
         with torch.enable_grad(), embedding(self.encoder, embedded):
             if filtered and self.filtered.requests:
-                outputs, decision = self.filtered.run(ids)
+                cond, decision = self.filtered.encode(encoded)
             else:
-                outputs, decision = self.encoder(ids), None
-            (slope,) = torch.autograd.grad(loss(outputs[0], decision), embedded)
+                cond, decision = self.towers.run(encoded), None
+            (slope,) = torch.autograd.grad(loss(cond.states, decision), embedded)
         return (slope[0, 1 : count + 1] @ self.table[vocabulary.ids].T).numpy(force=True)
 
 
@@ -96,23 +98,23 @@ def embedding(encoder: torch.nn.Module, embedded: torch.Tensor) -> Iterator[None
 
 def states_of(erased: Erased) -> torch.Tensor:
     """(B, L, D) hidden states of the prompts, as the U-Net reads them."""
-    return erased.states
+    return erased.cond.states
 
 
 def with_states(erased: Erased, states: torch.Tensor) -> Erased:
     """The same prompts with other hidden states (B, L, D)."""
-    return erased._replace(states=states)
+    return erased._replace(cond=erased.cond._replace(states=states))
 
 
 def ask(unet: Any, latents: torch.Tensor, timesteps: torch.Tensor | int, erased: Erased) -> torch.Tensor:  # noqa: ANN401 - a U-Net
     """The output (B, Z, h, w) of a U-Net at latents of B prompts; the adapters that act are the caller's business."""
-    return unet(latents, timesteps, erased.states.to(latents.device), return_dict=False)[0]
+    return denoise(unet, latents, timesteps, erased.cond.to(latents.device))
 
 
 def ask_guided(unet: Any, latents: torch.Tensor, timestep: int, erased: Erased, scale: float) -> torch.Tensor:  # noqa: ANN401 - a U-Net
     """The same with classifier-free guidance."""
-    both = torch.cat([erased.uncond.expand_as(erased.states), erased.states]).to(latents.device)
-    empty, cond = unet(torch.cat([latents, latents]), timestep, both, return_dict=False)[0].chunk(2)
+    both = joined([erased.uncond.expand(len(latents)), erased.cond]).to(latents.device)
+    empty, cond = denoise(unet, torch.cat([latents, latents]), timestep, both).chunk(2)
     return empty + scale * (cond - empty)
 
 
@@ -126,4 +128,4 @@ def sample_of(
     batch: int,
 ) -> np.ndarray:
     """Images (B, H, W, 3) uint8 of prompts that were read, each from its own seed."""
-    return sample(pipe, erased.states, erased.uncond, seeds, steps=steps, guidance_scale=guidance_scale, batch=batch)
+    return sample(pipe, erased.cond, erased.uncond, seeds, steps=steps, guidance_scale=guidance_scale, batch=batch)

@@ -15,13 +15,13 @@ from components.common.errors import UserError
 from components.common.files import SIDECAR, digest, key_of
 from components.common.paths import CONCEPTS, FILTER, GUIDANCE
 from components.common.sections import read_section
-from components.diffusion.folder import check_folder, folder_digests
+from components.diffusion.folder import base_digest, check_folder
 from components.diffusion.params import BaseParams
 from components.eraser import Eraser
 from components.evaluate.attacks.attempts import Target, read_target
 from components.evaluate.attacks.campaign import FIRST, SECOND
 from components.evaluate.attacks.known import Examination, examine
-from components.worlds.base import Judge
+from components.worlds.base import WorldJudge
 from components.worlds.judges import load_judge
 from components.worlds.params import JudgeParams
 from components.worlds.references import load_known_images, load_second_judge
@@ -33,7 +33,7 @@ class Subject(NamedTuple):
     eraser: Eraser
     records: Mapping[str, RequestRecord]
     targets: Mapping[str, Target]
-    judges: Mapping[str, Judge]
+    judges: Mapping[str, WorldJudge]
     """`first` decides; `second`, where there is one, is reported beside it."""
     table: pd.DataFrame
     """Evaluation prompts of all requests."""
@@ -76,13 +76,13 @@ def open_subject(second_judge: Path | None, requests: list[str] | None = None) -
     chosen = {i: r for i, r in records.items() if not requests or i in requests}
     targets = {i: read_target(r, table, related=r.request.neighbours) for i, r in chosen.items()}
     labels = {label for record in records.values() for label in (*record.avoid, *record.labels)}
-    judges: dict[str, Judge] = {FIRST: load_judge(world, judging, labels)}
+    judges: dict[str, WorldJudge] = {FIRST: load_judge(world, judging, labels)}
     load_known_images(world)
     if second_judge is not None:
         judges[SECOND] = load_second_judge(world, second_judge)
-    eraser = Eraser.open()
+    eraser = Eraser.open(guard=False)
     judged = {f"judge/{name}" if name != FIRST else "judge": judge.digest for name, judge in judges.items()}
-    judged |= {"base": key_of(folder_digests(base.path)), "filter": digest(FILTER / SIDECAR)}
+    judged |= {"base": base_digest(base.path), "filter": digest(FILTER / SIDECAR)}
     judged |= {f"adapter/{i}": digest(GUIDANCE / i / SIDECAR) for i in eraser.adapters}
     judged |= {f"request/{i}": digest(CONCEPTS / i) for i in records}
     return Subject(eraser, chosen, targets, judges, table, judged, world)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from components.common.seeding import stream_seed
-from components.diffusion.encode import tokenize
+from components.diffusion.encode import Encoded
 from components.eraser import Erased
 from components.evaluate.attacks.encoder import embedding, with_states
 from components.evaluate.probes.given import Given, draw_from
@@ -35,24 +35,24 @@ def textual_inversion(given: Given) -> list[np.ndarray]:
     return out
 
 
-def placed(given: Given, learned: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(tokens (1, L), embeddings (1, L, D)) of the template with `learned` (V, D) in its place."""
+def placed(given: Given, learned: torch.Tensor) -> tuple[Encoded, torch.Tensor]:
+    """(tokens of one prompt, embeddings (1, L, D)) of the template with `learned` (V, D) in its place."""
     access = given.victim.access
     word = access.vocabulary().words[0]
-    ids = tokenize(access.tokenizer, [TEMPLATE.format(" ".join([word] * VECTORS))]).input_ids
-    embedded = access.table[ids].clone()
-    return ids, torch.cat([embedded[:, :1], learned[None], embedded[:, 1 + VECTORS :]], 1)
+    tokens = access.towers.tokenize([TEMPLATE.format(" ".join([word] * VECTORS))])
+    embedded = access.table[tokens.input_ids].clone()
+    return tokens, torch.cat([embedded[:, :1], learned[None], embedded[:, 1 + VECTORS :]], 1)
 
 
 @contextmanager
 def encoded(given: Given, learned: torch.Tensor) -> Iterator[tuple[torch.Tensor, Erased]]:
     """(states (1, L, D) with gradient, what acts on them) of the learned word, as the eraser's own encoder and gate have it."""
     access, victim = given.victim.access, given.victim
-    ids, embedded = placed(given, learned)
+    tokens, embedded = placed(given, learned)
     plain = victim.read([TEMPLATE.format("some")])
     with embedding(access.encoder, embedded):
         if victim.filters:
-            outputs, decision = access.filtered.run(ids)
+            cond, decision = access.filtered.encode(tokens)
             columns = {
                 name: flagged | (scores >= victim.limit(name))
                 for name, flagged, scores in zip(
@@ -60,10 +60,10 @@ def encoded(given: Given, learned: torch.Tensor) -> Iterator[tuple[torch.Tensor,
                 )
             }
         else:
-            outputs, decision, columns = access.encoder(ids), plain.decision, {}
+            cond, decision, columns = access.towers.run(tokens), plain.decision, {}
         everyone = torch.ones(1, dtype=torch.bool)
         acting = {name: everyone if plain.everywhere else columns.get(name, everyone).detach() for name in plain.acting}
-        yield outputs[0], plain._replace(decision=decision, acting=acting)
+        yield cond.states, plain._replace(decision=decision, acting=acting)
 
 
 def learn(given: Given, number: int) -> torch.Tensor:
