@@ -28,10 +28,12 @@ from components.worlds.params import JudgeParams
 
 GRAPH, PARAMS, CODE = Path("dvc.yaml"), Path("params.yaml"), Path("code.json")
 WORLDS = Path("components/worlds")
-OPENS_WORLD, OPENS_JUDGE = WORLDS / "load.py", WORLDS / "judges.py"
+OPENS_WORLD, OPENS_JUDGE, OPENS_REFERENCES = WORLDS / "load.py", WORLDS / "judges.py", WORLDS / "references.py"
 READS_REQUESTS = Path("components/collect/record.py")
 INPUTS = "inputs"
 """Folder of a project for what its requests bring along: prompts and reference images."""
+DRAWN_FROM = ("world.yaml", "templates.yaml", "drawings.yaml")
+"""What a world's modules read beside their own code."""
 
 
 def code_deps(
@@ -56,6 +58,9 @@ def code_deps(
             found.add(own / "judge.py")
         for reader in judge.readers() if judge is not None else ():
             found |= set(closure(reader_module(reader.reader), root)) if reader.reader in READERS else set()
+    if OPENS_REFERENCES in found and own.is_relative_to(WORLDS) and (root / own / "references.py").is_file():
+        found |= set(closure(f"components.worlds.{world}.references", root))
+        found |= {own / name for name in DRAWN_FROM if (root / own / name).is_file()}
     return sorted(_templated(path, own) for path in found)
 
 

@@ -154,10 +154,10 @@ EDITS: dict[str, tuple[Callable[[Path], None], frozenset[str]]] = {
     "a new config section": (new_section, NONE),
     "a comment in the judge of the world that ships": (
         lambda folder: append(f"components/worlds/{world_of(folder)}/judge.py")(folder),
-        frozenset({"evaluate"}),
+        frozenset({"evaluate", "attack"}),
     ),
-    "a comment in guidance's training": (append("components/guidance/train.py"), frozenset({"guidance", "evaluate"})),
-    "a comment in filter's run time": (append("components/filter/edit.py"), frozenset({"features", "evaluate", "export"})),
+    "a comment in guidance's training": (append("components/guidance/train.py"), frozenset({"guidance", "evaluate", "attack"})),
+    "a comment in filter's run time": (append("components/filter/edit.py"), frozenset({"features", "evaluate", "attack", "export"})),
 }  # fmt: skip
 """Each edit and the stages that it may re-run."""
 

@@ -37,8 +37,32 @@ SMALL = {
     "features": {"fpr": 0.01, "fpr_all": 0.02, "min_contrast": 0.05},
     "guidance": {"steps": 3},
     "evaluate": {"sizes": {"quick": {"templates": 2, "seeds": 1, "retain": 4}}, "size": "quick", "batch": 8},
+    "attack": {
+        "sizes": {
+            "quick": {
+                "attacks": ["slips", "mma"],
+                "attempts": 2,
+                "tries": 2,
+                "iterations": 2,
+                "candidates": 4,
+                "clean": 2,
+                "known": 12,
+            }
+        }
+    },
 }
-STAGES = {"base", "corpus", "sae", "concepts", "features", "guidance@r-1", "guidance@r-2", "evaluate", "export"}
+STAGES = {
+    "base",
+    "corpus",
+    "sae",
+    "concepts",
+    "features",
+    "guidance@r-1",
+    "guidance@r-2",
+    "evaluate",
+    "attack",
+    "export",
+}
 
 
 def merged(content, changes):
@@ -60,7 +84,7 @@ def dvc(folder, *arguments):
 
 def times(folder):
     """When each output was written."""
-    roots = ("data", "models", "reports/evaluate")
+    roots = ("data", "models", "reports/evaluate", "reports/attacks")
     return {p: p.stat().st_mtime_ns for root in roots for p in (folder / root).rglob("*") if p.is_file()}
 
 
@@ -185,6 +209,20 @@ def test_evaluation_writes_metrics_verdict_and_page(evaluated):
     assert first.size[1] > 2 * 256
 
 
+def test_attacks_write_results_verdict_and_page(evaluated):
+    """The stage attacks both requests, states what it attacked by digest, and fails where it has too little evidence."""
+    folder = evaluated / "reports/attacks"
+    results, verdict = (json.loads((folder / name).read_text()) for name in ("results.json", "verdict.json"))
+
+    assert set(results["requests"]) == {"r-1", "r-2"}
+    assert set(results["requests"]["r-1"]["attacks"]) == {"slips/gated", "mma/gated"}
+    assert verdict["judged"] == results["judged"]
+    assert verdict["judged"].keys() >= {"base", "filter", "judge", "adapter/r-1", "request/r-2"}
+    assert verdict["passed"] is False
+    assert "T2 adaptive" in verdict["not_tried"]
+    assert "<h1>Attacks" in (folder / "page.html").read_text()
+
+
 def test_export_writes_a_graph_that_decides_as_torch(evaluated):
     """The ONNX graph and torch agree on every prompt of the parity report, some of them flagged."""
     report = json.loads((evaluated / "models/onnx/parity.json").read_text())
@@ -227,7 +265,7 @@ def test_a_new_anchor_trains_that_request_again_and_nothing_else(evaluated):
     shutil.rmtree(concepts)
     (evaluated / "data/before").rename(concepts)
 
-    assert found == {"features", "guidance@r-1", "evaluate", "export"}
+    assert found == {"features", "guidance@r-1", "evaluate", "attack", "export"}
     assert json.loads(dvc(evaluated, "status", "--json")) == {}
 
 

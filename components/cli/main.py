@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from components.cli.attack import attack, probe
 from components.cli.export import export
 from components.cli.images import images
 from components.cli.init import base, init
@@ -67,6 +68,8 @@ app.add_typer(images)
 app.command("purify")(purify)
 app.command("pull")(pull)
 app.command("reproduce")(reproduce)
+app.command("attack")(attack)
+app.command("probe")(probe)
 
 
 def main() -> None:

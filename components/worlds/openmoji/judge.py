@@ -9,7 +9,7 @@ Its labels are those of its own sidecar, so that judging needs neither the world
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,17 +77,17 @@ class Judge:
 
     sizes = (SIDE, SIDE)
 
-    def __init__(self, net: JudgeNet, concept_names: Sequence[str], style_names: Sequence[str], digest: str) -> None:
+    def __init__(self, net: nn.Module, concept_names: Sequence[str], style_names: Sequence[str], digest: str) -> None:
         self.net = net.eval()
         self.concept_names, self.style_names = tuple(concept_names), tuple(style_names)
         self.digest = digest
 
     @classmethod
-    def load(cls, folder: Path) -> Judge:
-        """Opens a judge artifact; `ArtifactError` as `load_judge` says."""
+    def load(cls, folder: Path, build: Callable[[int, int], nn.Module] = JudgeNet) -> Judge:
+        """Opens a judge artifact, whose network `build` makes of the numbers of concepts and styles; `ArtifactError` as `load_judge` says."""
         tensors, sidecar = read_artifact(folder, FORMAT)
         concepts, styles = (_labels(sidecar["facts"], kind, folder) for kind in ("concepts", "styles"))
-        net = JudgeNet(len(concepts), len(styles))
+        net = build(len(concepts), len(styles))
         wanted = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if found != wanted:
@@ -125,7 +125,7 @@ class Judge:
         """Judges (N, 64, 64, 3) uint8 images."""
         shapes = (len(self.concept_names),), (len(self.style_names),), ()
         concepts, styles, none = ([np.zeros((0, *shape), np.float32)] for shape in shapes)
-        t = self.net.temperature
+        t = self.net.get_buffer("temperature")
         for start in range(0, len(images), batch):
             concept, style, nothing = self.net(to_model(images[start : start + batch]))
             concepts.append((concept / t[0]).sigmoid().numpy())

@@ -1,0 +1,96 @@
+"""`expunge attack` and `expunge probe`: how far someone gets who wants the erased concept back."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from components.cli.options import DryRun
+from components.common.errors import UserError
+from components.common.paths import CACHE
+from components.requests.requests import load_requests
+
+AnyRequest = Annotated[
+    list[str] | None, typer.Option("--request", help="A request to attack; default all; repeatable.")
+]
+
+
+def attack(
+    named: AnyRequest = None,
+    attacks: Annotated[
+        list[str] | None, typer.Option("--attack", help="One attack; default those of the size; repeatable.")
+    ] = None,
+    size: Annotated[str, typer.Option(help="quick or full; default that of params.yaml.")] = "",
+    dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
+) -> None:
+    """Attacks the erased model by text, and says how far an attacker gets; a stopped run goes on. Exits with 1 if a gate fails."""
+    check_requests(named)
+    from components.common.sections import read_section  # noqa: PLC0415 - slow to import
+    from components.common.stage import run_stage  # noqa: PLC0415
+    from components.evaluate.attacks.params import AttackParams  # noqa: PLC0415
+    from components.evaluate.attacks.registry import attack_named  # noqa: PLC0415
+    from components.evaluate.attacks.stage import attack as run  # noqa: PLC0415
+    from components.evaluate.attacks.summary import ATTACKS, read_attacks  # noqa: PLC0415
+
+    settings = read_section("attack", AttackParams)
+    wanted = size or settings.size
+    if wanted not in settings.sizes:
+        raise UserError(f"--size {wanted!r} is unknown", f"use one of: {', '.join(settings.sizes)}")
+    listed = [attack_named(name).name for name in attacks or settings.sizes[wanted].attacks]
+    whole = not named and not attacks
+    out = ATTACKS if whole else CACHE / "attacks" / "report"
+    if dry_run:
+        typer.echo(
+            f"would run {', '.join(listed)} in size {wanted} against {', '.join(named or load_requests())} into {out}"
+        )
+        return
+    run_stage(lambda: run(requests=named, attacks=attacks, size=size, out=out))
+    raise typer.Exit(0 if read_attacks(out)[1]["passed"] else 1)
+
+
+def probe(
+    named: AnyRequest = None,
+    probes: Annotated[
+        list[str] | None, typer.Option("--probe", help="One probe; default those of the size; repeatable.")
+    ] = None,
+    size: Annotated[str, typer.Option(help="quick or full; default that of params.yaml.")] = "",
+    dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
+) -> None:
+    """Probes the erased model beyond text: real images, latents, learned embeddings, fine-tuning. Exits with 1 if a gate fails."""
+    check_requests(named)
+    from components.common.sections import read_section  # noqa: PLC0415 - slow to import
+    from components.common.stage import run_stage  # noqa: PLC0415
+    from components.evaluate.probes.params import ProbeParams  # noqa: PLC0415
+    from components.evaluate.probes.registry import check_probe  # noqa: PLC0415
+    from components.evaluate.probes.run import PROBES_OUT, VERDICT  # noqa: PLC0415
+    from components.evaluate.probes.run import probe as run  # noqa: PLC0415
+
+    settings = read_section("probe", ProbeParams)
+    wanted = size or settings.size
+    if wanted not in settings.sizes:
+        raise UserError(f"--size {wanted!r} is unknown", f"use one of: {', '.join(settings.sizes)}")
+    listed = [check_probe(name) for name in probes or settings.sizes[wanted].probes]
+    out = PROBES_OUT if not named and not probes else CACHE / "probes" / "report"
+    if dry_run:
+        typer.echo(
+            f"would run {', '.join(listed)} in size {wanted} against {', '.join(named or load_requests())} into {out}"
+        )
+        return
+    run_stage(lambda: run(requests=named, probes=probes, size=size, out=out))
+    verdict = json.loads((out / VERDICT).read_text(encoding="utf-8"))
+    for gate in verdict["gates"]:
+        typer.echo(
+            f"{'pass' if gate['passed'] else 'FAIL'}  {gate['request']}  {gate['probe']}: at most {gate['value']:.3f} recovered (n = {gate['n']})"
+        )
+    raise typer.Exit(0 if verdict["passed"] else 1)
+
+
+def check_requests(named: list[str] | None) -> None:
+    """`UserError` for a request that requests.yaml does not list, and where it lists none."""
+    requests = load_requests()
+    if unknown := [i for i in named or () if i not in requests]:
+        raise UserError(f"request {unknown[0]!r} is not in requests.yaml", f"use some of: {', '.join(requests)}")
+    if not requests:
+        raise UserError("requests.yaml lists no request", "add one: expunge request add")
