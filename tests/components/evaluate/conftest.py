@@ -34,7 +34,9 @@ def eraser(tiny_pipe, spelt_filter, tmp_path, make_tiny_unet):
         parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
     write_adapter(tmp_path / "r", unet, "r", params={}, inputs={}, facts={})
     item = spelt_filter(("cat", "kitty"), WIDTH)._replace(directions=torch.full((4, WIDTH), 0.5))
-    return Eraser(tiny_pipe, {"r": item}, HOOKPOINT, {"r": tmp_path / "r"}, guidance_scale=2.0, solver_steps=2)
+    return Eraser(
+        tiny_pipe, {"r": item}, HOOKPOINT, {"r": tmp_path / "r"}, guidance_scale=2.0, solver_steps=2, guard=False
+    )
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from components.common.errors import StageError, UserError
-from components.diffusion.encode import encode, tokenize
+from components.diffusion.encode import tokenize
 from components.evaluate.attacks.attempts import Budget
 from components.evaluate.attacks.blackbox import near_words
 from components.evaluate.attacks.encoder import EncoderAccess, Vocabulary, embedding, states_of
@@ -79,7 +79,7 @@ def test_the_gradient_is_the_losses_slope(victim):
         assert slope[place, word] == pytest.approx(
             (at(place, word, step) - at(place, word, -step)) / (2 * step), rel=0.02, abs=0.02
         )
-    assert torch.equal(victim.states([text]), encode(access.encoder, access.tokenizer, [text]))  # the hook is gone
+    assert torch.equal(victim.states([text]), access.towers.encode([text]).states)  # the hook is gone
 
 
 def test_a_filter_that_never_fires_is_an_error(victim, spelt_filter):
