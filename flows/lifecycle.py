@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import faulthandler
+import os
 import secrets
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -28,7 +34,8 @@ from components.common.errors import StageError
 from components.common.lock import Holder
 from components.common.toplevel import one_sentence
 
-_SERVER_SECONDS = 5
+_ENDING_SECONDS = 10.0
+"""What a flow may take to end after a signal; then its process ends for certain."""
 _UNREACHABLE = (PrefectException, httpx.HTTPError, OSError)
 _GUARD = "import os, signal, sys; sys.stdin.read(); os.kill(int(sys.argv[1]), signal.SIGKILL)"
 """Waits until the other end of its input is closed, by whatever, then ends the process that it guards."""
@@ -83,11 +90,39 @@ def run_program(flow: Callable[[], Any]) -> None:
     Where no Prefect server is configured, Prefect starts one for the time of the run: on loopback, with a password of its own,
     and it ends with this process even if that is killed.
     """
-    with one_sentence("expunge"), _own_server():
+    with one_sentence("expunge"), ends_for_certain(), _own_server():
         try:
             flow()
         except CancelledRun as error:
             raise FlowCancelledError from error
+
+
+@contextmanager
+def ends_for_certain(seconds: float = _ENDING_SECONDS) -> Iterator[None]:
+    """Ends this process `seconds` after a SIGTERM, SIGINT or SIGHUP that it has not ended by, with all its threads' stacks on stderr.
+
+    A signal raises an exception wherever the main thread is, inside a client's request as well, and Prefect's cleaning up may
+    then wait for an answer that never comes. The end is that of a killed run: the kernel frees the lock, stages end with their
+    writer, and the next flow closes the run's state. Python's handlers write the signal's number into a socket that a thread reads.
+    """
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_end_after_signal, args=(ours, seconds), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        theirs.close()
+
+
+def _end_after_signal(ours: socket.socket, seconds: float) -> None:
+    with ours:
+        while number := ours.recv(1):
+            if number[0] in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                time.sleep(seconds)
+                faulthandler.dump_traceback(all_threads=True)
+                os._exit(128 + number[0])
 
 
 @contextmanager

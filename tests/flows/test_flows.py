@@ -12,6 +12,7 @@ import yaml
 from components.common.process import stream
 from flows.dag import stage_order
 from flows.deps import main
+from flows.lifecycle import ends_for_certain
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,6 +91,33 @@ def test_stream_parent_killed_outright_ends_the_child():
     parent.wait()
 
     assert wait_until(lambda: not alive(child))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_program_that_does_not_heed_a_signal_ends_for_certain(number):
+    """A main thread that swallows the signal and waits on a lock is ended after the time allowed, and says where it stood."""
+    program = (
+        "import signal, threading; from flows.lifecycle import ends_for_certain\n"
+        f"signal.signal({number:d}, lambda *_: None)\n"
+        "with ends_for_certain(0.3):\n    print('ready', flush=True); lock = threading.Lock(); lock.acquire(); lock.acquire()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(number)
+    _, said = child.communicate(timeout=10)
+
+    assert child.returncode == 128 + number
+    assert "most recent call first" in said
+
+
+def test_a_program_that_ends_in_time_keeps_its_own_end():
+    """Without a signal nothing ends the program, and the handlers' socket is as before."""
+    before = signal.set_wakeup_fd(-1)
+    with ends_for_certain(0.01):
+        time.sleep(0.1)
+    assert signal.set_wakeup_fd(before) == -1
 
 
 def test_deps_are_written_where_they_lack(tmp_path, monkeypatch):
