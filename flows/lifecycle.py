@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import json
 import os
 import secrets
 import signal
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -31,12 +33,15 @@ from prefect.settings import (
 from prefect.states import Crashed
 
 from components.common.errors import StageError
+from components.common.files import canonical, write_text
 from components.common.lock import Holder
 from components.common.toplevel import one_sentence
 
 _ENDING_SECONDS = 10.0
 """What a flow may take to end after a signal; then its process ends for certain."""
 _UNREACHABLE = (PrefectException, httpx.HTTPError, OSError)
+_NOTE = Path(".dvc/tmp/expunge.flow.json")
+"""The flow run that worked in the project last."""
 _GUARD = "import os, signal, sys; sys.stdin.read(); os.kill(int(sys.argv[1]), signal.SIGKILL)"
 """Waits until the other end of its input is closed, by whatever, then ends the process that it guards."""
 
@@ -68,10 +73,28 @@ def cancellation() -> Callable[[], bool]:
     return cancelled
 
 
-def close_killed(last: Holder) -> None:
-    """Sets the flow run of a writer that was killed, and its task runs, to Crashed: the kernel says that they ended."""
-    if not last.flow_run:
-        return
+def close_killed(root: Path, last: Holder, run: str) -> None:
+    """Sets flow runs whose end Prefect has not heard of to Crashed, and notes `run`, which works in `root` now, for the next one.
+
+    `last` was killed with the lock. One that freed the lock and ended before it could tell stands in the note.
+    """
+    this, note = Holder(os.getpid(), flow_run=run), root / _NOTE
+    before = _noted(note)
+    for ended in (last, *([] if Path(f"/proc/{before.pid}").exists() else [before])):
+        if ended.flow_run not in ("", run):
+            _close(ended)
+    write_text(note, canonical(this._asdict()))
+
+
+def _noted(note: Path) -> Holder:
+    try:
+        return Holder(**json.loads(note.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # none, or half of one
+        return Holder()
+
+
+def _close(last: Holder) -> None:
+    """Sets the flow run of a process that has ended, and its task runs, to Crashed if they are not final."""
     state = Crashed(message=f"Process {last.pid} was killed.")
     with suppress(*_UNREACHABLE), get_client(sync_client=True) as client:
         run = UUID(last.flow_run)

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from components.common.lock import Holder
 from components.common.process import stream
+from flows import lifecycle
 from flows.dag import stage_order
 from flows.deps import main
 from flows.lifecycle import ends_for_certain
@@ -22,7 +24,7 @@ def test_stage_order_is_the_graph_of_dvc_yaml():
     order = stage_order(ROOT)
     requests = yaml.safe_load((ROOT / "requests.yaml").read_text())["requests"]
 
-    assert set(order) == {"base", "corpus", "sae", "concepts", "features", "evaluate", "export"} | {
+    assert set(order) == {"base", "corpus", "sae", "concepts", "features", "evaluate", "attack", "export"} | {
         f"guidance@{r}" for r in requests
     }
     for before, after in (
@@ -140,3 +142,22 @@ def test_deps_are_written_where_they_lack(tmp_path, monkeypatch):
     assert path.read_text() == whole
     monkeypatch.setattr(sys, "argv", ["deps", "--check"])
     assert main(tmp_path) == 0
+
+
+def test_a_flow_run_that_ended_unheard_is_closed_by_the_next(tmp_path, monkeypatch):
+    """The next run closes the noted one if its process is gone, the killed holder of the lock in any case, and never itself."""
+    closed = []
+    monkeypatch.setattr(lifecycle, "_close", lambda holder: closed.append(holder.flow_run))
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for run, pid, last, wanted in (
+        ("run-1", gone.pid, Holder(), []),
+        ("run-2", os.getpid(), Holder(), ["run-1"]),
+        ("run-3", gone.pid, Holder(7, flow_run="run-0"), ["run-0"]),  # the process of run-2 is here
+        ("run-3", gone.pid, Holder(), []),  # a task tried again
+    ):
+        closed.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(lifecycle.os, "getpid", lambda pid=pid: pid)
+            lifecycle.close_killed(tmp_path, last, run)
+        assert closed == wanted
