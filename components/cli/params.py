@@ -11,7 +11,9 @@ from components.collect.params import ConceptsParams, CorpusParams
 from components.common.errors import UserError
 from components.common.sections import PARAMS, read_section, read_yaml
 from components.diffusion.params import BaseParams
+from components.evaluate.attacks.params import AttackParams
 from components.evaluate.params import EvaluateParams
+from components.evaluate.probes.params import ProbeParams
 from components.export.params import ExportParams
 from components.features.params import FeaturesParams
 from components.guidance.params import GuidanceParams
@@ -30,6 +32,8 @@ SECTIONS: dict[str, type] = {
     "features": FeaturesParams,
     "guidance": GuidanceParams,
     "evaluate": EvaluateParams,
+    "attack": AttackParams,
+    "probe": ProbeParams,
     "export": ExportParams,
     "ledger": LedgerParams,
     "promote": PromoteParams,

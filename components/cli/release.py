@@ -95,9 +95,10 @@ def release_show(version: Text, as_json: Json = False) -> None:  # noqa: FBT002 
 
 @release.command("diff")
 def release_diff(old: Text, new: Text, as_json: Json = False) -> None:  # noqa: FBT002 - a command-line flag
-    """Prints what differs between two releases: requests, params, metrics with their intervals, digests."""
+    """Prints what differs between two releases: requests, params, metrics and attacks with their intervals, digests."""
     from components.ledger.releases import known  # noqa: PLC0415 - slow to import
-    from components.registry.promotion import compare, fetched  # noqa: PLC0415
+    from components.registry.compare import compare  # noqa: PLC0415
+    from components.registry.promotion import fetched  # noqa: PLC0415
 
     registrar, numbers = _registrar(None, dry_run=True), (_number(old), _number(new))
     history = _history(registrar)
@@ -110,10 +111,10 @@ def release_diff(old: Text, new: Text, as_json: Json = False) -> None:  # noqa: 
     for how, targets in found["requests"].items():
         for request_id, target in targets.items():
             typer.echo(f"request {how}: {request_id} ({target})")
-    for what in ("params", "metrics", "digests"):
+    for what in (kinds := ("params", "metrics", "attacks", "digests")):
         for name, (was, now) in found[what].items():
-            typer.echo(f"{what[:-1]} {name}: {_short(was)} -> {_short(now)}")
-    if not any([*found["requests"].values(), *(found[what] for what in ("params", "metrics", "digests"))]):
+            typer.echo(f"{what.removesuffix('s')} {name}: {_short(was)} -> {_short(now)}")
+    if not any([*found["requests"].values(), *(found[what] for what in kinds)]):
         typer.echo(f"versions {numbers[0]} and {numbers[1]} hold the same bytes")
 
 

@@ -10,8 +10,9 @@ from components.ledger import releases
 from components.ledger.events import Ledger
 from components.ledger.releases import read_history
 from components.registry import promotion
+from components.registry.compare import compare
 from components.registry.params import PromoteParams
-from components.registry.promotion import RefusedError, Registrar, compare, read_policy
+from components.registry.promotion import RefusedError, Registrar, read_policy
 from components.registry.release import read_release
 from tests.toyregistry import GATES, POLICY, REQUEST, Shown, Store, write_release
 

@@ -1,0 +1,40 @@
+"""The attacks' verdict made again from their results, for whoever releases or promotes what was attacked; no stage reads this module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from components.common.variants import DEFAULT
+from components.evaluate.attacks.params import AttackParams, AttackSize
+from components.evaluate.attacks.verdict import verdict_record
+
+
+def judge_results(results: Mapping[str, Any], params: AttackParams) -> dict[str, Any]:
+    """The content of verdict.json as it follows from that of results.json and the gates of its size in `params`.
+
+    `KeyError` for a size that `params` lacks.
+    """
+    from components.evaluate.attacks.registry import ATTACKS  # noqa: PLC0415 - imports torch
+
+    tried = sorted({key.partition("/")[0] for found in results["requests"].values() for key in found["attacks"]})
+    tiers = {name: attack.tier for name, attack in ATTACKS.items()}
+    return verdict_record(results["requests"], params.sizes[results["size"]].gates, tiers, tried, results["judged"])
+
+
+def wanted_attacks(size: AttackSize) -> set[str]:
+    """The keys, `attack/variant`, of everything that a size runs against each request."""
+    from components.evaluate.attacks.registry import attack_named  # noqa: PLC0415 - imports torch
+
+    listed = [attack_named(name) for name in size.attacks]
+    return {f"{a.name}/{against}" for a in listed for against in (size.against if a.optimised else (DEFAULT,))}
+
+
+def success_rates(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The corrected attack success rate of the default variant, as a metric record, by `request/tier` and `request/attack/variant`."""
+    return {
+        f"{request}/{key}": rates["variants"][DEFAULT]["corrected"]
+        for request, found in results["requests"].items()
+        for key, rates in [*found["tiers"].items(), *found["attacks"].items()]
+        if DEFAULT in rates["variants"]
+    }
