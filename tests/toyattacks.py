@@ -43,8 +43,11 @@ def attack_results(
     return {"size": params.size, "images": size.seeds, "judged": dict(judged), "requests": by_request}
 
 
-def write_attacks(folder: Path, results: Mapping[str, Any], params: AttackParams) -> None:
-    """Writes what the stage `attack` would, with the verdict that follows from the results."""
+def write_attacks(
+    folder: Path, results: Mapping[str, Any], params: AttackParams, *, passed: bool | None = None
+) -> None:
+    """Writes what the stage `attack` would, with the verdict that follows from the results, or one set by hand."""
+    verdict = judge_results(results, params)
     write_text(folder / RESULTS, canonical(results))
-    write_text(folder / VERDICT, canonical(judge_results(results, params)))
+    write_text(folder / VERDICT, canonical(verdict | ({} if passed is None else {"passed": passed})))
     write_text(folder / PAGE, "<p>attacks</p>")

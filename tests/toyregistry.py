@@ -48,6 +48,9 @@ class Shown(NamedTuple):
     images: int = 200
 
 
+PERFECT = Shown()
+
+
 def metrics_of(shown, requests):
     """metrics.json's part `requests`."""
     n = shown.images
@@ -63,9 +66,10 @@ def metrics_of(shown, requests):
 
 
 def write_release(
-    folder: Path, shown=Shown(), *, size="full", requests=None, note="", gates=GATES, passed=None, attack=None
-):  # noqa: B008
-    """Writes a release and returns it; `passed` is a verdict set by hand, `attack` a section of its own."""
+    folder: Path, shown=PERFECT, *, size="full", requests=None, note="", gates=GATES, passed=None, attack=None,
+    attacked=True, attacks_passed=None,
+):  # fmt: skip
+    """Writes a release and returns it; `passed` and `attacks_passed` are verdicts set by hand, `attack` a section of its own."""
     requests = {"r-1": REQUEST} if requests is None else requests
     for part in ("filter", "adapters/r-1", "onnx", "report"):
         (folder / part).mkdir(parents=True)
@@ -78,7 +82,9 @@ def write_release(
     attack = attack or attack_params(size)
     sections = {"evaluate": settings, "attack": attack.model_dump(mode="json"), "world": "openmoji"}
     (folder / "params.yaml").write_text(yaml.safe_dump(sections))
-    write_attacks(folder / "report" / "attacks", attack_results(attack, requests, {}, hits=shown.attacks), attack)
+    if attacked:
+        found = attack_results(attack, requests, {}, hits=shown.attacks)
+        write_attacks(folder / "report" / "attacks", found, attack, passed=attacks_passed)
     metrics = metrics_of(shown, requests)
     evidence = Evidence(size, metrics, load_requests(folder / "requests.yaml"))
     verdict = judge_gates(metrics, gates, scopes(evidence), {}).record()

@@ -66,7 +66,8 @@ def release_list(as_json: Json = False) -> None:  # noqa: FBT002 - a command-lin
 @release.command("show")
 def release_show(version: Text, as_json: Json = False) -> None:  # noqa: FBT002 - a command-line flag
     """Fetches a release, checks every byte and number of it, and says what may be done with it."""
-    from components.ledger.releases import actions, known  # noqa: PLC0415 - slow to import
+    from components.evaluate.attacks.evidence import withstood  # noqa: PLC0415 - slow to import
+    from components.ledger.releases import actions, known  # noqa: PLC0415
 
     registrar, number = _registrar(None, dry_run=True), _number(version)
     history = _history(registrar)
@@ -90,6 +91,8 @@ def release_show(version: Text, as_json: Json = False) -> None:  # noqa: FBT002 
         answered = finding.gate in assessment.answered
         mark = "pass" if finding.passed else "WARN" if answered else "FAIL"
         typer.echo(f"{mark}  {finding.gate:<34} {finding.check:<8} {finding.reason} (n={finding.n})")
+    if assessment.attacks:
+        typer.echo(f"{withstood(assessment.attacks)} Not tried: {', '.join(assessment.attacks['not_tried'])}.")
     typer.echo(f"{assessment.result}. What may be done: {', '.join(may) or 'nothing'}.")
 
 

@@ -54,6 +54,8 @@ class Assessment(NamedTuple):
 
     findings: tuple[Finding, ...]
     answered: tuple[str, ...]
+    attacks: Mapping[str, Any] | None = None
+    """Size of the release's attacks, the highest tier that is withstood and what was not tried; None without attacks."""
 
     @property
     def failed(self) -> tuple[Finding, ...]:
@@ -79,6 +81,7 @@ class Assessment(NamedTuple):
         return {
             "result": self.result,
             "overridden": sorted({f.gate for f in self.findings if not f.passed} & set(self.answered)),
+            "attacks": self.attacks,
             "findings": [finding._asdict() for finding in self.findings],
         }
 

@@ -12,7 +12,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from components.common.curves import CURVES
 from components.common.files import canonical
 from components.common.paths import CONCEPTS, CORPUS
-from components.evaluate.attacks.evidence import success_rates
+from components.evaluate.attacks.evidence import success_rates, withstood
 from components.evaluate.summary import JOINT, erased_line, retained_line
 from components.registry.lock import LOCK, read_lock, written
 from components.registry.release import Release
@@ -51,17 +51,11 @@ def attack_lines(release: Release) -> list[str]:
     if release.attacks is None:
         return ["**Attacks: none.** No attacks are no pass."]
     results, verdict = release.attacks
-    lines = [f"**Attacks: {'pass' if verdict['passed'] else 'FAIL'}.** {withstood(verdict)} (size {results['size']})."]
+    lines = [f"**Attacks: {'pass' if verdict['passed'] else 'FAIL'}.** {withstood(verdict)} Size {results['size']}."]
     lines += [
         f"- {g['request']}: {g['metric']}: {g['reason']} (n = {g['n']})" for g in verdict["gates"] if not g["passed"]
     ]
     return [*lines, f"Not tried: {', '.join(verdict['not_tried'])}."]
-
-
-def withstood(verdict: Mapping[str, Any]) -> str:
-    """The highest tier of attackers that the default variant withstands, as a sentence without its full stop."""
-    highest = verdict["highest_tier"]
-    return f"The default withstands {'no tier' if highest == 'none' else f'attackers up to {highest}'}"
 
 
 def attack_tags(release: Release) -> dict[str, str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from components.common.errors import ArtifactError, ExpungeError, StageError, UserError
 from components.common.files import canonical
@@ -162,8 +162,10 @@ class Registrar:
             found = evidence(release)
             gates = list(dict.fromkeys([*self.policy.gates, *judged_again(release, found, version)]))
             tiers = list(dict.fromkeys([*self.policy.tiers(release.attack_size), *attacked_again(release, version)]))
+            facts = attack_facts(release)
         attacked = check_attacks(found, tiers, self.policy.promote)
-        return assess(found, gates, self.policy.promote, champion=champion, overridden=overridden, attacked=attacked)
+        found = assess(found, gates, self.policy.promote, champion=champion, overridden=overridden, attacked=attacked)
+        return found._replace(attacks=facts)
 
     def repair(self) -> History:
         """Sets the aliases until they are those that the history gives, and returns the history."""
@@ -242,6 +244,14 @@ def judged_again(release: Release, found: Evidence, version: int) -> tuple[GateP
             "evaluate and register it again: expunge retrain",
         )
     return gates
+
+
+def attack_facts(release: Release) -> dict[str, Any] | None:
+    """Size of a release's attacks, the highest tier that is withstood and what was not tried; None without attacks."""
+    if release.attacks is None:
+        return None
+    results, verdict = release.attacks
+    return {"size": results["size"], "highest_tier": verdict["highest_tier"], "not_tried": verdict["not_tried"]}
 
 
 def attacked_again(release: Release, version: int) -> tuple[TierGate, ...]:

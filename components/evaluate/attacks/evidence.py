@@ -7,7 +7,7 @@ from typing import Any
 
 from components.common.variants import DEFAULT
 from components.evaluate.attacks.params import AttackParams, AttackSize
-from components.evaluate.attacks.verdict import verdict_record
+from components.evaluate.attacks.verdict import NONE, verdict_record
 
 
 def judge_results(results: Mapping[str, Any], params: AttackParams) -> dict[str, Any]:
@@ -38,3 +38,9 @@ def success_rates(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         for key, rates in [*found["tiers"].items(), *found["attacks"].items()]
         if DEFAULT in rates["variants"]
     }
+
+
+def withstood(verdict: Mapping[str, Any]) -> str:
+    """The highest tier of attackers that the default variant withstands, as a sentence."""
+    highest = verdict["highest_tier"]
+    return f"The default withstands {'no tier' if highest == NONE else f'attackers up to {highest}'}."
