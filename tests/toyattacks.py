@@ -32,10 +32,11 @@ def attack_results(
 ) -> dict[str, Any]:
     """The content of results.json if `hits` of 200 attempts of each attack, and of each tier, succeed."""
     size = params.sizes[params.size]
+    rate = proportion([i < hits for i in range(N)]).record()
     rates = {
         "tried": N,
         "n": N,
-        "variants": {DEFAULT: {"corrected": proportion([i < hits for i in range(N)]).record()}},
+        "variants": {DEFAULT: {"corrected": rate, "judged": rate}},
     }
     attacks = {key: {"tier": attack_named(key.partition("/")[0]).tier} | rates for key in wanted_attacks(size)}
     found = {"hook": "", "attacks": attacks, "tiers": {one["tier"]: rates for one in attacks.values()}}

@@ -35,7 +35,7 @@ def release_list(as_json: Json = False) -> None:  # noqa: FBT002 - a command-lin
     """Lists all versions with their state, and says where the registry's aliases are not what the history gives."""
     from components.registry.promotion import own_aliases, wanted_aliases  # noqa: PLC0415 - slow to import
 
-    registrar = _registrar(None, dry_run=True)
+    registrar = _registrar(None, dry_run=True, empty=True)
     history, found = _history(registrar), own_aliases(registrar.store)
     wanted = wanted_aliases(history, registrar.store)
     rows = [
@@ -59,6 +59,8 @@ def release_list(as_json: Json = False) -> None:  # noqa: FBT002 - a command-lin
         typer.echo(
             f"{row['version']:>4}  {row['digest'][:12]}  {row['verdict']:<4}  {row['state']:<10}  {names}".rstrip()
         )
+    if not rows:
+        typer.echo("no release is registered yet; register one: expunge retrain", err=True)
     for name, (at, should) in wrong.items():
         typer.echo(f"alias {name} names {at or 'nothing'}, not {should or 'nothing'}: the next act mends it", err=True)
 
@@ -217,9 +219,10 @@ def _number(text: str) -> int:
     return int(found["number"])
 
 
-def _registrar(name: str | None, *, dry_run: bool) -> Registrar:
+def _registrar(name: str | None, *, dry_run: bool, empty: bool | None = None) -> Registrar:
+    """The acts of an account; `empty` as in `open_ledger`."""
     params = read_section("ledger", LedgerParams)
-    ledger = open_ledger(params)
+    ledger = open_ledger(params, empty=empty)
     from components.registry.promotion import Registrar, read_policy  # noqa: PLC0415 - slow to import
     from components.registry.registry import Registry  # noqa: PLC0415
 

@@ -13,14 +13,13 @@ from typing import Any
 from components.common.errors import ArtifactError
 from components.common.files import canonical
 from components.common.sections import PARAMS, read_section
-from components.evaluate.attacks.evidence import judge_results, wanted_attacks
+from components.evaluate.attacks.evidence import attacked_same, judge_results, wanted_attacks
 from components.evaluate.attacks.params import AttackParams
 from components.evaluate.attacks.summary import RESULTS, VERDICT, read_attacks
 from components.requests.requests import Request
 
 REPORT = "report/attacks"
 _AGAIN = "attack what is there: dvc repro attack"
-_SHARED = ("base", "filter", "adapter/", "request/")
 
 
 def check_attacked(folder: Path, requests: Mapping[str, Request], judged: Mapping[str, str]) -> None:
@@ -43,10 +42,8 @@ def _check(
         raise ArtifactError(f"{REPORT}/{VERDICT} has no gate, and no evidence is no pass", "list some in attack.sizes")
     if results["judged"] != verdict["judged"]:
         raise ArtifactError(f"{REPORT}/{RESULTS} and {VERDICT} are of two runs", _AGAIN)
-    attacked, evaluated = _shared(results["judged"]), _shared(judged)
-    for name in sorted(attacked.keys() | evaluated.keys()):
-        if attacked.get(name) != evaluated.get(name):
-            raise ArtifactError(f"the {name} that was attacked is not the one that was evaluated", _AGAIN)
+    if name := attacked_same(results["judged"], judged):
+        raise ArtifactError(f"the {name} that was attacked is not the one that was evaluated", _AGAIN)
     if other := sorted(set(results["requests"]).symmetric_difference(requests)):
         raise ArtifactError(f"the attacks and requests.yaml disagree on {other[0]}", _AGAIN)
     if results["size"] != params.size:
@@ -61,8 +58,3 @@ def _check(
         raise ArtifactError(
             f"{REPORT}/{VERDICT} does not follow from {RESULTS} and the gates", "restore it: dvc checkout"
         )
-
-
-def _shared(judged: Mapping[str, str]) -> dict[str, str]:
-    """What both the evaluation and the attacks name: base, filter, adapters and the records of requests."""
-    return {name: sha for name, sha in judged.items() if name.startswith(_SHARED)}

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from components.common.variants import DEFAULT
 from components.evaluate.attacks.params import AttackParams, AttackSize
 from components.evaluate.attacks.verdict import NONE, verdict_record
+from components.evaluate.summary import count
+
+_SHARED = ("base", "filter", "adapter/", "request/")
 
 
 def judge_results(results: Mapping[str, Any], params: AttackParams) -> dict[str, Any]:
@@ -44,3 +48,21 @@ def withstood(verdict: Mapping[str, Any]) -> str:
     """The highest tier of attackers that the default variant withstands, as a sentence."""
     highest = verdict["highest_tier"]
     return f"The default withstands {'no tier' if highest == NONE else f'attackers up to {highest}'}."
+
+
+def summary_line(results: Mapping[str, Any], verdict: Mapping[str, Any], page: Path) -> str:
+    """The verdict on the attacks, the highest tier that is withstood, how many attempts the judge says succeeded, and where they are."""
+    seen = [
+        rates["variants"][DEFAULT]["judged"]
+        for found in results["requests"].values()
+        for rates in found["tiers"].values()
+    ]
+    hits, tried = sum(count(one) for one in seen), sum(one["n"] for one in seen)
+    said = "pass" if verdict["passed"] else "FAIL"
+    return f"Attacks: {said}. {withstood(verdict)} {hits} of {tried} attempts succeed (size {results['size']}): {page}"
+
+
+def attacked_same(attacked: Mapping[str, str], evaluated: Mapping[str, str]) -> str:
+    """Empty if what was attacked is what was evaluated, by digest; else the first of base, filter, adapters and records that is not."""
+    one, other = ({n: sha for n, sha in judged.items() if n.startswith(_SHARED)} for judged in (attacked, evaluated))
+    return next((name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)), "")

@@ -149,3 +149,14 @@ def test_moment():
     assert moment("2026-12-31T18:00:00").isoformat() == "2026-12-31T18:00:00+00:00"
     with pytest.raises(UserError, match="'tomorrow' is no date; write one like 2026-12-31"):
         moment("tomorrow")
+
+
+def test_a_fresh_project_lists_no_release(two, expunge):
+    """Without a ledger there is no release: an empty list and exit code 0, and no ledger is made by looking."""
+    (two / "ledger.db").unlink()
+    listed = expunge("release", "list", "--json", cwd=two)
+
+    assert listed.code == 0
+    assert json.loads(listed.out)["releases"] == []
+    assert "no release is registered yet; register one: expunge retrain" in expunge("release", "list").err
+    assert not (two / "ledger.db").exists()
