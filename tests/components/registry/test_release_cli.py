@@ -158,5 +158,5 @@ def test_a_fresh_project_lists_no_release(two, expunge):
 
     assert listed.code == 0
     assert json.loads(listed.out)["releases"] == []
-    assert "no release is registered yet; register one: expunge retrain" in expunge("release", "list").err
+    assert "no release is registered yet; register one: expunge retrain" in expunge("release", "list").error
     assert not (two / "ledger.db").exists()
