@@ -54,7 +54,7 @@ def test_from_candidate_to_champion_and_back_on_the_command_line(two, expunge, t
     assert "would have rolled back to version 1" in expunge("release", "rollback", "--dry-run").out
     shown = json.loads(expunge("release", "show", 2, "--json").out)
     assert (shown["state"], shown["result"], shown["approvers"]) == ("champion", "PASSED", ["bob"])
-    assert {f["check"] for f in shown["findings"]} == {"size", "gate"}
+    assert {f["check"] for f in shown["findings"]} == {"size", "gate", "attack"}
     assert "PASSED. What may be done: " in expunge("release", "show", 1).out
     back = expunge("release", "rollback", "--as", "dora")
     assert back.out == f"rolled back to version 1 ({digests[0][:12]})\nchampion: 1, previous: none\n"
