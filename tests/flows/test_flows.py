@@ -21,7 +21,7 @@ def test_stage_order_is_the_graph_of_dvc_yaml():
     order = stage_order(ROOT)
     requests = yaml.safe_load((ROOT / "requests.yaml").read_text())["requests"]
 
-    assert set(order) == {"base", "corpus", "sae", "concepts", "features", "evaluate", "export"} | {
+    assert set(order) == {"base", "corpus", "sae", "concepts", "features", "evaluate", "attack", "export"} | {
         f"guidance@{r}" for r in requests
     }
     for before, after in (
