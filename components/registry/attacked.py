@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from components.common.errors import ArtifactError
-from components.common.files import canonical
 from components.common.sections import PARAMS, read_section
-from components.evaluate.attacks.evidence import attacked_same, judge_results, wanted_attacks
+from components.evaluate.attacks.evidence import attacked_same, follows, wanted_attacks
 from components.evaluate.attacks.params import AttackParams
 from components.evaluate.attacks.summary import RESULTS, VERDICT, read_attacks
 from components.requests.requests import Request
@@ -54,7 +53,7 @@ def _check(
     for request, found in results["requests"].items():
         if other := sorted(wanted_attacks(size).symmetric_difference(found["attacks"])):
             raise ArtifactError(f"the attacks on {request} and attack.sizes disagree on {other[0]}", _AGAIN)
-    if canonical(judge_results(results, params)) != canonical(verdict):
+    if not follows(verdict, results, params):
         raise ArtifactError(
             f"{REPORT}/{VERDICT} does not follow from {RESULTS} and the gates", "restore it: dvc checkout"
         )

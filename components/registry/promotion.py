@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from components.common.errors import ArtifactError, ExpungeError, StageError, UserError
-from components.common.files import canonical
 from components.common.sections import read_section
-from components.evaluate.attacks.evidence import judge_results
+from components.evaluate.attacks.evidence import follows
 from components.evaluate.attacks.params import AttackParams, TierGate
 from components.evaluate.gates import judge_gates
 from components.evaluate.params import EvaluateParams, GateParams
@@ -260,7 +259,7 @@ def attacked_again(release: Release, version: int) -> tuple[TierGate, ...]:
         return ()
     results, verdict = release.attacks
     params = read_section("attack", AttackParams, release.params_file)
-    if results["size"] not in params.sizes or canonical(judge_results(results, params)) != canonical(verdict):
+    if results["size"] not in params.sizes or not follows(verdict, results, params):
         raise ArtifactError(
             f"the verdict on the attacks of version {version} does not follow from their results",
             "attack and register it again: expunge retrain",

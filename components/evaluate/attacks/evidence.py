@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from components.common.files import canonical
 from components.common.variants import DEFAULT
 from components.evaluate.attacks.params import AttackParams, AttackSize
 from components.evaluate.attacks.verdict import NONE, verdict_record
@@ -24,6 +25,15 @@ def judge_results(results: Mapping[str, Any], params: AttackParams) -> dict[str,
     tried = sorted({key.partition("/")[0] for found in results["requests"].values() for key in found["attacks"]})
     tiers = {name: attack.tier for name, attack in ATTACKS.items()}
     return verdict_record(results["requests"], params.sizes[results["size"]].gates, tiers, tried, results["judged"])
+
+
+def follows(verdict: Mapping[str, Any], results: Mapping[str, Any], params: AttackParams) -> bool:
+    """Whether a verdict is the one that `judge_results` gives, in whichever order its gates stand; `KeyError` as there."""
+    one, other = (
+        canonical({**each, "gates": sorted(map(canonical, each["gates"]))})
+        for each in (verdict, judge_results(results, params))
+    )
+    return one == other
 
 
 def wanted_attacks(size: AttackSize) -> set[str]:

@@ -97,6 +97,16 @@ def test_attacks_that_are_not_those_of_params_yaml_are_refused(project, change, 
     refused(project, said)
 
 
+def test_the_order_of_requests_does_not_matter(make_project, tmp_path):
+    """Gates stand in the order of requests.yaml, results.json in that of its keys: the verdict follows all the same."""
+    requests = {i: {"target": target, "kind": "object"} for i, target in (("r-2", "cat"), ("r-1", "owl"))}
+    project = make_project("project", requests=requests)
+    gates = json.loads((project / REPORT / "verdict.json").read_text())["gates"]
+
+    assert [gate["request"] for gate in gates] == ["r-2", "r-2", "r-1", "r-1"]
+    assert build_release(project, tmp_path / "out").passed
+
+
 def test_a_verdict_on_attacks_set_by_hand_is_refused(project):
     """A verdict that says pass over results that fail, with gates and dvc.lock made to agree, is made again from the results."""
     attack(project, hits=150)
