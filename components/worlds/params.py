@@ -43,12 +43,17 @@ class JudgeParams(Section):
     clip: Path | None = None
     """What scores images against prompts: the world's own image tower, or the folder of a transformers CLIP; none without it."""
     object: tuple[ReaderParams, ...] = ()
+    """Judges of objects: the first that knows a name judges it."""
     style: tuple[ReaderParams, ...] = ()
+    """Judges of styles: the first that knows a name judges it."""
     character: tuple[ReaderParams, ...] = ()
+    """Judges of characters: the first that knows a name judges it."""
     category: tuple[ReaderParams, ...] = ()
+    """Judges of categories: the first that knows a name judges it."""
     person: tuple[ReaderParams, ...] = ()
+    """Judges of persons: the first that knows a name judges it."""
     explicit: tuple[ReaderParams, ...] = ()
-    """Judges of each kind: the first that knows a name judges it."""
+    """Judges of explicit content."""
     any: tuple[ReaderParams, ...] = ()
     """Judges of every kind, after those of the kind."""
     sensitivity: float = Field(default=0.7, ge=0, le=1)

@@ -62,6 +62,7 @@ class AttackParams(Section):
     size: str
     """Which of `sizes` to run."""
     sizes: dict[str, AttackSize]
+    """How much is tried, by size."""
     second_judge: Path | None = None
     """Folder of an independent judge; none where the world has only one."""
     batch: int = Field(gt=0)
