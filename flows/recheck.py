@@ -107,7 +107,7 @@ def judge_again(found: Evidence, policy: Policy, history: History, version: int)
     """The findings on the new metrics and attacks, each of the size that was run; an override in force answers for its gate as it did at the promotion."""
     overrides = history.releases[version].in_force(datetime.now(UTC))
     size = found.attacks["size"] if found.attacks else ""
-    attacked = check_attacks(found, policy.tiers(size), _sized(policy.promote, size))
+    attacked = check_attacks(found, policy.tiers(size), _sized(policy.promote, size), policy.attacks(size))
     overridden = [override.gate for override in overrides]
     return assess(found, policy.gates, _sized(policy.promote, found.size), overridden=overridden, attacked=attacked)
 

@@ -134,14 +134,20 @@ def check_gates(release: Evidence, gates: Sequence[GateParams], params: PromoteP
     return findings
 
 
-def check_attacks(release: Evidence, gates: Sequence[TierGate], params: PromoteParams) -> list[Finding]:
-    """The size of a release's attacks, and every gate on them held against its own results; nobody can answer for one of them."""
+def check_attacks(
+    release: Evidence, gates: Sequence[TierGate], params: PromoteParams, wanted: Collection[str] = ()
+) -> list[Finding]:
+    """The size of a release's attacks, that all `wanted` ones (`attack/variant`) were tried, and every gate on them; no override counts."""
     if release.attacks is None:
         return [Finding("attacks", "attack", passed=False, reason="the release carries no attacks")]
     size, results = release.attacks["size"], release.attacks["requests"]
     enough = params.images.get(size, 0) >= params.images[params.size]
     said = "is enough" if enough else f"is not {params.size!r}, which promotion asks for (promote.size)"
     findings = [Finding("attacks", "attack", enough, f"the attacks' size {size!r} {said}")]
+    for i, found in results.items():
+        if untried := sorted({*wanted} - {*found["attacks"]}):
+            reason = f"{untried[0]} was not tried, which attack.sizes lists"
+            findings.append(Finding(f"{i}/attacks", "attack", passed=False, reason=reason))
     judged = judge_attacks({i: results[i] for i in release.requests if i in results}, gates)
     findings += [
         Finding(_name(one), "attack", one.passed, one.reason, one.value, one.low, one.high, one.n) for one in judged

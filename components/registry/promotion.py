@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from components.common.errors import ArtifactError, ExpungeError, StageError, UserError
 from components.common.sections import read_section
-from components.evaluate.attacks.evidence import follows
+from components.evaluate.attacks.evidence import follows, wanted_attacks
 from components.evaluate.attacks.params import AttackParams, TierGate
 from components.evaluate.gates import judge_gates
 from components.evaluate.params import EvaluateParams, GateParams
@@ -74,6 +74,10 @@ class Policy(NamedTuple):
     def tiers(self, size: str) -> tuple[TierGate, ...]:
         """The gates on attacks of a size; none for a size that params.yaml lacks."""
         return self.attack.sizes[size].gates if self.attack and size in self.attack.sizes else ()
+
+    def attacks(self, size: str) -> set[str]:
+        """The attacks of a size, `attack/variant`; none for a size that params.yaml lacks."""
+        return wanted_attacks(self.attack.sizes[size]) if self.attack and size in self.attack.sizes else set()
 
 
 class Act(NamedTuple):
@@ -161,8 +165,8 @@ class Registrar:
             found = evidence(release)
             gates = list(dict.fromkeys([*self.policy.gates, *judged_again(release, found, version)]))
             tiers = list(dict.fromkeys([*self.policy.tiers(release.attack_size), *attacked_again(release, version)]))
-            facts = attack_facts(release)
-        attacked = check_attacks(found, tiers, self.policy.promote)
+            facts, wanted = attack_facts(release), self.policy.attacks(release.attack_size)
+        attacked = check_attacks(found, tiers, self.policy.promote, wanted)
         found = assess(found, gates, self.policy.promote, champion=champion, overridden=overridden, attacked=attacked)
         return found._replace(attacks=facts)
 

@@ -42,6 +42,7 @@ def project(tmp_path, monkeypatch):
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["evaluate"]["gates"] = [gate.model_dump(mode="json") for gate in GATES]
     params["promote"] = POLICY.promote.model_dump(mode="json")
+    params["attack"] = attack_params("full").model_dump(mode="json")
     params["ledger"]["withdrawal_hours"] = 1
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     (tmp_path / "requests.yaml").write_text("requests: {}\n")
@@ -250,7 +251,7 @@ def test_recheck_judges_the_champion_on_fresh_seeds(project, monkeypatch, caplog
 
     def evaluate(release, policy, seed, *_):
         seen.append((release.digest, policy.gates, seed))
-        attacks = attack_results(attack_params("quick"), release.requests, {}, hits=shown.attacks)
+        attacks = attack_results(attack_params("full"), release.requests, {}, hits=shown.attacks)
         return Evidence("full", metrics_of(shown, release.requests), release.requests, attacks)
 
     monkeypatch.setattr(recheck, "evaluate_again", evaluate)

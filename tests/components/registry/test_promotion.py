@@ -372,6 +372,17 @@ def test_quick_attacks_are_refused_unless_they_are_asked_for(world):
     assert world.by("carl").promote(1).result == "PASSED"
 
 
+def test_an_attack_that_the_release_left_out_is_refused(world):
+    """Whoever takes an attack out of attack.sizes before the attacks run is found out by today's: it was not tried."""
+    world.register()
+    world.by("bob").approve(1)
+    full = attack_params("full")
+    more = full.sizes["full"].model_copy(update={"attacks": ("slips", "mma", "p4d")})
+    world.policy = POLICY._replace(attack=full.model_copy(update={"sizes": {"full": more}}))
+    with pytest.raises(RefusedError, match=r"fails r-1/attacks \(p4d/gated was not tried"):
+        world.by("carl").promote(1)
+
+
 def test_a_release_without_attacks_is_refused(world):
     """A release from before there were attacks fails, can be looked at, and passes no gate on them."""
     made = write_release(world.folder / "v1", note="1", attacked=False)
