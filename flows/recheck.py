@@ -95,11 +95,11 @@ def evaluate_again(release: Release, policy: Policy, seed: int, root: Path, line
         metrics, verdict = read_evaluation(scratch / EVALUATE)
         attacks, _ = read_attacks(scratch / ATTACKS)
     judged = release.verdict["judged"]
-    if part := attacked_same(attacks["judged"], verdict["judged"]):
-        raise ArtifactError(f"the {part} that was attacked is not the one that was evaluated", "run the flow again")
     for part in ("base", "judge", "filter"):
         if verdict["judged"].get(part) != judged.get(part):
             raise ArtifactError(f"the {part} is not the one of the release", "restore it: git checkout or dvc checkout")
+    if part := attacked_same(attacks["judged"], verdict["judged"]):
+        raise ArtifactError(f"the {part} that was attacked is not the one that was evaluated", "run the flow again")
     return Evidence(metrics["size"], metrics["requests"], release.requests, attacks)
 
 
