@@ -60,7 +60,7 @@ def release_list(as_json: Json = False) -> None:  # noqa: FBT002 - a command-lin
             f"{row['version']:>4}  {row['digest'][:12]}  {row['verdict']:<4}  {row['state']:<10}  {names}".rstrip()
         )
     if not rows:
-        typer.echo("no release is registered yet; register one: expunge retrain", err=True)
+        typer.echo("the ledger holds no release; register one: expunge retrain", err=True)
     for name, (at, should) in wrong.items():
         typer.echo(f"alias {name} names {at or 'nothing'}, not {should or 'nothing'}: the next act mends it", err=True)
 

@@ -133,13 +133,16 @@ def test_a_server_that_is_not_there_is_one_sentence_with_its_url(two, expunge, m
     assert "approved" not in expunge("release", "log").out
 
 
-def test_without_a_ledger_there_is_nothing_to_show(tmp_path, expunge, two, monkeypatch):
-    """A project where nothing was ever registered says so."""
-    monkeypatch.setenv("EXPUNGE_LEDGER_URL", f"sqlite:///{tmp_path / 'none.db'}")
-    found = expunge("release", "list", cwd=two)
+def test_a_fresh_project_lists_no_release(two, expunge):
+    """Without a ledger there is no release: an empty list and exit code 0, and no ledger is made by looking."""
+    (two / "ledger.db").unlink()
+    listed = expunge("release", "list", "--json", cwd=two)
 
-    assert found.code == 2
-    assert "holds no ledger" in found.error
+    assert listed.code == 0
+    assert json.loads(listed.out)["releases"] == []
+    assert "the ledger holds no release; register one: expunge retrain" in expunge("release", "list").error
+    assert expunge("release", "show", 1).code == 2
+    assert not (two / "ledger.db").exists()
 
 
 def test_moment():
@@ -149,14 +152,3 @@ def test_moment():
     assert moment("2026-12-31T18:00:00").isoformat() == "2026-12-31T18:00:00+00:00"
     with pytest.raises(UserError, match="'tomorrow' is no date; write one like 2026-12-31"):
         moment("tomorrow")
-
-
-def test_a_fresh_project_lists_no_release(two, expunge):
-    """Without a ledger there is no release: an empty list and exit code 0, and no ledger is made by looking."""
-    (two / "ledger.db").unlink()
-    listed = expunge("release", "list", "--json", cwd=two)
-
-    assert listed.code == 0
-    assert json.loads(listed.out)["releases"] == []
-    assert "no release is registered yet; register one: expunge retrain" in expunge("release", "list").error
-    assert not (two / "ledger.db").exists()
