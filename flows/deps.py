@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 from components.common.closure import ROOT, closure
 from components.common.errors import ArtifactError
 from components.common.files import canonical, write_text
-from components.common.sections import read_section, read_yaml
+from components.common.sections import read_section
 from components.worlds.judges import READERS, reader_module
 from components.worlds.params import JudgeParams
 
@@ -98,12 +98,10 @@ def with_deps(
     return graph
 
 
-def for_project(
-    graph: dict[str, Any], world: str, base: Path, package: Path = ROOT
-) -> tuple[dict[str, Any], dict[str, str]]:
+def for_project(graph: dict[str, Any], world: str, package: Path = ROOT) -> tuple[dict[str, Any], dict[str, str]]:
     """(the graph of a project outside `package`, a digest of each stage's code); `graph` has dependencies on the package.
 
-    Files of a world that lies in the project stay; `base` is the project's model, of which a second text encoder counts too.
+    Files of a world that lies in the project stay.
     """
     codes: dict[str, str] = {}
     for name, stage in graph["stages"].items():
@@ -112,7 +110,6 @@ def for_project(
         rest += [d for d in code if d.startswith("${world}/")]
         if READS_REQUESTS.as_posix() in code and {p.as_posix() for p in (OPENS_WORLD, OPENS_JUDGE)} & set(code):
             rest.append(INPUTS)
-        rest += [f"{d}_2" for d in rest if d.startswith("${base") and (base / f"{Path(d).name}_2").is_dir()]
         spec["deps"] = sorted(dict.fromkeys(rest))
         spec["params"] = [*(spec.get("params") or []), {CODE.as_posix(): [name]}]
         whole = hashlib.sha256()
@@ -143,8 +140,7 @@ def main(root: Path = Path()) -> int:
     codes: dict[str, str] = {}
     graph = with_deps(yaml.load(before), world, root if at_home else ROOT, judge, root)
     if not at_home:
-        base = root / str(read_yaml(root / PARAMS)["base"]["path"])
-        graph, codes = for_project(graph, world, base)
+        graph, codes = for_project(graph, world)
     if "--check" in sys.argv:
         return int(graph != YAML(typ="safe").load((root / GRAPH).read_text(encoding="utf-8")))
     with (root / GRAPH).open("w", encoding="utf-8") as file:

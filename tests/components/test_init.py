@@ -118,8 +118,7 @@ def test_presets_have_a_source_for_every_number(tmp_path, family):
     for value in PRESETS[family]:
         assert params[value.section][value.key] == value.value
         assert any(f"{value.key}: " in line and f"# {value.source}" in line for line in text.splitlines())
-    read = yaml.safe_load((tmp_path / "dvc.yaml").read_text())["stages"]["sae"]["deps"]
-    assert ("${base.path}/text_encoder_2" in read) == (family == "sdxl")
+    assert "data/base/text.json" in yaml.safe_load((tmp_path / "dvc.yaml").read_text())["stages"]["sae"]["deps"]
 
 
 def test_hookpoints_of_short_encoders_stay_inside():

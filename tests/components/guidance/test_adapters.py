@@ -47,7 +47,7 @@ def randomize(unet, name="default", rank=4):
     return parameters
 
 
-def write(folder, unet, **inputs):
+def write(folder, unet, /, **inputs):
     write_adapter(folder, unet, "default", params={}, inputs=inputs, facts={})
 
 

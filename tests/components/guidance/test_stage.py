@@ -1,5 +1,3 @@
-import json
-
 import pytest
 from safetensors.torch import load_file
 
@@ -67,7 +65,7 @@ def test_stage_without_the_channel_writes_a_sidecar_alone(project):
     folder = project(250, channels=("filter",))
 
     assert [path.name for path in folder.iterdir()] == ["artifact.json"]
-    assert json.loads((folder / "artifact.json").read_text()) == {"format": "expunge/no-adapter", "version": 1}
+    assert read_sidecar(folder, "expunge/no-adapter").keys() <= {"format", "version", "seal"}
     assert not has_adapter(folder)
 
 

@@ -117,7 +117,7 @@ def test_no_request_at_all_is_valid(tmp_path, content):
 
 @pytest.mark.parametrize("content", ["", "{}\n", "requests: {}\n"])
 def test_dvc_parses_the_graph_without_any_request(tmp_path, content):
-    """The graph resolves to the six stages that no request adds to."""
+    """The graph resolves to the stages that no request adds to."""
     from dvc.parsing import DataResolver
     from dvc.repo import Repo
 
@@ -127,7 +127,16 @@ def test_dvc_parses_the_graph_without_any_request(tmp_path, content):
     repo = Repo.init(tmp_path, no_scm=True)
     resolver = DataResolver(repo, str(tmp_path), yaml.safe_load((tmp_path / "dvc.yaml").read_text()))
 
-    assert list(resolver.get_keys()) == ["base", "corpus", "sae", "concepts", "features", "evaluate", "export"]
+    assert list(resolver.get_keys()) == [
+        "base",
+        "corpus",
+        "sae",
+        "concepts",
+        "features",
+        "evaluate",
+        "attack",
+        "export",
+    ]
 
 
 def test_names_that_look_like_other_values_are_names(tmp_path):

@@ -11,7 +11,7 @@ import torch
 from components.common.artifacts import fill_artifact
 from components.common.closure import closure
 from components.common.errors import ArtifactError, UserError
-from components.common.files import new_folder
+from components.common.files import new_folder, write_sidecar
 from components.diffusion.images import to_model
 from components.diffusion.text import load_towers
 from components.worlds.base import Judgement
@@ -169,7 +169,7 @@ def test_judge_with_other_bytes_is_refused(tmp_path):
 
     with pytest.raises(ArtifactError, match="altered or cut short"):
         Judge.load(folder)
-    (folder / "artifact.json").write_text(json.dumps(sidecar | {"format": "expunge/sae"}))
+    write_sidecar(folder, {k: v for k, v in sidecar.items() if k != "seal"} | {"format": "expunge/sae"})
     with pytest.raises(ArtifactError, match="has format 'expunge/sae'"):
         Judge.load(folder)
 
