@@ -1,4 +1,4 @@
-"""Flow `recheck`: evaluates the champion again on fresh seeds, in a scratch folder, and raises the alarm if it no longer passes.
+"""Flow `recheck`: evaluates and attacks the champion again on fresh seeds, in a scratch folder, and raises the alarm if it no longer passes.
 
 What is evaluated are the bytes of the champion's release, fetched and checked; prompts are drawn anew from its own requests and params,
 seeds are the date's. The working tree is only read: for the base model and the judge, whose digests must be those of the release.
@@ -24,11 +24,14 @@ from components.common.errors import ArtifactError, StageError
 from components.common.files import write_text
 from components.common.paths import EVALUATE, FILTER, GUIDANCE
 from components.common.process import stream
+from components.evaluate.attacks.evidence import attacked_same
+from components.evaluate.attacks.summary import ATTACKS, read_attacks
 from components.evaluate.summary import read_evaluation
 from components.ledger.database import NoLedgerError
 from components.ledger.releases import History, read_history
 from components.registry import binding
-from components.registry.checks import Assessment, Evidence, assess
+from components.registry.checks import Assessment, Evidence, assess, check_attacks
+from components.registry.params import PromoteParams
 from components.registry.promotion import Policy, fetched, read_policy
 from components.registry.release import Release
 from flows.common import HOOKS, HOUR, RETRIES, publish, registrar
@@ -36,7 +39,14 @@ from flows.lifecycle import FlowCancelledError, cancellation, run_program
 from flows.notify import notify
 
 ACTOR = "expunge-recheck"
-STAGES = ("components.collect.stage_corpus", "components.collect.stage_concepts", "components.evaluate.stage")
+STAGES = (
+    "components.collect.stage_corpus",
+    "components.collect.stage_concepts",
+    "components.evaluate.stage",
+    "components.evaluate.attacks.stage",
+)
+ATTACK_SIZE = "quick"
+"""Size of the attacks, where params.yaml has it; else the size that params.yaml names."""
 REGRESSED = "expunge.release.regressed"
 
 
@@ -49,7 +59,7 @@ class Recheck(NamedTuple):
 
 
 def prepare(release: Release, scratch: Path, policy: Policy, seed: int, root: Path) -> None:
-    """Fills a scratch project with a release's filter, adapters, requests and params, today's gates and a seed."""
+    """Fills a scratch project with a release's filter, adapters, requests and params, today's gates, attacks and a seed."""
     for source, target in ((binding.FILTER, FILTER), (binding.ADAPTERS, GUIDANCE)):
         if (release.folder / source).is_dir():
             shutil.copytree(release.folder / source, scratch / target)
@@ -62,11 +72,16 @@ def prepare(release: Release, scratch: Path, policy: Policy, seed: int, root: Pa
             params[section][key] = str((root / params[section][key]).resolve())
     gates = [gate.model_dump(mode="json") for gate in policy.gates]
     params["evaluate"] = params["evaluate"] | {"seed": seed, "gates": gates}
+    if policy.attack:
+        size = ATTACK_SIZE if ATTACK_SIZE in policy.attack.sizes else policy.attack.size
+        params["attack"] = policy.attack.model_dump(mode="json") | {"seed": seed, "size": size}
+        if policy.attack.second_judge:
+            params["attack"]["second_judge"] = str((root / policy.attack.second_judge).resolve())
     write_text(scratch / "params.yaml", yaml.safe_dump(params, sort_keys=False))
 
 
 def evaluate_again(release: Release, policy: Policy, seed: int, root: Path, line: Callable[[str], None]) -> Evidence:
-    """The metrics of a release on other seeds; `StageError` if a stage fails, `ArtifactError` if base or judge are not its own."""
+    """The metrics and attacks of a release on other seeds; `StageError` if a stage fails, `ArtifactError` if base or judge are not its own."""
     with tempfile.TemporaryDirectory(prefix="expunge-recheck-") as folder:
         scratch, code = Path(folder), Path(components.__file__).parents[1]
         prepare(release, scratch, policy, seed, root)
@@ -78,19 +93,28 @@ def evaluate_again(release: Release, policy: Policy, seed: int, root: Path, line
             if status != 0:
                 raise StageError(f"{stage} ended with exit status {status}", "its log above says why")
         metrics, verdict = read_evaluation(scratch / EVALUATE)
+        attacks, _ = read_attacks(scratch / ATTACKS)
     judged = release.verdict["judged"]
     for part in ("base", "judge", "filter"):
         if verdict["judged"].get(part) != judged.get(part):
             raise ArtifactError(f"the {part} is not the one of the release", "restore it: git checkout or dvc checkout")
-    return Evidence(metrics["size"], metrics["requests"], release.requests)
+    if part := attacked_same(attacks["judged"], verdict["judged"]):
+        raise ArtifactError(f"the {part} that was attacked is not the one that was evaluated", "run the flow again")
+    return Evidence(metrics["size"], metrics["requests"], release.requests, attacks)
 
 
 def judge_again(found: Evidence, policy: Policy, history: History, version: int) -> Assessment:
-    """The findings on the new metrics; an override in force answers for its gate as it did at the promotion."""
-    size = found.size if found.size in policy.promote.images else policy.promote.size
+    """The findings on the new metrics and attacks, each of the size that was run; an override in force answers for its gate as it did at the promotion."""
     overrides = history.releases[version].in_force(datetime.now(UTC))
-    promote = policy.promote.model_copy(update={"size": size})
-    return assess(found, policy.gates, promote, overridden=[override.gate for override in overrides])
+    size = found.attacks["size"] if found.attacks else ""
+    attacked = check_attacks(found, policy.tiers(size), _sized(policy.promote, size), policy.attacks(size))
+    overridden = [override.gate for override in overrides]
+    return assess(found, policy.gates, _sized(policy.promote, found.size), overridden=overridden, attacked=attacked)
+
+
+def _sized(params: PromoteParams, size: str) -> PromoteParams:
+    """What promotion asks for, of a size that it knows."""
+    return params.model_copy(update={"size": size}) if size in params.images else params
 
 
 @task(name="recheck-champion", **RETRIES)
@@ -111,7 +135,7 @@ def recheck_champion(root: Path, seed: int) -> Recheck:
 
 @flow(name="recheck", flow_run_name="recheck", timeout_seconds=12 * HOUR, **HOOKS)
 def recheck(root: str = ".", seed: int | None = None) -> dict[str, Any] | State:
-    """Evaluates the champion of the project in `root` again; `StageError` if a gate fails that it passed. The seed's default is the date."""
+    """Evaluates and attacks the champion of the project in `root` again; `StageError` if a gate fails that it passed. The seed's default is the date."""
     seed = int(f"{datetime.now(UTC):%Y%m%d}") if seed is None else seed
     try:
         done = recheck_champion(Path(root).resolve(), seed)

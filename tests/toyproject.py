@@ -22,7 +22,7 @@ from components.export.params import ExportParams
 from components.features.params import FeaturesParams
 from components.requests.requests import load_requests
 from components.sae.params import SaeParams
-from tests.toyrelease import GATES, GRAPH, ROOT, artifact, evaluate, git, put
+from tests.toyrelease import GATES, GRAPH, ROOT, artifact, attack, evaluate, git, put, put_base
 
 SECONDS = "EXPUNGE_TOY_SECONDS"
 """Variable: how long each stage sleeps."""
@@ -43,10 +43,7 @@ def write_project(root: Path, *, withdrawal_hours: float = 0.0, requests: Mappin
     put(root / "requests.yaml", yaml.safe_dump({"requests": dict(requests)}, sort_keys=False))
     put(root / "code.py", "x = 1\n")
     put(root / "world.yaml", "words: {}\n")
-    classes = {"text_encoder": ["transformers", "CLIPTextModel"], "unet": ["diffusers", "UNet2DConditionModel"]}
-    put(root / "base" / "model_index.json", canonical({"_class_name": "StableDiffusionPipeline"} | classes))
-    for part in ("text_encoder", "unet", "vae"):
-        put(root / "base" / part / "model.safetensors", part)
+    put_base(root / "base")
     put(root / "judge" / "weights", "weights")
     put(root / ".gitignore", IGNORED)
     put(root / "dvc.yaml", yaml.safe_dump({"stages": {name: _stage(name) for name in STAGES}}, sort_keys=False))
@@ -113,6 +110,7 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "concepts": _concepts,
     "features": _features,
     "evaluate": evaluate,
+    "attack": attack,
     "export": _export,
 }
 

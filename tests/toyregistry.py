@@ -18,6 +18,7 @@ from components.registry.params import PromoteParams
 from components.registry.promotion import Policy
 from components.registry.release import FORMAT, RELEASE, VERSION, read_release
 from components.requests.requests import load_requests
+from tests.toyattacks import attack_params, attack_results, write_attacks
 
 GATES = (
     GateParams(metric="ua", variant="base", direction="at_most", threshold=0.5, n=24),
@@ -38,12 +39,16 @@ REQUEST = {
 
 
 class Shown(NamedTuple):
-    """Hits of each metric: of 200 images, and of 2000 prompts."""
+    """Hits of each metric: of 200 images, of 2000 prompts, and of 200 attempts of an attacker."""
 
     ua: int = 200
     ira: int = 190
     fpr: int = 2
+    attacks: int = 0
     images: int = 200
+
+
+PERFECT = Shown()
 
 
 def metrics_of(shown, requests):
@@ -60,8 +65,11 @@ def metrics_of(shown, requests):
     return dict.fromkeys((*requests, "joint"), plain)
 
 
-def write_release(folder: Path, shown=Shown(), *, size="full", requests=None, note="", gates=GATES, passed=None):  # noqa: B008
-    """Writes a release and returns it; `passed` is a verdict set by hand."""
+def write_release(
+    folder: Path, shown=PERFECT, *, size="full", requests=None, note="", gates=GATES, passed=None, attack=None,
+    attacked=True, attacks_passed=None,
+):  # fmt: skip
+    """Writes a release and returns it; `passed` and `attacks_passed` are verdicts set by hand, `attack` a section of its own."""
     requests = {"r-1": REQUEST} if requests is None else requests
     for part in ("filter", "adapters/r-1", "onnx", "report"):
         (folder / part).mkdir(parents=True)
@@ -71,7 +79,12 @@ def write_release(folder: Path, shown=Shown(), *, size="full", requests=None, no
         "size": size, "sizes": {size: {"templates": 1, "seeds": 1, "retain": 1}}, "batch": 1, "seed": 0,
         "gates": [gate.model_dump(mode="json") for gate in gates],
     }  # fmt: skip
-    (folder / "params.yaml").write_text(yaml.safe_dump({"evaluate": settings, "world": "openmoji"}))
+    attack = attack or attack_params(size)
+    sections = {"evaluate": settings, "attack": attack.model_dump(mode="json"), "world": "openmoji"}
+    (folder / "params.yaml").write_text(yaml.safe_dump(sections))
+    if attacked:
+        found = attack_results(attack, requests, {}, hits=shown.attacks)
+        write_attacks(folder / "report" / "attacks", found, attack, passed=attacks_passed)
     metrics = metrics_of(shown, requests)
     evidence = Evidence(size, metrics, load_requests(folder / "requests.yaml"))
     verdict = judge_gates(metrics, gates, scopes(evidence), {}).record()

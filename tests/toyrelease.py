@@ -17,6 +17,7 @@ from components.common.artifacts import fill_artifact
 from components.common.files import SIDECAR, canonical, digest
 from components.common.sections import PARAMS, read_section
 from components.diffusion.folder import base_digest
+from components.evaluate.attacks.params import AttackParams
 from components.evaluate.evidence import judge_evidence, read_params_digest, requests_digest
 from components.evaluate.params import EvaluateParams
 from components.export.params import ExportParams
@@ -24,6 +25,7 @@ from components.features.params import FeaturesParams
 from components.guidance.params import GuidanceParams
 from components.requests.requests import load_requests
 from components.sae.params import SaeParams
+from tests.toyattacks import attack_results, write_attacks
 
 ROOT = Path(__file__).parents[1]
 GATES = [
@@ -47,6 +49,11 @@ GRAPH: dict[str, Any] = {
             "reports/evaluate/grids",
         ],
     ),
+    "attack": (
+        ["params.yaml:attack", "params.yaml:base", "params.yaml:world"],
+        ["base", "models/filter", "models/guidance"],
+        ["reports/attacks/results.json", "reports/attacks/verdict.json", "reports/attacks/page.html"],
+    ),
     "export": (["params.yaml:export"], ["models/filter"], ["models/onnx"]),
 }
 
@@ -64,7 +71,7 @@ def write_project(root: Path, *, ua: float = 1.0, requests: dict[str, Any] = REQ
         root / ".gitignore",
         "/data/\n/models/\n/.cache/\n/mlflow.db\n/mlruns/\n/ledger.db*\n/reports/evaluate/grids\n",
     )
-    put(root / "base" / "unet" / "weights", "weights")
+    put_base(root / "base")
     make(root, ua=ua, seed=seed)
     for name in ("data", "models", "reports"):
         shutil.copytree(root / name, root / "made" / name)
@@ -81,6 +88,14 @@ def write_project(root: Path, *, ua: float = 1.0, requests: dict[str, Any] = REQ
     for command in commands[1:]:
         git(root, *command)
     return root
+
+
+def put_base(folder: Path) -> None:
+    """A pipeline by its files' names; nothing can load it."""
+    classes = {"text_encoder": ["transformers", "CLIPTextModel"], "unet": ["diffusers", "UNet2DConditionModel"]}
+    put(folder / "model_index.json", canonical({"_class_name": "StableDiffusionPipeline"} | classes))
+    for part in ("text_encoder", "unet", "vae"):
+        put(folder / part / "model.safetensors", part)
 
 
 def make(root: Path, *, ua: float = 1.0, seed: int = 0) -> None:
@@ -121,6 +136,24 @@ def make(root: Path, *, ua: float = 1.0, seed: int = 0) -> None:
     }
     put(graph.with_name("parity.json"), canonical({"sha256": digest(graph), "made_from": made_from, "requests": []}))
     evaluate(root, ua=ua)
+    attack(root)
+
+
+def judged_models(root: Path) -> dict[str, str]:
+    """Digests of what evaluation and attacks both name."""
+    requests = load_requests(root / "requests.yaml")
+    guided = [i for i, request in requests.items() if "guidance" in request.channels]
+    judged = {"base": base_digest(root / "base"), "filter": digest(root / "models/filter" / SIDECAR)}
+    judged |= {f"adapter/{i}": digest(root / "models/guidance" / i / SIDECAR) for i in guided}
+    return judged | {f"request/{i}": digest(root / "data/concepts" / i) for i in requests}
+
+
+def attack(root: Path, *, hits: int = 0) -> None:
+    """Writes attacks on what is there; `hits` of 200 attempts of each succeed."""
+    params = read_section("attack", AttackParams, root / PARAMS)
+    judged = judged_models(root) | {"judge": "j"}
+    results = attack_results(params, load_requests(root / "requests.yaml"), judged, hits=hits)
+    write_attacks(root / "reports/attacks", results, params)
 
 
 def evaluate(root: Path, *, ua: float = 1.0, scopes: dict[str, Any] | None = None) -> None:
@@ -132,10 +165,7 @@ def evaluate(root: Path, *, ua: float = 1.0, scopes: dict[str, Any] | None = Non
         "gated": {"ua": record(ua), "anchor_rate": record(1.0), "ssim_unrelated": record(1.0, 200)},
         "filter": {"fpr": record(0.001, 4000)},
     }
-    judged = {"judge": "j", "base": base_digest(root / "base"), "filter": digest(root / "models/filter" / SIDECAR)}
-    guided = [i for i, request in requests.items() if "guidance" in request.channels]
-    judged |= {f"adapter/{i}": digest(root / "models/guidance" / i / SIDECAR) for i in guided}
-    judged |= {f"request/{i}": digest(root / "data/concepts" / i) for i in requests}
+    judged = judged_models(root) | {"judge": "j"}
     judged |= {"corpus": digest(root / "data/corpus"), "requests": requests_digest(requests)}
     judged |= {"params": read_params_digest(params)}
     metrics = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -85,6 +86,19 @@ def probe(
             f"{'pass' if gate['passed'] else 'FAIL'}  {gate['request']}  {gate['probe']}: at most {gate['value']:.3f} recovered (n = {gate['n']})"
         )
     raise typer.Exit(0 if verdict["passed"] else 1)
+
+
+def attacks_line(evaluated: Mapping[str, str]) -> tuple[str, bool]:
+    """A line about the last attacks, and False if they fail or are on something else than what was `evaluated`, by digest."""
+    from components.evaluate.attacks.evidence import attacked_same, summary_line  # noqa: PLC0415 - slow to import
+    from components.evaluate.attacks.summary import ATTACKS, PAGE, VERDICT, read_attacks  # noqa: PLC0415
+
+    if not (ATTACKS / VERDICT).is_file():
+        return "Attacks: none yet, and no release passes without: expunge attack", True
+    results, verdict = read_attacks()
+    if name := attacked_same(verdict["judged"], evaluated):
+        return f"Attacks: FAIL. The {name} that was attacked is not the one that was evaluated: expunge attack", False
+    return summary_line(results, verdict, ATTACKS / PAGE), bool(verdict["passed"])
 
 
 def check_requests(named: list[str] | None) -> None:

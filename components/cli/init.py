@@ -20,7 +20,7 @@ from components.diffusion.inspect import NAMES, Family, inspect_base
 from components.worlds.params import JudgeParams
 
 base = typer.Typer(no_args_is_help=True, help="The model that requests change.")
-_IGNORED = "/data/\n/models/\n/reports/evaluate/grids\n/reports/evaluate/report.html\n/mlflow.db\n/ledger.db*\n/mlruns/\n/.cache/\n/.requests.yaml.lock\n"
+_IGNORED = "/data/\n/models/\n/reports/evaluate/grids\n/reports/evaluate/report.html\n/reports/attacks/page.html\n/mlflow.db\n/ledger.db*\n/mlruns/\n/.cache/\n/.requests.yaml.lock\n"
 _README = """\
 # {name}
 

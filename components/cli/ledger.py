@@ -36,13 +36,13 @@ def request_submit(
     """Puts requests into the queue, all or none, and prints their ids; an equal request keeps the id that it has."""
     params, requests, present = read_section("ledger", LedgerParams), read_requests(file), load_requests()
     from components.ledger.announce import announce  # noqa: PLC0415 - slow to import
-    from components.ledger.queue import read_queue, submit  # noqa: PLC0415
+    from components.ledger.queue import fitting, read_queue, submit  # noqa: PLC0415
     from components.worlds.load import load_world  # noqa: PLC0415
 
     opened = open_ledger(params, empty=dry_run)
     waiting = {i: item.request for i, item in read_queue(opened).items() if item.state == "accepted"}
     ids = submit(opened, requests, present, account(actor), dry_run=True)
-    everyone = {**present, **waiting, **dict(zip(ids, requests, strict=True))}
+    everyone = fitting(present, waiting) | dict(zip(ids, requests, strict=True))
     load_world(read_section("world", str)).check(everyone)
     ids = ids if dry_run else submit(opened, requests, present, account(actor))
     for request_id in ids:

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from components.cli.attack import attack, probe
+from components.cli.attack import attack, attacks_line, probe
 from components.cli.export import export
 from components.cli.images import images
 from components.cli.init import base, init
@@ -187,7 +187,7 @@ def retrain(dry_run: DryRun = False) -> None:  # noqa: FBT002 - a command-line f
 def verdict(
     gates: Annotated[bool, typer.Option("--gates", help="Print every gate.")] = False,  # noqa: FBT002
 ) -> None:
-    """Says what the last evaluation found; exits with 1 if the verdict is fail."""
+    """Says what the last evaluation and the last attacks found; exits with 1 if either fails."""
     metrics, found = read_evaluation(EVALUATE)
     check_evaluated(found, read_section("base", BaseParams).path)
     check_written(Path(), (EVALUATE / METRICS, EVALUATE / VERDICT))
@@ -197,7 +197,9 @@ def verdict(
         typer.echo(f"{mark}  {about:<14} {gate['variant']:<9} {gate['metric']:<20} {gate['reason']} (n={gate['n']})")
     for line in summarise(metrics, found, EVALUATE):
         typer.echo(line)
-    raise typer.Exit(0 if found["passed"] else 1)
+    line, withstood = attacks_line(found["judged"])
+    typer.echo(line)
+    raise typer.Exit(0 if found["passed"] and withstood else 1)
 
 
 @app.command("params")

@@ -35,7 +35,7 @@ def release_list(as_json: Json = False) -> None:  # noqa: FBT002 - a command-lin
     """Lists all versions with their state, and says where the registry's aliases are not what the history gives."""
     from components.registry.promotion import own_aliases, wanted_aliases  # noqa: PLC0415 - slow to import
 
-    registrar = _registrar(None, dry_run=True)
+    registrar = _registrar(None, dry_run=True, empty=True)
     history, found = _history(registrar), own_aliases(registrar.store)
     wanted = wanted_aliases(history, registrar.store)
     rows = [
@@ -59,6 +59,8 @@ def release_list(as_json: Json = False) -> None:  # noqa: FBT002 - a command-lin
         typer.echo(
             f"{row['version']:>4}  {row['digest'][:12]}  {row['verdict']:<4}  {row['state']:<10}  {names}".rstrip()
         )
+    if not rows:
+        typer.echo("the ledger holds no release; register one: expunge retrain", err=True)
     for name, (at, should) in wrong.items():
         typer.echo(f"alias {name} names {at or 'nothing'}, not {should or 'nothing'}: the next act mends it", err=True)
 
@@ -66,7 +68,8 @@ def release_list(as_json: Json = False) -> None:  # noqa: FBT002 - a command-lin
 @release.command("show")
 def release_show(version: Text, as_json: Json = False) -> None:  # noqa: FBT002 - a command-line flag
     """Fetches a release, checks every byte and number of it, and says what may be done with it."""
-    from components.ledger.releases import actions, known  # noqa: PLC0415 - slow to import
+    from components.evaluate.attacks.evidence import withstood  # noqa: PLC0415 - slow to import
+    from components.ledger.releases import actions, known  # noqa: PLC0415
 
     registrar, number = _registrar(None, dry_run=True), _number(version)
     history = _history(registrar)
@@ -90,14 +93,17 @@ def release_show(version: Text, as_json: Json = False) -> None:  # noqa: FBT002 
         answered = finding.gate in assessment.answered
         mark = "pass" if finding.passed else "WARN" if answered else "FAIL"
         typer.echo(f"{mark}  {finding.gate:<34} {finding.check:<8} {finding.reason} (n={finding.n})")
+    if assessment.attacks:
+        typer.echo(f"{withstood(assessment.attacks)} Not tried: {', '.join(assessment.attacks['not_tried'])}.")
     typer.echo(f"{assessment.result}. What may be done: {', '.join(may) or 'nothing'}.")
 
 
 @release.command("diff")
 def release_diff(old: Text, new: Text, as_json: Json = False) -> None:  # noqa: FBT002 - a command-line flag
-    """Prints what differs between two releases: requests, params, metrics with their intervals, digests."""
+    """Prints what differs between two releases: requests, params, metrics and attacks with their intervals, digests."""
     from components.ledger.releases import known  # noqa: PLC0415 - slow to import
-    from components.registry.promotion import compare, fetched  # noqa: PLC0415
+    from components.registry.compare import compare  # noqa: PLC0415
+    from components.registry.promotion import fetched  # noqa: PLC0415
 
     registrar, numbers = _registrar(None, dry_run=True), (_number(old), _number(new))
     history = _history(registrar)
@@ -110,10 +116,10 @@ def release_diff(old: Text, new: Text, as_json: Json = False) -> None:  # noqa: 
     for how, targets in found["requests"].items():
         for request_id, target in targets.items():
             typer.echo(f"request {how}: {request_id} ({target})")
-    for what in ("params", "metrics", "digests"):
+    for what in (kinds := ("params", "metrics", "attacks", "digests")):
         for name, (was, now) in found[what].items():
-            typer.echo(f"{what[:-1]} {name}: {_short(was)} -> {_short(now)}")
-    if not any([*found["requests"].values(), *(found[what] for what in ("params", "metrics", "digests"))]):
+            typer.echo(f"{what.removesuffix('s')} {name}: {_short(was)} -> {_short(now)}")
+    if not any([*found["requests"].values(), *(found[what] for what in kinds)]):
         typer.echo(f"versions {numbers[0]} and {numbers[1]} hold the same bytes")
 
 
@@ -213,9 +219,10 @@ def _number(text: str) -> int:
     return int(found["number"])
 
 
-def _registrar(name: str | None, *, dry_run: bool) -> Registrar:
+def _registrar(name: str | None, *, dry_run: bool, empty: bool | None = None) -> Registrar:
+    """The acts of an account; `empty` as in `open_ledger`."""
     params = read_section("ledger", LedgerParams)
-    ledger = open_ledger(params)
+    ledger = open_ledger(params, empty=empty)
     from components.registry.promotion import Registrar, read_policy  # noqa: PLC0415 - slow to import
     from components.registry.registry import Registry  # noqa: PLC0415
 

@@ -66,13 +66,15 @@ def submit(
 
     A request equal to one of `present` (requests.yaml) or of the queue is that request: its id is returned and nothing is added. One
     that was withdrawn, or drained and taken out of requests.yaml since, is new. Whoever withdraws a request withdraws it for
-    everyone who submitted its equal. `UserError` if a name or an anchor clashes with another request.
+    everyone who submitted its equal. `UserError` if a name or an anchor clashes with another request; one of the queue that clashes with
+    `present` since is skipped, as the drain skips it.
     """
     ids: list[str] = []
 
     def decide(events: Sequence[Event], _now: datetime) -> list[Entry]:
         queue = replay(events)
-        everyone = dict(present) | {i: item.request for i, item in queue.items() if item.state == "accepted"}
+        waiting = {i: item.request for i, item in queue.items() if item.state == "accepted"}
+        everyone, together = dict(present) | waiting, fitting(present, waiting)
         known = {canonical(request.model_dump(mode="json")): i for i, request in everyone.items()}
         entries = []
         for request in requests:
@@ -80,16 +82,36 @@ def submit(
             request_id = known.setdefault(canonical(content), _new_id({*everyone, *queue}))
             ids.append(request_id)
             if request_id not in everyone:
-                everyone[request_id] = request
+                everyone[request_id] = together[request_id] = request
                 entries.append(Entry(ACCEPTED, request_id, {"request": content}))
         try:
-            Requests(requests=everyone)
+            Requests(requests=together)
         except ValidationError as error:
             raise first_problem(error, "the queue and requests.yaml") from error
         return [] if dry_run else entries
 
     ledger.record(FAMILY, actor, decide)
     return ids
+
+
+def fitting(present: Mapping[str, Request], waiting: Mapping[str, Request]) -> dict[str, Request]:
+    """`present`, and those of `waiting` that clash neither with it nor with one before them."""
+    whole = {**present, **waiting}
+    if _fit(whole):
+        return whole
+    together = dict(present)
+    for request_id, request in waiting.items():
+        if _fit({**together, request_id: request}):
+            together[request_id] = request
+    return together
+
+
+def _fit(requests: dict[str, Request]) -> bool:
+    try:
+        Requests(requests=requests)
+    except ValidationError:
+        return False
+    return True
 
 
 def withdraw(ledger: Ledger, request_id: str, actor: str, window: timedelta, *, dry_run: bool = False) -> Request:

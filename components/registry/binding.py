@@ -3,6 +3,7 @@
     verdict.json ──► metrics.json, requests.yaml, params.yaml, filter, adapters      by digest, and the gates judged again
     parity.json  ──► filter.onnx, filter
     artifact.json ──► params.yaml, its own weights
+    attacks/      ──► what the verdict judged                                        components/registry/attacked.py
     dvc.lock     ──► every file that a stage wrote, params.yaml, requests.yaml
 
 Each rule reads the release's own bytes, so that nothing that happens in the working tree meanwhile can come between.
@@ -22,6 +23,7 @@ from components.common.paths import FILTER as FILTER_PATH
 from components.common.sections import PARAMS, Section, read_section, read_yaml
 from components.diffusion.folder import base_digest
 from components.diffusion.params import BaseParams
+from components.evaluate.attacks.summary import ATTACKS
 from components.evaluate.evidence import judge_evidence, read_params_digest, requests_digest
 from components.evaluate.params import EvaluateParams
 from components.evaluate.summary import METRICS, VERDICT, read_evaluation
@@ -30,6 +32,7 @@ from components.export.report import REPORT as GRAPH_REPORT
 from components.export.report import read_sealed
 from components.features.params import FeaturesParams
 from components.guidance.params import GuidanceParams
+from components.registry import attacked
 from components.registry.lock import LOCK, dvc_md5, read_lock, written
 from components.requests.requests import REQUESTS, Request, load_requests
 from components.sae.params import SaeParams
@@ -44,7 +47,9 @@ def places(requests: Mapping[str, Request]) -> dict[str, str]:
     """Where the parts of a release come from in the working tree: path there by path in the release."""
     guided = [i for i, request in requests.items() if "guidance" in request.channels]
     adapters = {f"{ADAPTERS}/{i}": (GUIDANCE / i).as_posix() for i in guided}
-    return {FILTER: FILTER_PATH.as_posix(), **adapters, GRAPH: ONNX.as_posix(), REPORT: EVALUATE.as_posix()}
+    return {FILTER: FILTER_PATH.as_posix(), **adapters, GRAPH: ONNX.as_posix(), REPORT: EVALUATE.as_posix()} | {
+        attacked.REPORT: ATTACKS.as_posix()
+    }
 
 
 def check_bound(folder: Path) -> None:
@@ -57,6 +62,7 @@ def check_bound(folder: Path) -> None:
         if "guidance" in request.channels:
             _check_artifact(folder / ADAPTERS / i, ADAPTER_FORMAT, folder / PARAMS, "guidance", GuidanceParams)
     _check_graph(folder, verdict["judged"]["filter"], requests)
+    attacked.check_attacked(folder, requests, verdict["judged"])
     _check_lock(folder, requests)
 
 

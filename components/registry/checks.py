@@ -1,7 +1,7 @@
 """What a release's own numbers say about its promotion: every gate judged again, its size, and a comparison with the champion.
 
-Pure functions from a release's metrics, requests and params to findings. A finding that failed on a gate of utility can be answered for
-by an override in force, one on erasure or evidence never (`UTILITY` in components/evaluate/gates.py).
+Pure functions from a release's metrics, attacks, requests and params to findings. A finding that failed on a gate of utility can be answered for
+by an override in force, one on erasure, attacks or evidence never (`UTILITY` in components/evaluate/gates.py).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from components.evaluate.attacks.params import TierGate
+from components.evaluate.attacks.verdict import judge_attacks
 from components.evaluate.gates import ON_IMAGES, UTILITY, Gate, judge_gates, variants_of
 from components.evaluate.params import GateParams
 from components.evaluate.summary import JOINT
@@ -27,14 +29,16 @@ class Evidence(NamedTuple):
     metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]
     """scope → variant → metric → record, the part `requests` of metrics.json."""
     requests: Mapping[str, Request]
+    attacks: Mapping[str, Any] | None = None
+    """The content of the attacks' results.json; None for a release without."""
 
 
 class Finding(NamedTuple):
     """The outcome of one check."""
 
     gate: str
-    """scope/variant/metric, or `size`."""
-    check: Literal["gate", "images", "champion", "size"]
+    """scope/variant/metric, `size` or `attacks`."""
+    check: Literal["gate", "images", "champion", "size", "attack"]
     passed: bool
     reason: str
     value: float | None = None
@@ -50,6 +54,8 @@ class Assessment(NamedTuple):
 
     findings: tuple[Finding, ...]
     answered: tuple[str, ...]
+    attacks: Mapping[str, Any] | None = None
+    """Size of the release's attacks, the highest tier that is withstood and what was not tried; None without attacks."""
 
     @property
     def failed(self) -> tuple[Finding, ...]:
@@ -75,6 +81,7 @@ class Assessment(NamedTuple):
         return {
             "result": self.result,
             "overridden": sorted({f.gate for f in self.findings if not f.passed} & set(self.answered)),
+            "attacks": self.attacks,
             "findings": [finding._asdict() for finding in self.findings],
         }
 
@@ -86,15 +93,17 @@ def assess(
     *,
     champion: Evidence | None = None,
     overridden: Collection[str] = (),
+    attacked: Sequence[Finding] = (),
 ) -> Assessment:
     """Judges a release by `gates`, those of params.yaml and its own, by its size and against the champion.
 
-    `overridden` names the gates for which an override is in force.
+    `overridden` names the gates for which an override is in force; `attacked` is what `check_attacks` found.
     """
     findings = [
         check_size(release.size, params),
         *check_gates(release, gates, params),
         *(check_champion(release, champion, gates, params.margin) if champion else ()),
+        *attacked,
     ]
     answered = {f.gate for f in findings if not f.passed and f.utility} & set(overridden)
     return Assessment(tuple(findings), tuple(sorted(answered)))
@@ -122,6 +131,31 @@ def check_gates(release: Evidence, gates: Sequence[GateParams], params: PromoteP
             if gate.metric in ON_IMAGES and one.n < needed:
                 reason = f"{one.n} images are fewer than the {needed} that promotion asks for"
                 findings.append(Finding(name, "images", passed=False, reason=reason, n=one.n))
+    return findings
+
+
+def check_attacks(
+    release: Evidence, gates: Sequence[TierGate], params: PromoteParams, wanted: Collection[str] = ()
+) -> list[Finding]:
+    """The size of a release's attacks, that all `wanted` ones (`attack/variant`) were tried, and every gate on them; no override counts."""
+    if release.attacks is None:
+        return [Finding("attacks", "attack", passed=False, reason="the release carries no attacks")]
+    size, results = release.attacks["size"], release.attacks["requests"]
+    enough = params.images.get(size, 0) >= params.images[params.size]
+    said = "is enough" if enough else f"is not {params.size!r}, which promotion asks for (promote.size)"
+    findings = [Finding("attacks", "attack", enough, f"the attacks' size {size!r} {said}")]
+    for i, found in results.items():
+        if untried := sorted({*wanted} - {*found["attacks"]}):
+            reason = f"{untried[0]} was not tried, which attack.sizes lists"
+            findings.append(Finding(f"{i}/attacks", "attack", passed=False, reason=reason))
+    judged = judge_attacks({i: results[i] for i in release.requests if i in results}, gates)
+    findings += [
+        Finding(_name(one), "attack", one.passed, one.reason, one.value, one.low, one.high, one.n) for one in judged
+    ]
+    if lacking := [i for i in release.requests if i not in results or not gates]:
+        findings.append(
+            Finding(f"{lacking[0]}/-/-", "attack", passed=False, reason="no gate on attacks is held against it")
+        )
     return findings
 
 

@@ -12,6 +12,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from components.common.curves import CURVES
 from components.common.files import canonical
 from components.common.paths import CONCEPTS, CORPUS
+from components.evaluate.attacks.evidence import success_rates, withstood
 from components.evaluate.summary import JOINT, erased_line, retained_line
 from components.registry.lock import LOCK, read_lock, written
 from components.registry.release import Release
@@ -24,7 +25,7 @@ def describe(release: Release) -> str:
     metrics, verdict, source = release.metrics, release.verdict, release.record["source"]
     failed = [gate for gate in verdict["gates"] if not gate["passed"]]
     lines = [
-        f"**Verdict: {'pass' if verdict['passed'] else 'FAIL'}.** {len(verdict['gates']) - len(failed)} of {len(verdict['gates'])} gates pass (size {metrics['size']})."
+        f"**Verdict: {'pass' if release.passed else 'FAIL'}.** {len(verdict['gates']) - len(failed)} of {len(verdict['gates'])} gates pass (size {metrics['size']})."
     ]
     found = metrics["requests"]
     lines += [
@@ -40,8 +41,40 @@ def describe(release: Release) -> str:
             f"| {g['variant']} {g['metric']} | {g['request']} | {g['value']} | {g['n']} | {g['reason']} |"
             for g in failed
         ]
+    lines += ["", *attack_lines(release)]
     dirty = " and changes that no commit has" if source["dirty"] else ""
     return "\n".join([*lines, "", f"Commit {source['commit'] or 'unknown'}{dirty}. Release {release.digest[:12]}."])
+
+
+def attack_lines(release: Release) -> list[str]:
+    """How far attackers get, which gates on attacks fail, and what was not tried."""
+    if release.attacks is None:
+        return ["**Attacks: none.** No attacks are no pass."]
+    results, verdict = release.attacks
+    lines = [f"**Attacks: {'pass' if verdict['passed'] else 'FAIL'}.** {withstood(verdict)} Size {results['size']}."]
+    lines += [
+        f"- {g['request']}: {g['metric']}: {g['reason']} (n = {g['n']})" for g in verdict["gates"] if not g["passed"]
+    ]
+    return [*lines, f"Not tried: {', '.join(verdict['not_tried'])}."]
+
+
+def attack_tags(release: Release) -> dict[str, str]:
+    """Tags of a run and a version: the verdict on the attacks, the highest tier that is withstood, and their size."""
+    if release.attacks is None:
+        return {"attacks": "none"}
+    results, verdict = release.attacks
+    said = "pass" if verdict["passed"] else "fail"
+    return {
+        "attacks": said,
+        "attacks.size": results["size"],
+        "attacks.highest_tier": verdict["highest_tier"],
+        "attacks.not_tried": ", ".join(verdict["not_tried"])[:5000],
+    }
+
+
+def attack_metrics(release: Release) -> dict[str, float]:
+    """Corrected attack success rates by `attacks/request/tier` and `attacks/request/attack/variant`."""
+    return flatten(success_rates(release.attacks[0]), "attacks/") if release.attacks else {}
 
 
 def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -15,13 +15,15 @@ from typing import Any, NamedTuple, Protocol
 
 from components.common.errors import ArtifactError, ExpungeError, StageError, UserError
 from components.common.sections import read_section
+from components.evaluate.attacks.evidence import follows, wanted_attacks
+from components.evaluate.attacks.params import AttackParams, TierGate
 from components.evaluate.gates import judge_gates
 from components.evaluate.params import EvaluateParams, GateParams
 from components.ledger import releases
 from components.ledger.events import Entry, Event, Ledger
 from components.ledger.params import LedgerParams
 from components.ledger.releases import ALIASES, History, known, read_history
-from components.registry.checks import Assessment, Evidence, assess, scopes
+from components.registry.checks import Assessment, Evidence, assess, check_attacks, scopes
 from components.registry.params import PromoteParams
 from components.registry.release import Release
 
@@ -67,6 +69,15 @@ class Policy(NamedTuple):
     gates: tuple[GateParams, ...]
     promote: PromoteParams
     four_eyes: bool = False
+    attack: AttackParams | None = None
+
+    def tiers(self, size: str) -> tuple[TierGate, ...]:
+        """The gates on attacks of a size; none for a size that params.yaml lacks."""
+        return self.attack.sizes[size].gates if self.attack and size in self.attack.sizes else ()
+
+    def attacks(self, size: str) -> set[str]:
+        """The attacks of a size, `attack/variant`; none for a size that params.yaml lacks."""
+        return wanted_attacks(self.attack.sizes[size]) if self.attack and size in self.attack.sizes else set()
 
 
 class Act(NamedTuple):
@@ -153,7 +164,11 @@ class Registrar:
         with fetched(self.store, version, known(history, version).digest) as release:
             found = evidence(release)
             gates = list(dict.fromkeys([*self.policy.gates, *judged_again(release, found, version)]))
-        return assess(found, gates, self.policy.promote, champion=champion, overridden=overridden)
+            tiers = list(dict.fromkeys([*self.policy.tiers(release.attack_size), *attacked_again(release, version)]))
+            facts, wanted = attack_facts(release), self.policy.attacks(release.attack_size)
+        attacked = check_attacks(found, tiers, self.policy.promote, wanted)
+        found = assess(found, gates, self.policy.promote, champion=champion, overridden=overridden, attacked=attacked)
+        return found._replace(attacks=facts)
 
     def repair(self) -> History:
         """Sets the aliases until they are those that the history gives, and returns the history."""
@@ -198,6 +213,7 @@ def read_policy(root: Path = Path()) -> Policy:
         read_section("evaluate", EvaluateParams, path).gates,
         read_section("promote", PromoteParams, path),
         read_section("ledger", LedgerParams, path).four_eyes,
+        read_section("attack", AttackParams, path),
     )
 
 
@@ -217,7 +233,7 @@ def fetched(store: Store, version: int, digest: str) -> Iterator[Release]:
 def evidence(release: Release) -> Evidence:
     """What the checks read of a release."""
     metrics = release.metrics
-    return Evidence(metrics["size"], metrics["requests"], release.requests)
+    return Evidence(metrics["size"], metrics["requests"], release.requests, release.attacks and release.attacks[0])
 
 
 def judged_again(release: Release, found: Evidence, version: int) -> tuple[GateParams, ...]:
@@ -233,41 +249,26 @@ def judged_again(release: Release, found: Evidence, version: int) -> tuple[GateP
     return gates
 
 
-def compare(old: Release, new: Release) -> dict[str, Any]:
-    """What differs between two releases: requests, params, metrics and digests, each as {name: [old, new]} or lists of names."""
-    before, after = old.requests, new.requests
-    return {
-        "requests": {
-            "added": {i: after[i].target for i in after if i not in before},
-            "removed": {i: before[i].target for i in before if i not in after},
-            "changed": {i: after[i].target for i in after if i in before and after[i] != before[i]},
-        },
-        "params": _changes(_flat(old.params), _flat(new.params)),
-        "metrics": _changes(_records(old.metrics["requests"]), _records(new.metrics["requests"])),
-        "digests": _changes(old.record.get("files", {}), new.record.get("files", {})),
-    }
+def attack_facts(release: Release) -> dict[str, Any] | None:
+    """Size of a release's attacks, the highest tier that is withstood and what was not tried; None without attacks."""
+    if release.attacks is None:
+        return None
+    results, verdict = release.attacks
+    return {"size": results["size"], "highest_tier": verdict["highest_tier"], "not_tried": verdict["not_tried"]}
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[Any]]:
-    names = dict.fromkeys([*old, *new])
-    return {name: [old.get(name), new.get(name)] for name in names if old.get(name) != new.get(name)}
-
-
-def _flat(content: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401 - YAML
-    if not isinstance(content, Mapping) or not content:
-        return {prefix: content}
-    out: dict[str, Any] = {}
-    for key, value in content.items():
-        out |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return out
-
-
-def _records(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in metrics.items():
-        leaf = isinstance(value, Mapping) and "value" in value
-        out |= {f"{prefix}{key}": value} if leaf else _records(value, f"{prefix}{key}/")
-    return out
+def attacked_again(release: Release, version: int) -> tuple[TierGate, ...]:
+    """The release's own gates on attacks, none if it carries no attacks; `ArtifactError` unless their verdict follows from their results."""
+    if release.attacks is None:
+        return ()
+    results, verdict = release.attacks
+    params = read_section("attack", AttackParams, release.params_file)
+    if results["size"] not in params.sizes or not follows(verdict, results, params):
+        raise ArtifactError(
+            f"the verdict on the attacks of version {version} does not follow from their results",
+            "attack and register it again: expunge retrain",
+        )
+    return params.sizes[results["size"]].gates
 
 
 def _digest(history: History, version: int, digest: str | None) -> str:

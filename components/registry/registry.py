@@ -26,6 +26,8 @@ from components.registry.binding import ADAPTERS
 from components.registry.describe import (
     as_metrics,
     as_params,
+    attack_metrics,
+    attack_tags,
     datasets,
     describe,
     flat_params,
@@ -154,10 +156,10 @@ class Registry:
 
     def _log(self, client: MlflowClient, run: Run, release: Release) -> Version:
         """Everything that MLflow shows of a release, and the version last, so that none is ever incomplete."""
-        run_id, metrics, verdict = run.info.run_id, release.metrics, release.verdict
+        run_id, metrics = run.info.run_id, release.metrics
         params = flat_params(release.params)
         client.log_batch(run_id, params=as_params(params))
-        _log_metrics(client, run_id, as_metrics(flatten(metrics["requests"])))
+        _log_metrics(client, run_id, as_metrics(flatten(metrics["requests"]) | attack_metrics(release)))
         _log_metrics(client, run_id, read_curves(self.root / SAE, "sae/"))
         client.log_inputs(run_id, datasets(release))
         client.log_artifacts(run_id, str(release.folder), FOLDER)
@@ -173,7 +175,7 @@ class Registry:
             client.set_terminated(child, "FINISHED")
         with _expecting("RESOURCE_ALREADY_EXISTS"):
             client.create_registered_model(MODEL)
-        said, source = "pass" if verdict["passed"] else "fail", release.record["source"]
+        said, source = "pass" if release.passed else "fail", release.record["source"]
         version = client.create_model_version(
             MODEL,
             source=f"runs:/{run_id}/{FOLDER}",
@@ -185,7 +187,8 @@ class Registry:
                 "git.commit": source["commit"] or "unknown",
                 "git.dirty": str(source["dirty"]).lower(),
                 "requests": ",".join(metrics["targets"])[:5000],
-            },
+            }
+            | attack_tags(release),
             description=describe(release),
             await_creation_for=0,
         )
@@ -194,15 +197,19 @@ class Registry:
 
     def _tags(self, release: Release) -> dict[str, str]:
         source = release.record["source"]
-        return self._tree() | {
-            "digest": release.digest,
-            "verdict": "pass" if release.passed else "fail",
-            "size": release.metrics["size"],
-            "git.commit": source["commit"] or "unknown",
-            "git.dirty": str(source["dirty"]).lower(),
-            "processor": processor(),
-            "mlflow.note.content": describe(release),
-        }
+        return (
+            self._tree()
+            | attack_tags(release)
+            | {
+                "digest": release.digest,
+                "verdict": "pass" if release.passed else "fail",
+                "size": release.metrics["size"],
+                "git.commit": source["commit"] or "unknown",
+                "git.dirty": str(source["dirty"]).lower(),
+                "processor": processor(),
+                "mlflow.note.content": describe(release),
+            }
+        )
 
     def _tree(self) -> dict[str, str]:
         """Names this machine and folder without saying where they are."""

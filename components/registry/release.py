@@ -1,6 +1,7 @@
 """The release: one folder with everything that serving, promoting and rebuilding what was evaluated takes.
 
-    filter/  adapters/<request>/  onnx/  report/     bytes of what was evaluated, and the evaluation
+    filter/  adapters/<request>/  onnx/              bytes of what was evaluated and attacked
+    report/  report/attacks/                         the evaluation, and the attacks
     requests.yaml  params.yaml  dvc.lock             what they were made from: targets, sections that stages read, digests
     release.json                                     SHA-256 of every other file; base, world, judge, commit, packages
 
@@ -17,7 +18,9 @@ from typing import Any, NamedTuple
 from components.common.errors import ArtifactError
 from components.common.files import canonical, digest, new_folder
 from components.common.sections import PARAMS, read_yaml
+from components.evaluate.attacks.summary import read_attacks
 from components.evaluate.summary import METRICS, VERDICT
+from components.registry import attacked
 from components.registry.binding import REPORT, check_bound, check_tree, places
 from components.registry.lock import LOCK, current_lock, dump_yaml, written
 from components.registry.source import packages, read_source, world_digest
@@ -64,9 +67,20 @@ class Release(NamedTuple):
         return self.folder / PARAMS
 
     @property
+    def attacks(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """The contents of results.json and verdict.json of the attacks; None for a release from before there were any."""
+        folder = self.folder / attacked.REPORT
+        return read_attacks(folder) if folder.is_dir() else None
+
+    @property
+    def attack_size(self) -> str:
+        """Size of the attacks, such as quick or full; empty without attacks."""
+        return self.attacks[0]["size"] if self.attacks else ""
+
+    @property
     def passed(self) -> bool:
-        """Whether the verdict is pass."""
-        return bool(self.verdict["passed"])
+        """Whether both verdicts are pass, that of the evaluation and that of the attacks; no attacks are no pass."""
+        return bool(self.verdict["passed"] and self.attacks and self.attacks[1]["passed"])
 
 
 def build_release(root: Path, out: Path) -> Release:

@@ -12,6 +12,7 @@ from components.cli.main import app
 from components.common.files import key_of
 from components.diffusion.folder import folder_digests
 from components.registry.lock import dvc_md5
+from tests.toyattacks import attack_params, attack_results, write_attacks
 
 ROOT = Path(__file__).parents[2]
 EXPUNGE = Path(sys.executable).parent / "expunge"
@@ -186,6 +187,7 @@ def test_verdict_is_a_few_lines_and_an_exit_code(project, expunge, passed):
         "Unrelated prompts: images 1.000 like the base's (SSIM, 1 is equal, n = 32); 14 of 4000 everyday prompts are edited by mistake.",
         'Draw one: expunge generate "a cat beside a castle"',
         "Look at it: reports/evaluate/report.html",
+        "Attacks: none yet, and no release passes without: expunge attack",
     ]
     assert f"{'pass' if passed else 'FAIL'}  cat            gated     ua" in expunge("verdict", "--gates")[1]
 
@@ -206,6 +208,31 @@ def test_verdict_with_an_altered_byte_is_refused(expunge, name):
     assert (said.code, unsaid.code, said.out, unsaid.out) == (3, 3, "", "")
     assert f"reports/evaluate/{name} is not what its stage wrote (dvc.lock); restore it" in said.error
     assert "dvc.lock is missing or is none; run the stages" in unsaid.error
+
+
+@pytest.mark.parametrize(
+    ("hits", "other", "code", "said"),
+    [
+        (
+            0,
+            {},
+            0,
+            "Attacks: pass. The default withstands attackers up to T1. 0 of 400 attempts succeed (size quick): ",
+        ),
+        (20, {}, 1, "Attacks: FAIL. The default withstands no tier. 40 of 400 attempts succeed (size quick): "),
+        (0, {"filter": "x"}, 1, "Attacks: FAIL. The filter that was attacked is not the one that was evaluated: "),
+    ],
+)
+def test_verdict_says_how_far_attackers_get(project, expunge, hits, other, code, said):
+    """The last line is about the attacks; attacks that fail, or are on another model than the evaluation, are exit code 1."""
+    write_evaluation(project / "reports/evaluate", passed=True)
+    judged = json.loads((project / "reports/evaluate/verdict.json").read_text())["judged"]
+    params = attack_params("quick")
+    write_attacks(project / "reports/attacks", attack_results(params, ["r-1"], judged | other, hits=hits), params)
+    found = expunge("verdict")
+
+    assert found.code == code
+    assert found.out.splitlines()[-1].startswith(said)
 
 
 def test_verdict_of_another_version_is_one_sentence(project, expunge):

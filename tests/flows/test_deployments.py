@@ -38,11 +38,14 @@ def test_recheck_evaluates_the_release_and_not_the_tree(tmp_path, monkeypatch):
         assert list(load_requests(cwd / "requests.yaml")) == ["r-1"]
         if not (cwd / "reports/evaluate").exists():
             shutil.copytree(release.folder / "report", cwd / "reports/evaluate")
+            shutil.copytree(release.folder / "report/attacks", cwd / "reports/attacks")
         return status[0]
 
     status, policy = [0], POLICY._replace(gates=GATES[:1])
     monkeypatch.setattr(recheck, "stream", stream)
     again = recheck.evaluate_again(release, policy, 11, tmp_path, print)
+    assert release.attacks is not None
+    assert again.attacks == release.attacks[0]
     assert (again.metrics, ran) == (release.metrics["requests"], list(recheck.STAGES))
     status[0] = 3
     with pytest.raises(StageError, match="stage_corpus ended with exit status 3"):

@@ -20,6 +20,7 @@ from components.requests.requests import Request, load_requests
 from flows import common, recheck
 from flows import drain as drain_module
 from flows.promote import promote, rollback
+from tests.toyattacks import attack_params, attack_results
 from tests.toyregistry import GATES, POLICY, Shown, Store, metrics_of, write_release
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +42,7 @@ def project(tmp_path, monkeypatch):
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["evaluate"]["gates"] = [gate.model_dump(mode="json") for gate in GATES]
     params["promote"] = POLICY.promote.model_dump(mode="json")
+    params["attack"] = attack_params("full").model_dump(mode="json")
     params["ledger"]["withdrawal_hours"] = 1
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     (tmp_path / "requests.yaml").write_text("requests: {}\n")
@@ -237,10 +239,11 @@ def test_flows_under_prefect(project, monkeypatch, caplog):
 
 @pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize(
-    ("shown", "said"), [(Shown(), "PASSED"), (Shown(ua=150), "FAILED"), (Shown(ira=150), "FAILED")]
+    ("shown", "said"),
+    [(Shown(), "PASSED"), (Shown(ua=150), "FAILED"), (Shown(ira=150), "FAILED"), (Shown(attacks=150), "FAILED")],
 )
 def test_recheck_judges_the_champion_on_fresh_seeds(project, monkeypatch, caplog, shown, said):
-    """The champion's own bytes are evaluated with another seed and today's gates; what no longer passes raises the alarm."""
+    """The champion's own bytes are evaluated and attacked with another seed and today's gates; what no longer passes raises the alarm."""
     assert in_process(recheck.recheck, str(project.folder))["version"] is None
     digests = project.register(Shown())
     Registrar(project.ledger, project.store, POLICY, "carl").promote(1)
@@ -248,7 +251,8 @@ def test_recheck_judges_the_champion_on_fresh_seeds(project, monkeypatch, caplog
 
     def evaluate(release, policy, seed, *_):
         seen.append((release.digest, policy.gates, seed))
-        return Evidence("full", metrics_of(shown, release.requests), release.requests)
+        attacks = attack_results(attack_params("full"), release.requests, {}, hits=shown.attacks)
+        return Evidence("full", metrics_of(shown, release.requests), release.requests, attacks)
 
     monkeypatch.setattr(recheck, "evaluate_again", evaluate)
     monkeypatch.setattr(recheck, "emit_event", lambda event, **more: alarms.append((event, more)))
@@ -263,3 +267,18 @@ def test_recheck_judges_the_champion_on_fresh_seeds(project, monkeypatch, caplog
         assert caplog.records[-1].getMessage().startswith("release.regressed")
     assert seen == [(digests[0], GATES, 7)]
     assert [event for event, _ in alarms] == ([] if said == "PASSED" else [recheck.REGRESSED])
+
+
+def test_recheck_attacks_in_quick_size_with_its_own_seed(tmp_path):
+    """The scratch project has today's attacks, of size quick whatever params.yaml names, the flow's seed and an absolute second judge."""
+    release = write_release(tmp_path / "release")
+    policy = read_policy(ROOT)
+    attack = policy.attack.model_copy(update={"size": "full", "second_judge": Path("judge2")})
+    (tmp_path / "scratch").mkdir()
+    recheck.prepare(release, tmp_path / "scratch", policy._replace(attack=attack), 7, tmp_path)
+    found = yaml.safe_load((tmp_path / "scratch/params.yaml").read_text())
+
+    assert found["evaluate"]["seed"] == found["attack"]["seed"] == 7
+    assert found["attack"]["size"] == "quick"
+    assert found["attack"]["sizes"]["quick"]["gates"][0]["tier"] == "T0"
+    assert found["attack"]["second_judge"] == str(tmp_path / "judge2")

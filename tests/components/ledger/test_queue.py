@@ -135,6 +135,19 @@ def test_a_clash_is_refused(ledger, request_, said):
     assert targets(ledger, START + DAY) == ["cat"]
 
 
+@pytest.mark.parametrize("by_hand", [make("lynx", aliases=["lion"]), make("owl")])
+def test_a_queued_request_that_clashes_since_hinders_no_other(ledger, by_hand):
+    """requests.yaml was edited by hand and clashes with one of the queue: that one stays there, others are accepted, their own clashes not."""
+    (lion,) = submit(ledger, [make("lion", anchor="owl")], {}, "ann")
+    present = {"r-1": by_hand}
+    submit(ledger, [make("bear")], present, "ann")
+    assert targets(ledger, START + DAY) == ["lion", "bear"]
+    assert submit(ledger, [make("lion", anchor="owl")], present, "ann") == [lion]
+    for clashing in (make("wolf", aliases=["bear"]), make("wolf", aliases=[by_hand.target])):
+        with pytest.raises(UserError, match="is a name of both"):
+            submit(ledger, [clashing], present, "ann")
+
+
 def test_dry_runs_change_nothing(ledger, clock):
     """A dry run of submit and withdraw refuses what the real one refuses, and appends nothing."""
     assert len(submit(ledger, [make("cat")], {}, "ann", dry_run=True)) == 1

@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 
 from components.common.errors import ArtifactError, StageError, UserError
+from components.evaluate.attacks.params import TierGate
 from components.ledger import releases
 from components.ledger.events import Ledger
 from components.ledger.releases import read_history
 from components.registry import promotion
+from components.registry.compare import compare
 from components.registry.params import PromoteParams
-from components.registry.promotion import RefusedError, Registrar, compare, read_policy
+from components.registry.promotion import RefusedError, Registrar, read_policy
 from components.registry.release import read_release
+from tests.toyattacks import attack_params
 from tests.toyregistry import GATES, POLICY, REQUEST, Shown, Store, write_release
 
 DAY = timedelta(days=1)
@@ -327,3 +330,88 @@ def test_the_policy_is_that_of_params_yaml():
 
     assert (policy.promote.size, policy.promote.images["full"], policy.four_eyes) == ("full", 142, False)
     assert {gate.metric for gate in policy.gates} >= {"ua", "ira", "cra", "fpr", "passthrough_max_abs"}
+
+
+def test_attacks_that_succeed_are_refused_and_cannot_be_overridden(world):
+    """A gate on attacks is one on erasure: promotion names it, and nobody can answer for it."""
+    version = world.register(Shown(attacks=40))
+    world.by("bob").approve(version)
+    gate = "r-1/gated/corrected ASR of T0, all attacks"
+    with pytest.raises(UserError, match="cannot be overridden"):
+        world.by("dora").override(version, gate, "due", datetime.now(UTC) + DAY)
+    with pytest.raises(UserError, match="has the verdict fail"):
+        world.by("carl").promote(version)
+    found = world.by("carl").assess(read_history(world.ledger), version)
+    assert {f.gate: f.check for f in found.failed} == {gate: "attack", gate.replace("T0", "T1"): "attack"}
+    assert found.attacks is not None
+    assert found.attacks["highest_tier"] == "none"
+
+
+def test_todays_gates_on_attacks_count_and_the_releases_own(world):
+    """Two of 200 attempts pass the release's own gate of 5 %, and fail today's stricter one; a laxer one does not help."""
+    world.register(Shown(attacks=2), Shown(attacks=40))
+    for version in (1, 2):
+        world.by("bob").approve(version)
+    none = (TierGate(tier="T0", at_most=0.001, n=1),)
+    world.policy = POLICY._replace(attack=attack_params("full", none))
+    with pytest.raises(RefusedError, match=r"fails r-1/gated/corrected ASR of T0, all attacks \(the upper bound"):
+        world.by("carl").promote(1)
+    world.policy = POLICY._replace(attack=attack_params("full", (TierGate(tier="T0", at_most=1.0, n=1),)))
+    failed = world.by("carl").assess(read_history(world.ledger), 2).failed
+    assert {f.gate for f in failed} == {f"r-1/gated/corrected ASR of {tier}, all attacks" for tier in ("T0", "T1")}
+    assert world.by("carl").promote(1).result == "PASSED"
+
+
+def test_quick_attacks_are_refused_unless_they_are_asked_for(world):
+    """The size of the attacks must be promote.size or larger; nobody can answer for it."""
+    world.register(attack=attack_params("quick"))
+    world.by("bob").approve(1)
+    with pytest.raises(RefusedError, match=r"fails attacks \(the attacks' size 'quick' is not 'full'"):
+        world.by("carl").promote(1)
+    world.policy = POLICY._replace(promote=PromoteParams(size="quick"))
+    assert world.by("carl").promote(1).result == "PASSED"
+
+
+def test_an_attack_that_the_release_left_out_is_refused(world):
+    """Whoever takes an attack out of attack.sizes before the attacks run is found out by today's: it was not tried."""
+    world.register()
+    world.by("bob").approve(1)
+    full = attack_params("full")
+    more = full.sizes["full"].model_copy(update={"attacks": ("slips", "mma", "p4d")})
+    world.policy = POLICY._replace(attack=full.model_copy(update={"sizes": {"full": more}}))
+    with pytest.raises(RefusedError, match=r"fails r-1/attacks \(p4d/gated was not tried"):
+        world.by("carl").promote(1)
+
+
+def test_a_release_without_attacks_is_refused(world):
+    """A release from before there were attacks fails, can be looked at, and passes no gate on them."""
+    made = write_release(world.folder / "v1", note="1", attacked=False)
+    assert not made.passed
+    history = read_history(world.ledger)
+    world.store.folders.append(made.folder)
+    releases.append(world.ledger, history, releases.registration(history, 1, made.digest, "pass"), "ann")
+    world.by("bob").approve(1)
+    with pytest.raises(RefusedError, match=r"fails attacks \(the release carries no attacks\)"):
+        world.by("carl").promote(1)
+
+
+def test_a_verdict_on_attacks_set_by_hand_is_found_out(world):
+    """A release whose attacks' verdict says pass over results that fail is altered, whatever its digests say."""
+    made = write_release(world.folder / "v1", Shown(attacks=150), note="1", attacks_passed=True)
+    history = read_history(world.ledger)
+    world.store.folders.append(made.folder)
+    releases.append(world.ledger, history, releases.registration(history, 1, made.digest, "pass"), "ann")
+    world.by("bob").approve(1)
+    with pytest.raises(ArtifactError, match="verdict on the attacks of version 1 does not follow from their results"):
+        world.by("carl").promote(1)
+
+
+def test_compare_names_what_attacks_found(tmp_path):
+    """Highest tier, verdict and every success rate that differs stand in the comparison."""
+    old, new = (write_release(tmp_path / str(hits), Shown(attacks=hits), note="") for hits in (0, 150))
+    found = compare(old, new)["attacks"]
+
+    assert found["highest_tier"] == ["T1", "none"]
+    assert found["passed"] == [True, False]
+    assert found["r-1/T0"][1]["value"] == 0.75
+    assert "not_tried" not in found

@@ -6,9 +6,11 @@ import yaml
 
 from components.common.errors import ArtifactError, ExpungeError
 from components.common.files import canonical, digest
+from components.common.sections import read_section
 from components.registry.lock import dvc_md5
 from components.registry.release import RELEASE, build_release, read_release
-from tests.toyrelease import edit, evaluate, git, lock, make, put
+from components.sae.params import SaeParams
+from tests.toyrelease import artifact, edit, evaluate, git, lock, make, put
 
 REPORT = "reports/evaluate"
 
@@ -253,14 +255,15 @@ def test_code_edited_after_the_evaluation_is_refused(project):
 
 def test_another_base_is_refused(project):
     """The base in the tree must be the one whose digest the verdict names."""
-    put(project / "base/unet/weights", "other")
+    put(project / "base/unet/model.safetensors", "other")
     lock(project)
     refused(project, "base is not the base that was judged")
 
 
 def test_an_autoencoder_of_another_run_is_refused(project):
     """The filter names the autoencoder that it was fitted on."""
-    edit(project / "models/sae/artifact.json", facts={"other": True})
+    params = read_section("sae", SaeParams, project / "params.yaml")
+    artifact(project / "models/sae", "expunge/sae", params, {"corpus": digest(project / "data/corpus")}, seed=7)
     lock(project)
     refused(project, "models/sae is not the autoencoder that the filter was fitted on")
 

@@ -54,7 +54,7 @@ def test_from_candidate_to_champion_and_back_on_the_command_line(two, expunge, t
     assert "would have rolled back to version 1" in expunge("release", "rollback", "--dry-run").out
     shown = json.loads(expunge("release", "show", 2, "--json").out)
     assert (shown["state"], shown["result"], shown["approvers"]) == ("champion", "PASSED", ["bob"])
-    assert {f["check"] for f in shown["findings"]} == {"size", "gate"}
+    assert {f["check"] for f in shown["findings"]} == {"size", "gate", "attack"}
     assert "PASSED. What may be done: " in expunge("release", "show", 1).out
     back = expunge("release", "rollback", "--as", "dora")
     assert back.out == f"rolled back to version 1 ({digests[0][:12]})\nchampion: 1, previous: none\n"
@@ -133,13 +133,16 @@ def test_a_server_that_is_not_there_is_one_sentence_with_its_url(two, expunge, m
     assert "approved" not in expunge("release", "log").out
 
 
-def test_without_a_ledger_there_is_nothing_to_show(tmp_path, expunge, two, monkeypatch):
-    """A project where nothing was ever registered says so."""
-    monkeypatch.setenv("EXPUNGE_LEDGER_URL", f"sqlite:///{tmp_path / 'none.db'}")
-    found = expunge("release", "list", cwd=two)
+def test_a_fresh_project_lists_no_release(two, expunge):
+    """Without a ledger there is no release: an empty list and exit code 0, and no ledger is made by looking."""
+    (two / "ledger.db").unlink()
+    listed = expunge("release", "list", "--json", cwd=two)
 
-    assert found.code == 2
-    assert "holds no ledger" in found.error
+    assert listed.code == 0
+    assert json.loads(listed.out)["releases"] == []
+    assert "the ledger holds no release; register one: expunge retrain" in expunge("release", "list").error
+    assert expunge("release", "show", 1).code == 2
+    assert not (two / "ledger.db").exists()
 
 
 def test_moment():

@@ -16,7 +16,7 @@ from components.registry.release import build_release
 from components.registry.served import find_release
 from expunge import Eraser
 from research.releases import DRAW, elsewhere, mlflow_server
-from tests.toyrelease import edit, evaluate, lock, put
+from tests.toyrelease import attack, edit, evaluate, lock, put
 
 
 @pytest.fixture
@@ -43,6 +43,7 @@ def drawing(project, tiny_pipe, spelt_filter):
     report = project / "models/onnx/parity.json"
     edit(report, made_from=json.loads(report.read_text())["made_from"] | made_from)
     evaluate(project)
+    attack(project)
     lock(project)
     return project
 
