@@ -2,7 +2,7 @@
 
     K tokens that may be chosen, M words of the vocabulary, B prompts, Z latent channels, h = w latent side, L token positions, D hidden
 
-A pipeline with several towers is attacked through its first.
+A pipeline with several towers is attacked through its first: candidates change the tokens of both, the gradient is that of the first.
 """
 
 from __future__ import annotations
