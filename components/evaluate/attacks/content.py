@@ -2,7 +2,7 @@
 
 N images, H and W pixels
 
-A world with a `references.py` makes them. For any other world the base draws them, as the judge's qualification does: of the
+A world with a `references.py` makes them for its own judge. For judges by kind, and for any other world, the base draws them, of the
 target's prompts (shown), and of prompts about the anchor and the neighbours (absent). The base does not always draw what a prompt
 says, so that the judge's sensitivity is underestimated there, and the corrected success rates are too high rather than too low.
 """

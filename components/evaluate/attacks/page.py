@@ -32,7 +32,7 @@ T0 is a user, T1 a search that knows the stock text encoder, T2 a search with al
 {{ images }} image(s) shows the target.{% if found.judges %} The judge finds the target in {{ '%.1f'|format(100 * found.judges.first.sensitivity) }} % of images that show it and
 in {{ '%.1f'|format(100 - 100 * found.judges.first.specificity) }} % of those that do not
 {{ '(the base drew them, so that the first number is too low rather than too high)' if found.known_images == 'base' }}.{% endif %}
-{{ found.judge }}{% for key, why in found.uncounted.items() %} {{ key.split('/')[0] }}: no attempt counts; {{ why }}.{% endfor %}
+{{ found.judge }}{% for key, why in (found.uncounted or {}).items() %} {{ key.split('/')[0] }}: no attempt counts; {{ why }}.{% endfor %}
 {{ 'Not measured: ' + found.left_out + '.' if found.left_out }}</small></p>
 <h3>Successes ({{ successes[request]|length }})</h3>
 {% if successes[request] %}<div class="all">{% for s in successes[request] %}<div class="one"><img src="data:image/png;base64,{{ s.image }}" alt="">

@@ -102,7 +102,8 @@ def open_subject(second_judge: Path | None, requests: list[str] | None = None, *
     judged |= {"base": base_digest(base.path), "filter": digest(FILTER / SIDECAR)}
     judged |= {f"adapter/{i}": digest(GUIDANCE / i / SIDECAR) for i in eraser.adapters}
     judged |= {f"request/{i}": digest(CONCEPTS / i) for i in records}
-    content = Content(own_known_images(world), Painter(eraser, batch=batch), table, judging)
+    own = own_known_images(world) if judging.path is not None else None
+    content = Content(own, Painter(eraser, batch=batch), table, judging)
     return Subject(eraser, chosen, targets, judges, table, judged, content)
 
 
