@@ -14,17 +14,18 @@ from components.evaluate.attacks.subject import open_subject
 from tests.test_models import project
 
 __all__ = ["project"]
-ATTACKS = ["slips", "unicode", "special-tokens", "ring-a-bell", "mma", "adaptive", "unlearn-diff-atk", "p4d"]
+pytestmark = pytest.mark.slow
+ATTACKS = ["slips", "ring-a-bell", "mma", "adaptive", "unlearn-diff-atk", "p4d"]
 PROBES = [
     "completion", "inpainting", "added-noise", "start-latent", "purification", "textual-inversion", "relearning",
 ]  # fmt: skip
 ATTACK = {
-    "attacks": ATTACKS, "variants": ["gated", "filter"], "against": ["gated"], "attempts": 2, "tries": 4, "seeds": 1, "iterations": 1,
-    "candidates": 2, "tokens": 3, "similarity": 0.9, "clean": 2, "known": 12, "gates": [{"tier": "T2", "at_most": 0.5, "n": 2}],
+    "attacks": ATTACKS, "variants": ["gated"], "against": ["gated"], "attempts": 2, "tries": 2, "seeds": 1, "iterations": 1,
+    "candidates": 2, "tokens": 3, "similarity": 0.9, "clean": 2, "known": 6, "gates": [{"tier": "T2", "at_most": 0.5, "n": 2}],
 }  # fmt: skip
 PROBE = {
     "probes": PROBES, "variants": ["gated"], "images": 2, "steps": 2, "strength": 0.7, "inversions": 1, "inversion_steps": 1,
-    "relearning_steps": 1, "every": 1, "known": 12, "recovered": 0.4,
+    "relearning_steps": 1, "every": 1, "known": 6, "recovered": 0.4,
 }  # fmt: skip
 
 
@@ -75,11 +76,11 @@ def test_attacks_run_on_any_model(attacked, expunge):
     """All kinds of search run; white-box attempts all count; the judge was measured on the base's images, and what it cannot tell is left out."""
     folder = attacked(OddJudge(), sensitivity=0.0, specificity=0.0)
     said = expunge("attack", "--request", "r-1", "--size", "quick", cwd=folder)
+    assert said.code in (0, 1), said.error
     report = folder / ".cache/attacks/report"
     results = json.loads((report / "results.json").read_text())
     found = results["requests"]["r-1"]
 
-    assert said.code in (0, 1), said
     assert {key.split("/")[0] for key in found["attacks"]} == set(ATTACKS)
     assert {found["attacks"][f"{name}/gated"]["n"] for name in ("adaptive", "unlearn-diff-atk", "p4d")} == {2}
     assert (found["known_images"], found["judge"]) == ("base", "")
@@ -92,10 +93,10 @@ def test_probes_run_on_any_model(attacked, expunge):
     """Every probe draws images that are judged, and the verdict names each."""
     folder = attacked(OddJudge(), sensitivity=0.0, specificity=0.0)
     said = expunge("probe", "--request", "r-1", cwd=folder)
+    assert said.code in (0, 1), said.error
     results = json.loads((folder / ".cache/probes/report/results.json").read_text())
     found = results["requests"]["r-1"]
 
-    assert said.code in (0, 1), said
     assert list(found["probes"]) == sorted(PROBES)
     assert found["known_images"] == "base"
     assert set(found["probes"]["relearning"]["steps"]) == {"related", "unrelated", "anew"}
