@@ -253,7 +253,7 @@ def test_code_edited_after_the_evaluation_is_refused(project):
 
 def test_another_base_is_refused(project):
     """The base in the tree must be the one whose digest the verdict names."""
-    put(project / "base/unet/weights", "other")
+    put(project / "base/unet/model.safetensors", "other")
     lock(project)
     refused(project, "base is not the base that was judged")
 
