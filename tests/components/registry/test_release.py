@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from components.common.errors import ArtifactError, ExpungeError
-from components.common.files import canonical, digest
+from components.common.files import canonical, digest, read_sidecar, write_sidecar
 from components.registry.lock import dvc_md5
 from components.registry.release import RELEASE, build_release, read_release
 from tests.toyrelease import edit, evaluate, git, lock, make, put
@@ -260,7 +260,8 @@ def test_another_base_is_refused(project):
 
 def test_an_autoencoder_of_another_run_is_refused(project):
     """The filter names the autoencoder that it was fitted on."""
-    edit(project / "models/sae/artifact.json", facts={"other": True})
+    folder = project / "models/sae"
+    write_sidecar(folder, read_sidecar(folder, "expunge/sae") | {"facts": {"other": True}})
     lock(project)
     refused(project, "models/sae is not the autoencoder that the filter was fitted on")
 
