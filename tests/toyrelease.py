@@ -71,14 +71,7 @@ def write_project(root: Path, *, ua: float = 1.0, requests: dict[str, Any] = REQ
         root / ".gitignore",
         "/data/\n/models/\n/.cache/\n/mlflow.db\n/mlruns/\n/ledger.db*\n/reports/evaluate/grids\n",
     )
-<<<<<<< HEAD
     put_base(root / "base")
-=======
-    classes = {"text_encoder": ["transformers", "CLIPTextModel"], "unet": ["diffusers", "UNet2DConditionModel"]}
-    put(root / "base" / "model_index.json", canonical({"_class_name": "StableDiffusionPipeline"} | classes))
-    for part in ("text_encoder", "unet", "vae"):
-        put(root / "base" / part / "model.safetensors", part)
->>>>>>> wt-life2
     make(root, ua=ua, seed=seed)
     for name in ("data", "models", "reports"):
         shutil.copytree(root / name, root / "made" / name)

@@ -5,12 +5,8 @@ import pytest
 import yaml
 
 from components.common.errors import ArtifactError, ExpungeError
-<<<<<<< HEAD
 from components.common.files import canonical, digest
 from components.common.sections import read_section
-=======
-from components.common.files import canonical, digest, read_sidecar, write_sidecar
->>>>>>> wt-life2
 from components.registry.lock import dvc_md5
 from components.registry.release import RELEASE, build_release, read_release
 from components.sae.params import SaeParams
@@ -266,13 +262,8 @@ def test_another_base_is_refused(project):
 
 def test_an_autoencoder_of_another_run_is_refused(project):
     """The filter names the autoencoder that it was fitted on."""
-<<<<<<< HEAD
     params = read_section("sae", SaeParams, project / "params.yaml")
     artifact(project / "models/sae", "expunge/sae", params, {"corpus": digest(project / "data/corpus")}, seed=7)
-=======
-    folder = project / "models/sae"
-    write_sidecar(folder, read_sidecar(folder, "expunge/sae") | {"facts": {"other": True}})
->>>>>>> wt-life2
     lock(project)
     refused(project, "models/sae is not the autoencoder that the filter was fitted on")
 
