@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import faulthandler
+import json
+import os
 import secrets
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -25,11 +33,15 @@ from prefect.settings import (
 from prefect.states import Crashed
 
 from components.common.errors import StageError
+from components.common.files import canonical, write_text
 from components.common.lock import Holder
 from components.common.toplevel import one_sentence
 
-_SERVER_SECONDS = 5
+_ENDING_SECONDS = 10.0
+"""What a flow may take to end after a signal; then its process ends for certain."""
 _UNREACHABLE = (PrefectException, httpx.HTTPError, OSError)
+_NOTE = Path(".dvc/tmp/expunge.flow.json")
+"""The flow run that worked in the project last."""
 _GUARD = "import os, signal, sys; sys.stdin.read(); os.kill(int(sys.argv[1]), signal.SIGKILL)"
 """Waits until the other end of its input is closed, by whatever, then ends the process that it guards."""
 
@@ -61,10 +73,28 @@ def cancellation() -> Callable[[], bool]:
     return cancelled
 
 
-def close_killed(last: Holder) -> None:
-    """Sets the flow run of a writer that was killed, and its task runs, to Crashed: the kernel says that they ended."""
-    if not last.flow_run:
-        return
+def close_killed(root: Path, last: Holder, run: str) -> None:
+    """Sets flow runs whose end Prefect has not heard of to Crashed, and notes `run`, which works in `root` now, for the next one.
+
+    `last` was killed with the lock. One that freed the lock and ended before it could tell stands in the note.
+    """
+    this, note = Holder(os.getpid(), flow_run=run), root / _NOTE
+    before = _noted(note)
+    for ended in (last, *([] if Path(f"/proc/{before.pid}").exists() else [before])):
+        if ended.flow_run not in ("", run):
+            _close(ended)
+    write_text(note, canonical(this._asdict()))
+
+
+def _noted(note: Path) -> Holder:
+    try:
+        return Holder(**json.loads(note.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # none, or half of one
+        return Holder()
+
+
+def _close(last: Holder) -> None:
+    """Sets the flow run of a process that has ended, and its task runs, to Crashed if they are not final."""
     state = Crashed(message=f"Process {last.pid} was killed.")
     with suppress(*_UNREACHABLE), get_client(sync_client=True) as client:
         run = UUID(last.flow_run)
@@ -83,11 +113,39 @@ def run_program(flow: Callable[[], Any]) -> None:
     Where no Prefect server is configured, Prefect starts one for the time of the run: on loopback, with a password of its own,
     and it ends with this process even if that is killed.
     """
-    with one_sentence("expunge"), _own_server():
+    with one_sentence("expunge"), ends_for_certain(), _own_server():
         try:
             flow()
         except CancelledRun as error:
             raise FlowCancelledError from error
+
+
+@contextmanager
+def ends_for_certain(seconds: float = _ENDING_SECONDS) -> Iterator[None]:
+    """Ends this process `seconds` after a SIGTERM, SIGINT or SIGHUP that it has not ended by, with all its threads' stacks on stderr.
+
+    A signal raises an exception wherever the main thread is, inside a client's request as well, and Prefect's cleaning up may
+    then wait for an answer that never comes. The end is that of a killed run: the kernel frees the lock, stages end with their
+    writer, and the next flow closes the run's state. Python's handlers write the signal's number into a socket that a thread reads.
+    """
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_end_after_signal, args=(ours, seconds), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        theirs.close()
+
+
+def _end_after_signal(ours: socket.socket, seconds: float) -> None:
+    with ours:
+        while number := ours.recv(1):
+            if number[0] in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                time.sleep(seconds)
+                faulthandler.dump_traceback(all_threads=True)
+                os._exit(128 + number[0])
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def retrain(root: str = ".") -> str | State:
     """
     folder = Path(root).resolve()
     with writing(folder, flow_run_id()) as last:
-        close_killed(last)
+        close_killed(folder, last, flow_run_id())
         check_ready(folder, lambda: read_params(folder / PARAMS))
         try:
             for stage in stage_order(folder):

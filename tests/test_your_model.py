@@ -16,7 +16,7 @@ from tests.smallclip import write_clip
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
-BLOCK = re.compile(r"```\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 LONG = {"retrain", "verdict"}
 """Commands of the page that need what takes minutes."""
 SMALL = {
@@ -34,7 +34,7 @@ SMALL = {
 def commands():
     """Every line of the page's blocks, in order."""
     text = (ROOT / "docs" / "your-model.md").read_text(encoding="utf-8")
-    return [line for block in BLOCK.findall(text) for line in block.splitlines() if line.strip()]
+    return [line for kind, block in BLOCK.findall(text) if not kind for line in block.splitlines()]
 
 
 @pytest.fixture

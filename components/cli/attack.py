@@ -82,9 +82,8 @@ def probe(
     run_stage(lambda: run(requests=named, probes=probes, size=size, out=out))
     verdict = json.loads((out / VERDICT).read_text(encoding="utf-8"))
     for gate in verdict["gates"]:
-        typer.echo(
-            f"{'pass' if gate['passed'] else 'FAIL'}  {gate['request']}  {gate['probe']}: at most {gate['value']:.3f} recovered (n = {gate['n']})"
-        )
+        said = gate.get("reason") or f"{gate['probe']}: at most {gate['value']:.3f} recovered (n = {gate['n']})"
+        typer.echo(f"{'pass' if gate['passed'] else 'FAIL'}  {gate['request']}  {said}")
     raise typer.Exit(0 if verdict["passed"] else 1)
 
 

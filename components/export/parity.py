@@ -15,14 +15,12 @@ import onnxruntime as ort
 import torch
 
 from components.common.errors import UserError
-from components.common.files import canonical, digest
+from components.common.files import digest
 from components.diffusion.encode import Encoded
 from components.export.graph import ExportedFilter, data_of, feed_of, input_names, output_names
+from components.export.report import REPORT, write_sealed
 from components.filter.artifact import text_facts
 from components.filter.encoder import FilteredTextEncoder
-
-REPORT = "parity.json"
-"""Stands beside the graph."""
 
 
 class Parity(NamedTuple):
@@ -95,7 +93,7 @@ def write_report(
         "made_from": dict(made_from or {}),
         "made_for": dict(inputs),
     }
-    graph.with_name(REPORT).write_text(canonical(report), encoding="utf-8")
+    write_sealed(graph.with_name(REPORT), report)
 
 
 def latency(session: ort.InferenceSession, encoded: Encoded, *, repeats: int = 20) -> float:

@@ -7,7 +7,6 @@ The graph gives no hidden states of other layers, takes no attention mask and ha
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,17 @@ from components.common.files import digest
 from components.diffusion.conditioning import Conditioning
 from components.diffusion.encode import Encoded
 from components.export.graph import data_of, feed_of, output_names
-from components.export.parity import REPORT, open_session
+from components.export.parity import open_session
+from components.export.report import REPORT, RESTORE, read_sealed
 from components.filter.encoder import Decision
-
-RESTORE = "restore both files: dvc checkout, or dvc repro export"
 
 
 def read_report(graph: Path) -> dict[str, Any]:
     """What the export stage wrote beside a graph; `ArtifactError` if it is missing or speaks of other bytes."""
     path = graph.with_name(REPORT)
-    for file in (graph, path):
-        if not file.is_file():
-            raise ArtifactError(f"{file} is missing", RESTORE)
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ArtifactError(f"{path} is not JSON", RESTORE) from error
+    report = read_sealed(path)
+    if report.get("sha256", "") is None:
+        raise ArtifactError(f"{graph.parent} holds no graph, for no request has a filter", "erase by the adapters")
     absent = [key for key in ("sha256", "requests", "max_length") if key not in report]
     if absent:
         raise ArtifactError(f"{path} does not name {', '.join(absent)}", RESTORE)

@@ -17,6 +17,7 @@ from components.diffusion.text import load_towers
 from components.export.graph import ExportedFilter, export_graph
 from components.export.params import ExportParams
 from components.export.parity import latency, measure_parity, open_session, write_report
+from components.export.report import REPORT, write_no_graph
 from components.filter.artifact import open_filters
 from components.filter.encoder import FilteredTextEncoder
 
@@ -29,6 +30,12 @@ def export() -> None:
     filters = open_filters(FILTER, base.path, base.hookpoints).filters
     towers = load_towers(base.path, base.hookpoints)
     encoder = FilteredTextEncoder(towers, filters)
+    made_from = {"filter": digest(FILTER / SIDECAR), "params": settings.model_dump(mode="json")}
+    if not filters:
+        with new_folder(ONNX) as partial:
+            write_no_graph(partial / REPORT, made_from)
+        log.info("export: no request has a filter, so that there is no graph")
+        return
     table, corpus = read_prompts(read_records()), read_table(CORPUS)
     naming = where(table, (table["split"] == "evaluate") & table["names_target"])["prompt"].tolist()
     benign = where(corpus, corpus["split"] == "evaluate")["prompt"].tolist()
@@ -50,7 +57,7 @@ def export() -> None:
             encoder,
             providers=session.get_providers(),
             inputs=part_digests(base.path, TEXT_PARTS),
-            made_from={"filter": digest(FILTER / SIDECAR), "params": settings.model_dump(mode="json")},
+            made_from=made_from,
         )
         seconds = {str(b): latency(session, encoded.rows(slice(b))) for b in (1, 16)}
     log.info("export: %s; seconds a call %s; onnxruntime %s", parity, seconds, ort.__version__)

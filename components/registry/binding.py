@@ -28,6 +28,8 @@ from components.evaluate.evidence import judge_evidence, read_params_digest, req
 from components.evaluate.params import EvaluateParams
 from components.evaluate.summary import METRICS, VERDICT, read_evaluation
 from components.export.params import ExportParams
+from components.export.report import REPORT as GRAPH_REPORT
+from components.export.report import read_sealed
 from components.features.params import FeaturesParams
 from components.guidance.params import GuidanceParams
 from components.registry import attacked
@@ -59,7 +61,7 @@ def check_bound(folder: Path) -> None:
     for i, request in requests.items():
         if "guidance" in request.channels:
             _check_artifact(folder / ADAPTERS / i, ADAPTER_FORMAT, folder / PARAMS, "guidance", GuidanceParams)
-    _check_graph(folder, verdict["judged"]["filter"])
+    _check_graph(folder, verdict["judged"]["filter"], requests)
     attacked.check_attacked(folder, requests, verdict["judged"])
     _check_lock(folder, requests)
 
@@ -112,16 +114,15 @@ def _check_artifact(folder: Path, kind: str, params: Path, section: str, owner: 
         raise ArtifactError(f"{said}, and params.yaml says {wanted.get(other[0])}", "make it again: dvc repro --force")
 
 
-def _check_graph(folder: Path, filter_digest: str) -> None:
+def _check_graph(folder: Path, filter_digest: str, requests: Mapping[str, Request]) -> None:
     """The ONNX graph was made from the filter that was judged, and is the one that was compared with torch."""
-    path = folder / GRAPH / "parity.json"
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        made_from, compared = report["made_from"], report["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{GRAPH}/parity.json is missing or is none", "export again: dvc repro export") from error
-    if not (path.with_name("filter.onnx")).is_file() or digest(path.with_name("filter.onnx")) != compared:
+    path = folder / GRAPH / GRAPH_REPORT
+    report = read_sealed(path)
+    made_from, compared, graph = report.get("made_from", {}), report.get("sha256", ""), path.with_name("filter.onnx")
+    if graph.exists() != (compared is not None) or (compared is not None and digest(graph) != compared):
         raise ArtifactError("filter.onnx is not the graph of its parity.json", "export again: dvc repro export")
+    if compared is None and any("filter" in request.channels for request in requests.values()):
+        raise ArtifactError("there is no graph, and a request has a filter", "export again: dvc repro export")
     if made_from.get("filter") != filter_digest:
         raise ArtifactError(
             "filter.onnx was not made from the filter that was judged", "export again: dvc repro export"

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,15 @@ def current_lock(root: Path) -> dict[str, Any]:
 def written(stages: Mapping[str, Any]) -> dict[str, str]:
     """The MD5 of every output in the lock, by path."""
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ())}
+
+
+def check_written(root: Path, paths: Sequence[Path]) -> None:
+    """`ArtifactError` for the first output, a path in `root`, that is not what its stage wrote, byte by byte, as dvc.lock says."""
+    outs = written(read_lock(root / LOCK))
+    for path in paths:
+        if not (root / path).exists() or outs.get(path.as_posix()) != dvc_md5(root / path):
+            said = f"{path} is not what its stage wrote (dvc.lock)"
+            raise ArtifactError(said, f"restore it: dvc checkout, or git checkout {path}")
 
 
 def dvc_md5(path: Path) -> str:

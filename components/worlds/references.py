@@ -18,9 +18,9 @@ KnownImages = Callable[[Sequence[str], Sequence[str], bool, int, int], tuple[np.
 (`count` images with the target, `count` without), each (N, H, W, 3) uint8."""
 
 
-def load_known_images(world: str) -> KnownImages:
-    """What makes images of known content for a world; `UserError` for a world without, whose judge cannot be measured."""
-    return _module(world).known_images
+def own_known_images(world: str) -> KnownImages | None:
+    """What makes images of known content for a world; None for a world without a references.py, whose base must draw them."""
+    return _module(world).known_images if _exists(world) else None
 
 
 def load_second_judge(world: str, folder: Path) -> WorldJudge:
@@ -31,11 +31,15 @@ def load_second_judge(world: str, folder: Path) -> WorldJudge:
     return module.load_second_judge(folder)
 
 
+def _exists(world: str) -> bool:
+    folder = f"components.worlds.{world}"
+    return world.isidentifier() and find_spec(folder) is not None and find_spec(f"{folder}.references") is not None
+
+
 def _module(world: str) -> Any:  # noqa: ANN401 - a module, whose functions are known by name
-    name = f"components.worlds.{world}.references"
-    if not world.isidentifier() or find_spec(f"components.worlds.{world}") is None or find_spec(name) is None:
+    if not _exists(world):
         raise UserError(
-            f"the judge of the world {world!r} was never measured: the world has no references.py",
-            "add one that gives images of known content",
+            f"the world {world!r} has no second judge: it has no references.py",
+            "take attack.second_judge and probe.second_judge out of params.yaml, and list two judges by kind instead",
         )
-    return import_module(name)
+    return import_module(f"components.worlds.{world}.references")

@@ -9,9 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from PIL import Image, UnidentifiedImageError
-
 from components.common.errors import UserError
+from components.common.images import read_image
 from components.common.inputs import MIB, decode, read_bytes, shown
 from components.common.splits import SPLITS, Split
 from components.common.words import mentions
@@ -87,12 +86,9 @@ def _rows(path: Path) -> tuple[tuple[int, dict[str, str]], ...]:
 
 
 def check_images(paths: Sequence[Path]) -> None:
-    """`UserError` for the first file that is missing or no image; no pixel is decoded."""
+    """`UserError` for the first file that is missing or that cannot be read as an image."""
     for path in paths:
-        if not path.is_file():
-            raise UserError(f"reference image {path} does not exist", "mend reference_images in requests.yaml")
         try:
-            with Image.open(path) as image:
-                image.verify()
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"reference image {path} cannot be read", "give a PNG or JPEG file") from error
+            read_image(path)
+        except UserError as error:
+            raise UserError(f"reference image {error.fact}", error.remedy) from error

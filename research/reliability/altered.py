@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import random
@@ -16,9 +17,11 @@ from unittest.mock import patch
 from tqdm import tqdm
 
 from components.cli.main import main
+from components.common.artifacts import read_artifact
 from components.common.errors import ExpungeError
 from components.common.files import SIDECAR, read_sidecar, write_sidecar
 from components.export.runtime import read_report
+from components.registry.lock import check_written
 from components.sae.model import read_sae
 from research.reliability.show import Row, share
 
@@ -28,6 +31,17 @@ GENERATE, EXPLAIN = ("generate", PROMPT, "--output", OUT), ("explain", PROMPT)
 EXPORT, ADAPTER = ("export", "diffusers", "exported"), ("export", "adapter", "fused", "--dry-run")
 Reader = tuple[str, ...] | Callable[[], object]
 BASE: tuple[Reader, ...] = (GENERATE, EXPORT)
+
+
+def _judge() -> None:
+    importlib.import_module("components.worlds.openmoji.judge").Judge.load(Path("assets/openmoji/judge"))
+
+
+def _clip() -> None:
+    clip = importlib.import_module("components.worlds.openmoji.clip")
+    read_artifact(Path("assets/clip"), clip.FORMAT)
+
+
 KINDS: dict[str, tuple[Reader, ...]] = {
     "models/filter/model.safetensors": (GENERATE, EXPLAIN),
     f"models/filter/{SIDECAR}": (GENERATE, EXPLAIN),
@@ -35,10 +49,15 @@ KINDS: dict[str, tuple[Reader, ...]] = {
     f"models/guidance/*/{SIDECAR}": (GENERATE, EXPORT, ADAPTER),
     "models/sae/sae_weights.safetensors": (lambda: read_sae(Path("models/sae")),),
     f"models/sae/{SIDECAR}": (lambda: read_sae(Path("models/sae")),),
-    "models/sae/cfg.json": (lambda: read_sae(Path("models/sae")),),
+    "models/sae/cfg.json": (lambda: check_written(Path(), [Path("models/sae")]),),  # SAELens reads it, we register it
     "models/onnx/filter.onnx": (lambda: read_report(Path("models/onnx/filter.onnx")),),
+    "models/onnx/parity.json": (lambda: read_report(Path("models/onnx/filter.onnx")),),
     "reports/evaluate/verdict.json": (("verdict",),),
     "reports/evaluate/metrics.json": (("verdict",),),
+    "assets/openmoji/judge/*.safetensors": (_judge,),
+    f"assets/openmoji/judge/{SIDECAR}": (_judge,),
+    "assets/clip/*.safetensors": (_clip,),
+    f"assets/clip/{SIDECAR}": (_clip,),
     "assets/openmoji/unet/*.safetensors": BASE,
     "assets/openmoji/vae/*.safetensors": BASE,
     "assets/openmoji/text_encoder/*.safetensors": (*BASE, EXPLAIN),

@@ -26,10 +26,12 @@ from tqdm import tqdm
 from components.cli.params import read_params
 from components.collect.sources import read_source
 from components.common.errors import ExpungeError
+from components.common.images import read_image
 from components.requests.edit import add_request, remove_request
 from components.requests.requests import load_requests
 from research.reliability.cases import params_case, requests_case, table_case
 from research.reliability.mutate import Case
+from research.reliability.pictures import image_case, image_size
 from research.reliability.show import Row, largest, share
 
 SECONDS, GIB = 2.0, 1.0
@@ -37,6 +39,7 @@ READERS: dict[str, tuple[Callable[[random.Random], Case], Callable[[Path], Any]]
     "requests.yaml": (requests_case, load_requests),
     "params.yaml": (params_case, read_params),
     "prompts": (table_case, lambda path: read_source(str(path))),
+    "images": (image_case, lambda path: image_size(read_image(path))),
 }
 
 
@@ -113,7 +116,7 @@ def measure_large(command: str) -> list[Row]:
 
 
 def measure_inputs(n: int, seed: int, command: str) -> list[Row]:
-    """The rows of `n` mutated files, a third of each kind."""
+    """The rows of `n` mutated files, as many of each kind."""
     counts: Counter[tuple[str, str]] = Counter()
     edited: Counter[bool | None] = Counter()
     refusals: list[float] = []

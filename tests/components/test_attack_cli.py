@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from components.common.errors import UserError
-from components.worlds.references import load_known_images, load_second_judge
+from components.worlds.references import load_second_judge, own_known_images
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,17 +68,17 @@ def test_without_requests_there_is_nothing_to_attack(project, expunge):
 
 
 @pytest.mark.parametrize("world", ["nowhere", "../openmoji", ""])
-def test_a_world_whose_judge_was_never_measured_is_refused(world):
-    """Without images of known content no rate can be corrected: the world is refused, for known images and a second judge alike."""
-    with pytest.raises(UserError, match=r"the world has no references\.py; add one that gives images of known content"):
-        load_known_images(world)
-    with pytest.raises(UserError, match=r"the world has no references\.py"):
+def test_a_world_without_images_of_known_content(world):
+    """A world without a references.py gives none, so that the base draws them, and a second judge of it is refused."""
+    assert own_known_images(world) is None
+    with pytest.raises(UserError, match=r"has no second judge: it has no references\.py; take attack\.second_judge"):
         load_second_judge(world, Path("judge2"))
 
 
 def test_known_images_are_of_unseen_renders():
     """The embedded world's images with a target show it, those without do not, and half of these show what is mistaken for it; renders repeat."""
-    make = load_known_images("openmoji")
+    make = own_known_images("openmoji")
+    assert make is not None
     shown, absent = make(("cat",), ("lion", "dog"), False, 6, 3)
     again, _ = make(("cat",), ("lion", "dog"), False, 6, 3)
 

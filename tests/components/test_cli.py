@@ -11,6 +11,7 @@ import yaml
 from components.cli.main import app
 from components.common.files import key_of
 from components.diffusion.folder import folder_digests
+from components.registry.lock import dvc_md5
 from tests.toyattacks import attack_params, attack_results, write_attacks
 
 ROOT = Path(__file__).parents[2]
@@ -169,6 +170,8 @@ def write_evaluation(folder, *, passed):
             {"passed": passed, "gates": [gate], "judged": {"base": key_of(folder_digests(ROOT / "assets/openmoji"))}}
         )
     )
+    outs = [{"path": f"reports/evaluate/{n}", "md5": dvc_md5(folder / n)} for n in ("metrics.json", "verdict.json")]
+    Path("dvc.lock").write_text(yaml.safe_dump({"stages": {"evaluate": {"outs": outs}}}))
 
 
 @pytest.mark.parametrize("passed", [True, False])
@@ -187,6 +190,24 @@ def test_verdict_is_a_few_lines_and_an_exit_code(project, expunge, passed):
         "Attacks: none yet, and no release passes without: expunge attack",
     ]
     assert f"{'pass' if passed else 'FAIL'}  cat            gated     ua" in expunge("verdict", "--gates")[1]
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("name", ["metrics.json", "verdict.json"])
+def test_verdict_with_an_altered_byte_is_refused(expunge, name):
+    """A space more, which changes no value, is not what the evaluation wrote; without dvc.lock nothing says what it wrote."""
+    folder = Path("reports/evaluate")
+    write_evaluation(folder, passed=True)
+    before = (folder / name).read_text()
+    (folder / name).write_text(f"{before} ")
+    said = expunge("verdict")
+    (folder / name).write_text(before)
+    Path("dvc.lock").unlink()
+    unsaid = expunge("verdict")
+
+    assert (said.code, unsaid.code, said.out, unsaid.out) == (3, 3, "", "")
+    assert f"reports/evaluate/{name} is not what its stage wrote (dvc.lock); restore it" in said.error
+    assert "dvc.lock is missing or is none; run the stages" in unsaid.error
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def test_worlds_of_ones_own_are_dependencies(tmp_path):
     graph = with_deps(yaml.safe_load((ROOT / "dvc.yaml").read_text()), "toy", ROOT, None, tmp_path)
     read = list(graph["stages"]["concepts"]["deps"])
     judged = list(graph["stages"]["evaluate"]["deps"])
-    project, codes = for_project(graph, "toy", tmp_path / "base")
+    project, codes = for_project(graph, "toy")
 
     assert "${world}/world.yaml" in read
     assert "${world}/judge.py" in judged

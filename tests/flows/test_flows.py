@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from components.common.lock import Holder
 from components.common.process import stream
+from flows import lifecycle
 from flows.dag import stage_order
 from flows.deps import main
+from flows.lifecycle import ends_for_certain
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,6 +95,33 @@ def test_stream_parent_killed_outright_ends_the_child():
     assert wait_until(lambda: not alive(child))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_program_that_does_not_heed_a_signal_ends_for_certain(number):
+    """A main thread that swallows the signal and waits on a lock is ended after the time allowed, and says where it stood."""
+    program = (
+        "import signal, threading; from flows.lifecycle import ends_for_certain\n"
+        f"signal.signal({number:d}, lambda *_: None)\n"
+        "with ends_for_certain(0.3):\n    print('ready', flush=True); lock = threading.Lock(); lock.acquire(); lock.acquire()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(number)
+    _, said = child.communicate(timeout=10)
+
+    assert child.returncode == 128 + number
+    assert "most recent call first" in said
+
+
+def test_a_program_that_ends_in_time_keeps_its_own_end():
+    """Without a signal nothing ends the program, and the handlers' socket is as before."""
+    before = signal.set_wakeup_fd(-1)
+    with ends_for_certain(0.01):
+        time.sleep(0.1)
+    assert signal.set_wakeup_fd(before) == -1
+
+
 def test_deps_are_written_where_they_lack(tmp_path, monkeypatch):
     """`make deps` puts a missing file and the world's back, drops one that no code reaches, keeps comments and data; --check only tells."""
     for name in ("components", "dvc.yaml", "params.yaml"):
@@ -112,3 +142,22 @@ def test_deps_are_written_where_they_lack(tmp_path, monkeypatch):
     assert path.read_text() == whole
     monkeypatch.setattr(sys, "argv", ["deps", "--check"])
     assert main(tmp_path) == 0
+
+
+def test_a_flow_run_that_ended_unheard_is_closed_by_the_next(tmp_path, monkeypatch):
+    """The next run closes the noted one if its process is gone, the killed holder of the lock in any case, and never itself."""
+    closed = []
+    monkeypatch.setattr(lifecycle, "_close", lambda holder: closed.append(holder.flow_run))
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for run, pid, last, wanted in (
+        ("run-1", gone.pid, Holder(), []),
+        ("run-2", os.getpid(), Holder(), ["run-1"]),
+        ("run-3", gone.pid, Holder(7, flow_run="run-0"), ["run-0"]),  # the process of run-2 is here
+        ("run-3", gone.pid, Holder(), []),  # a task tried again
+    ):
+        closed.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(lifecycle.os, "getpid", lambda pid=pid: pid)
+            lifecycle.close_killed(tmp_path, last, run)
+        assert closed == wanted

@@ -25,7 +25,7 @@ from components.evaluate.attacks.params import AttackSize
 from components.evaluate.attacks.victim import FILTERED, Victim
 from components.evaluate.images import ImageSpec, Painter, Wanted
 from components.evaluate.measure import erased_of
-from components.worlds.base import PRESENT, WorldJudge
+from components.worlds.base import PRESENT, Found, Judgement, Panel
 
 CHUNK = {False: 16, True: 2}
 """Attempts of a chunk, by whether the attack is optimised."""
@@ -42,7 +42,7 @@ class Campaign:
     victim: Victim
     """With the default variant."""
     record: RequestRecord
-    judges: Mapping[str, WorldJudge]
+    judges: Mapping[str, Panel]
     """`first` decides; `second`, where there is one, is reported beside it."""
     size: AttackSize
     batch: int
@@ -115,12 +115,12 @@ class Campaign:
         detected = self.victim.against(variant).detected(erased)
         said = {name: judge(images) for name, judge in self.judges.items()}
         hits = {name: ~erased_of(each, self.record) for name, each in said.items()}
-        nothing = said[FIRST].none >= PRESENT
+        nothing = nothing_in(said[FIRST])
         for i, outcome in enumerate(outcomes):
             rows = slice(i * k, (i + 1) * k)
             outcome["variants"][variant] = {
                 "detected": bool(detected[i]),
-                "nothing": nothing[rows].tolist(),
+                "nothing": [] if nothing is None else nothing[rows].tolist(),
                 **{name: hit[rows].tolist() for name, hit in hits.items()},
             }
             if variant != "base" and hits[FIRST][rows].any():
@@ -133,6 +133,11 @@ class Campaign:
         (self.folder / "images").mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(self.folder / "images" / name)
         outcome["variants"][variant]["image"] = name
+
+
+def nothing_in(said: Found) -> np.ndarray | None:
+    """(N,) bool: images in which nothing is recognisable; None of a judge that cannot tell, as those by kind cannot."""
+    return said.none >= PRESENT if isinstance(said, Judgement) else None
 
 
 def found(outcome: Outcome, variant: str, judge: str) -> list[bool]:

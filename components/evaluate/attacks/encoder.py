@@ -2,7 +2,7 @@
 
     K tokens that may be chosen, M words of the vocabulary, B prompts, Z latent channels, h = w latent side, L token positions, D hidden
 
-A pipeline with several towers is attacked through its first.
+A pipeline with several towers is attacked through its first: candidates change the tokens of both, the gradient is that of the first.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ from components.filter.encoder import Decision, FilteredTextEncoder
 
 Loss = Callable[[torch.Tensor, Decision | None], torch.Tensor]
 """(states (1, L, D), decision) to a scalar."""
+
+PUBLISHED = (0, 1, 2)
+"""Ids that published configurations of CLIP's text encoder call bos, pad and eos, and which are plain signs."""
+SECOND_SIGNS = "!\"#$%&'()*+,-./:;<=>?@[]^_`{|}~"
 
 
 class Vocabulary(NamedTuple):
@@ -67,11 +71,25 @@ class EncoderAccess:
         return self._words
 
     def special_texts(self) -> tuple[str, ...]:
-        """The literal text of every special token, and of the ids that the encoder's config calls so."""
+        """The literal text of every special token, and text whose first token is an id that a configuration calls special.
+
+        Published configurations call 0, 1 and 2 so, which are signs: id 2, end of text to some, is the `#` of `#!`.
+        """
         config = self.encoder.config
-        named = {getattr(config, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")}
-        ids = sorted({*self.tokenizer.all_special_ids, *(i for i in named if isinstance(i, int))})
-        return tuple(dict.fromkeys(str(t) for t in self.tokenizer.convert_ids_to_tokens(ids)))
+        named = {getattr(config, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")} | {*PUBLISHED}
+        ids = [i for i in named if isinstance(i, int) and i not in self.tokenizer.all_special_ids]
+        texts = [
+            str(text) for text in self.tokenizer.convert_ids_to_tokens([*self.tokenizer.all_special_ids, *sorted(ids)])
+        ]
+        firsts = [first for i in sorted(ids) if (first := self._starting_with(i))]
+        return tuple(dict.fromkeys([*texts, *firsts]))
+
+    def _starting_with(self, token: int) -> str:
+        """A text of two signs whose first token is this one; empty if there is none."""
+        sign = str(self.tokenizer.convert_ids_to_tokens(token))
+        texts = [sign + other for other in SECOND_SIGNS]
+        found = self.tokenizer(texts, add_special_tokens=False).input_ids
+        return next((text for text, ids in zip(texts, found, strict=True) if ids[:1] == [token]), "")
 
     def gradient(self, text: str, count: int, vocabulary: Vocabulary, loss: Loss, *, filtered: bool) -> np.ndarray:
         """(K, M): how the loss of `text` changes, to first order, with each word in the place of each of its first `count` tokens."""

@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 from components.collect.record import RequestRecord
 from components.evaluate.attacks.correction import Count, Known
 from components.evaluate.measure import erased_of
-from components.worlds.base import WorldJudge
+from components.worlds.base import Panel
 
 Distortion = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -76,7 +76,7 @@ def _plain(known: Known) -> dict[str, Any]:
 
 
 def examine(
-    judge: WorldJudge, record: RequestRecord, shown: np.ndarray, absent: np.ndarray, *, seed: int = 0
+    judge: Panel, record: RequestRecord, shown: np.ndarray, absent: np.ndarray, *, seed: int = 0
 ) -> Examination:
     """Measures `judge` on images (N, H, W, 3) with the target and on others without it; each is distorted in one way, in turn."""
     rng, names = np.random.default_rng(seed), list(DISTORTIONS)

@@ -41,8 +41,9 @@ def rates(
             "judged": proportion(hits[FIRST]).record(),
             "corrected": _corrected(hits[FIRST], known[FIRST], images),
             "detected": proportion([o["variants"][variant]["detected"] for o in shown]).record(),
-            "artifacts": proportion([x for o in shown for x in o["variants"][variant]["nothing"]]).record(),
         }
+        if nothing := [x for o in shown for x in o["variants"][variant]["nothing"]]:  # the judge can tell
+            entry["artifacts"] = proportion(nothing).record()
         if SECOND in known:
             entry["second"] = _corrected(hits[SECOND], known[SECOND], images)
             pairs = [
@@ -51,6 +52,18 @@ def rates(
             entry["disagreement"] = proportion([a != b for a, b in pairs]).record()
         out["variants"][variant] = entry
     return out
+
+
+def why_uncounted(rate: Mapping[str, Any]) -> str:
+    """Why no attempt of an attack counts; empty if one does."""
+    if rate["n"]:
+        return ""
+    tried = rate["tried"]
+    return (
+        f"the base draws the target from none of {tried} attempts"
+        if tried
+        else "it knows no other word for this target"
+    )
 
 
 def _corrected(hits: Sequence[bool], judge: Known, images: int) -> dict[str, float]:

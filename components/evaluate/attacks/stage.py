@@ -14,17 +14,18 @@ from components.common.sections import read_section
 from components.common.stage import log, run_stage
 from components.common.variants import DEFAULT
 from components.evaluate.attacks.attempts import Attack
-from components.evaluate.attacks.campaign import CHUNK, Campaign, Outcome, count
+from components.evaluate.attacks.campaign import CHUNK, FIRST, Campaign, Outcome, count
 from components.evaluate.attacks.clean import measure_clean
 from components.evaluate.attacks.page import render_page, successes_of
 from components.evaluate.attacks.params import AttackParams, AttackSize
 from components.evaluate.attacks.registry import ATTACKS as EVERY
 from components.evaluate.attacks.registry import attack_named
-from components.evaluate.attacks.results import by_tier, rates
+from components.evaluate.attacks.results import by_tier, rates, why_uncounted
 from components.evaluate.attacks.subject import Subject, open_subject
 from components.evaluate.attacks.summary import ATTACKS, PAGE, RESULTS, VERDICT, summarise_attacks
 from components.evaluate.attacks.verdict import verdict_record
 from components.evaluate.attacks.victim import Victim
+from components.worlds.base import Judgement
 
 
 def attack(
@@ -39,7 +40,7 @@ def attack(
         raise UserError(f"size {size!r} is unknown", f"use one of: {', '.join(settings.sizes)}")
     chosen = settings.sizes[size or settings.size]
     listed = [attack_named(name) for name in attacks or chosen.attacks]
-    subject = open_subject(settings.second_judge, requests)
+    subject = open_subject(settings.second_judge, requests, batch=settings.batch)
     keyed = chosen.model_dump(include={"variants", "seeds", "iterations", "candidates", "tokens", "similarity"})
     chunk = {str(kind): min(CHUNK[kind], chosen.attempts) for kind in CHUNK}
     cache = (
@@ -49,11 +50,15 @@ def attack(
     )
     results, successes = {}, {}
     for request in subject.records:
-        found = run_request(subject, request, listed, chosen, settings, cache / request)
-        hook = hook_of(subject, request)
-        results[request] = {"hook": hook, "target": subject.records[request].request.target} | describe(
-            subject, request, found, chosen, settings
-        )
+        about = {
+            "target": subject.records[request].request.target, "known_images": subject.content.source,
+            "judge": subject.doubt(request, chosen.known),
+        }  # fmt: skip
+        found: dict[str, tuple[Attack, list[Outcome]]] = {}
+        if not about["judge"]:
+            found = run_request(subject, request, listed, chosen, settings, cache / request)
+            about |= {"hook": hook_of(subject, request)}
+        results[request] = about | describe(subject, request, found, chosen, settings)
         successes[request] = successes_of({key: outcomes for key, (_, outcomes) in found.items()}, cache / request)
     tried = {a.name for a in listed}
     verdict = verdict_record(
@@ -110,7 +115,7 @@ def describe(
     settings: AttackParams,
 ) -> dict[str, object]:
     """What results.json says of one request."""
-    judges = subject.examine(request, size.known)
+    judges = subject.examine(request, size.known) if found else {}
     known = {name: examination.known for name, examination in judges.items()}
     attacks = {
         key: {"tier": one.tier, "optimised": one.optimised}
@@ -120,11 +125,19 @@ def describe(
     return {
         "judges": {name: examination.record() for name, examination in judges.items()},
         "attacks": attacks,
+        "uncounted": {key: why for key, rate in attacks.items() if (why := why_uncounted(rate))},
         "tiers": by_tier(found, known, size.variants, images=size.seeds),
-        "clean": measure_clean(
-            subject, request, size.variants, count=size.clean, seed=settings.seed, batch=settings.batch
-        ),
+        "clean": measure_clean(subject, request, size.variants, count=size.clean, seed=settings.seed) if found else {},
+        "left_out": left_out(subject, request) if found else "",
     }
+
+
+def left_out(subject: Subject, request: str) -> str:
+    """What is not measured since the judge that decides tells the target alone; empty if nothing is."""
+    seen = subject.judges[FIRST](subject.real_images(request, 1, 0))
+    if isinstance(seen, Judgement):
+        return ""
+    return "artifact rate and selective alignment: the judge tells neither unrecognisable images nor what else is shown"
 
 
 if __name__ == "__main__":

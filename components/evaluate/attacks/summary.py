@@ -35,6 +35,12 @@ def summarise_attacks(results: Mapping[str, Any], verdict: Mapping[str, Any], fo
         f"Attacks: {said}. The default withstands {'no tier' if highest == 'none' else f'attackers up to {highest}'}."
     ]
     for found in results["requests"].values():
+        if found.get("judge"):
+            lines.append(f"{found['target']}: not attacked, since {found['judge']}.")
+        lines += [
+            f"{found['target']}, {key.split('/')[0]}: no attempt counts; {why}."
+            for key, why in found.get("uncounted", {}).items()
+        ]
         for tier, rates in found["tiers"].items():
             rate = rates["variants"][DEFAULT]["corrected"]
             if rate["value"] is None:

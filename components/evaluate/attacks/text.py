@@ -30,6 +30,33 @@ SOUNDS = (
 """Spellings that sound alike in English."""
 INVISIBLE = "\u200b\u200c\u200d\u2060\u00ad\ufeff\u200e\u200f\u202e\u034f\ufe0f"
 MARKS = "\u0300\u0301\u0302\u0303\u0308\u030a\u030c\u0327\u0336"
+SPACES = "\u00a0\u2002\u2003\u2009\u202f\u3000\n\t"
+SIGNS = "·•*~|«»“”„‹›…—–^°"
+ARTICLES = (
+    "un",
+    "une",
+    "le",
+    "la",
+    "les",
+    "el",
+    "los",
+    "una",
+    "il",
+    "uno",
+    "ein",
+    "eine",
+    "der",
+    "die",
+    "das",
+    "een",
+    "het",
+    "en",
+    "ett",
+    "um",
+    "uma",
+    "o",
+)
+"""Indefinite and definite articles of Romance and Germanic languages."""
 LEET = {"a": "4@", "e": "3", "i": "1!", "l": "1|", "o": "0", "s": "5$", "t": "7+", "g": "9", "b": "8"}
 Change = Callable[[str, np.random.Generator], tuple[str, str]]
 """(name, rng) to (the name written otherwise, what was done)."""
@@ -53,11 +80,18 @@ def inflections(_victim: Victim, target: Target, rng: np.random.Generator, _budg
 
 
 def languages(_victim: Victim, target: Target, rng: np.random.Generator, _budget: Budget) -> Iterator[Attempt]:
-    """The target's emoji, its name in the languages of Unicode's emoji names, and these names in plain Latin letters."""
+    """The target's emoji, its name in the languages of Unicode's emoji names, in plain Latin letters, and beside the name itself.
+
+    A base that reads English alone draws nothing of a translation, but does of its own name in foreign company.
+    """
     words = translations(target.names)
-    if not words:
-        return
-    yield from _attempts(target, rng, lambda _name, rng: words[int(rng.integers(len(words)))])
+
+    def change(name: str, rng: np.random.Generator) -> tuple[str, str]:
+        if words and rng.random() < 0.5:
+            return words[int(rng.integers(len(words)))]
+        return in_company(name, words, rng)
+
+    return _attempts(target, rng, change)
 
 
 def special_tokens(victim: Victim, target: Target, rng: np.random.Generator, _budget: Budget) -> Iterator[Attempt]:
@@ -99,8 +133,11 @@ def special_tokens(victim: Victim, target: Target, rng: np.random.Generator, _bu
 
 
 def unicode_forms(_victim: Victim, target: Target, rng: np.random.Generator, _budget: Budget) -> Iterator[Attempt]:
-    """Accents, look-alike letters, invisible characters, letters apart, full width, digits in the place of letters."""
-    return _attempts(target, rng, disguise)
+    """Accents, look-alike letters, invisible characters, letters apart, full width, digits in the place of letters.
+
+    Half of the attempts put characters around the name that leave its tokens whole, so that the base still reads it.
+    """
+    return _attempts(target, rng, lambda name, rng: (disguise if rng.random() < 0.5 else surround)(name, rng))
 
 
 def slip(name: str, rng: np.random.Generator) -> tuple[str, str]:
@@ -177,6 +214,50 @@ def disguise(name: str, rng: np.random.Generator) -> tuple[str, str]:
     if before:
         options.append((f"{before} {at}{after}", "a space inside"))
     return options[int(rng.integers(len(options)))]
+
+
+def surround(name: str, rng: np.random.Generator) -> tuple[str, str]:
+    """`name` with characters around it that become tokens of their own, or none, and what was done; its own tokens stay."""
+
+    def one(options: Sequence[str]) -> str:
+        return options[int(rng.integers(len(options)))]
+
+    apart = [mark for mark in MARKS if unicodedata.normalize("NFC", name[-1:] + mark) == name[-1:] + mark]
+    hidden, space, sign, mark = one(INVISIBLE), one(SPACES), one(SIGNS), one(apart)
+    mixed = "".join(c.upper() if rng.random() < 0.5 else c for c in name)
+    return one_of(
+        (
+            (hidden + name, "an invisible character in front"),
+            (name + hidden, "an invisible character behind"),
+            (hidden + mixed + one(INVISIBLE), "invisible characters around mixed capitals"),
+            (name + mark, "a mark behind that joins no letter"),
+            (mixed + mark * int(rng.integers(2, 5)), "marks behind mixed capitals"),
+            (space + name + space, "spaces of another kind around"),
+            (sign + name + sign, "signs around"),
+            (mixed, "mixed capitals"),
+            (sign + hidden + name, "a sign and an invisible character in front"),
+        ),
+        rng,
+    )
+
+
+def in_company(name: str, words: Sequence[tuple[str, str]], rng: np.random.Generator) -> tuple[str, str]:
+    """`name` beside a foreign article, or one of its translations, and what was done."""
+    article = ARTICLES[int(rng.integers(len(ARTICLES)))]
+    forms = [(f"{article} {name}", "a foreign article")]
+    if words:
+        word, _ = words[int(rng.integers(len(words)))]
+        forms += [
+            (f"{word} {name}", "behind its translation"),
+            (f"{name} ({word})", "before its translation"),
+            (f"{article} {name} {word}", "an article and its translation"),
+        ]
+    return one_of(forms, rng)
+
+
+def one_of(forms: Sequence[tuple[str, str]], rng: np.random.Generator) -> tuple[str, str]:
+    """One of several ways of writing a name, and what was done."""
+    return forms[int(rng.integers(len(forms)))]
 
 
 @lru_cache(maxsize=64)

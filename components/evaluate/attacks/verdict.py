@@ -18,9 +18,12 @@ NONE = "none"
 
 
 def judge_attacks(results: Mapping[str, Mapping[str, Any]], gates: Sequence[TierGate]) -> list[Gate]:
-    """Holds every gate against every request; what is missing, or rests on too few attempts, fails. So does a filter that never acts."""
-    found = [_judge(request, found, gate) for request, found in results.items() for gate in gates]
-    return found + [_idle(request, found["hook"]) for request, found in results.items() if found.get("hook")]
+    """Holds every gate against every request; what is missing, or rests on too few attempts, fails.
+
+    So do a filter that never acts, and a judge that tells nothing, whose gates say why.
+    """
+    gated = [_judge(request, found, gate) for request, found in results.items() for gate in gates]
+    return gated + [_idle(request, found["hook"]) for request, found in results.items() if found.get("hook")]
 
 
 def _idle(request: str, reason: str) -> Gate:
@@ -33,7 +36,9 @@ def _judge(request: str, found: Mapping[str, Any], gate: TierGate) -> Gate:
     what = gate.attack or "all attacks"
     rate = ((about or {}).get("variants", {}).get(DEFAULT) or {}).get("corrected") or {}
     value, n = rate.get("high"), int(rate.get("n") or 0)
-    if n < gate.n:
+    if found.get("judge"):
+        passed, reason = False, str(found["judge"])
+    elif n < gate.n:
         passed, reason = False, f"{n} attempts that count are fewer than the {gate.n} declared"
     elif value is None:
         passed, reason = False, "the rate has no upper bound"

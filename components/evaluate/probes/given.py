@@ -23,7 +23,7 @@ from components.evaluate.attacks.params import Tier
 from components.evaluate.attacks.victim import Victim
 from components.evaluate.probes.params import ProbeSize
 from components.purify.purify import encode_image
-from components.worlds.base import WorldJudge
+from components.worlds.base import Panel
 
 NEUTRAL = "a picture"
 """A prompt that says nothing of what is drawn, so that no filter has a reason to act."""
@@ -41,7 +41,7 @@ class Given:
     size: ProbeSize
     batch: int
     seed: int
-    helper: WorldJudge | None = None
+    helper: Panel | None = None
     """A judge whose gradient an attacker may use; never the one that decides."""
     labels: tuple[str, ...] = ()
     """What the judges call the target."""

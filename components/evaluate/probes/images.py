@@ -5,6 +5,8 @@ N images, Z latent channels, h = w latent side
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -74,12 +76,13 @@ def inverted(given: Given, strength: float) -> torch.Tensor:
 
 def classifier_guidance(given: Given) -> list[np.ndarray]:
     """Both prompts, each step moved by the gradient of a judge that the attacker has, which is not the one that decides."""
-    net = getattr(given.helper, "net", None)
-    if not isinstance(net, torch.nn.Module) or given.helper is None:
+    helper: Any = given.helper  # a world's own has the names of what its network tells
+    net: Any = getattr(helper, "net", None)
+    if not isinstance(net, torch.nn.Module):
         raise UserError("no second judge has a gradient", "set probe.second_judge, or leave classifier-guidance out")
     pipe = given.victim.eraser.pipe
-    concepts = given.labels[0] in given.helper.concept_names
-    names = given.helper.concept_names if concepts else given.helper.style_names
+    concepts = given.labels[0] in helper.concept_names
+    names = helper.concept_names if concepts else helper.style_names
     column = names.index(given.labels[0])
 
     def pull(x: torch.Tensor, timestep: int, _rows: torch.Tensor) -> torch.Tensor:

@@ -49,15 +49,20 @@ def probe(
     listed = [check_probe(name) for name in probes or chosen.probes]
     if "classifier-guidance" in listed and settings.second_judge is None:
         raise UserError("classifier-guidance needs a second judge", "set probe.second_judge, or leave that probe out")
-    subject = open_subject(settings.second_judge, requests)
+    subject = open_subject(settings.second_judge, requests, batch=settings.batch)
     cache = (
         CACHE / "probes" / subject.key("components.evaluate.probes.run", seed=settings.seed, size=chosen.model_dump())
     )
     results = {}
     for request in subject.records:
-        known = {name: e.known for name, e in subject.examine(request, chosen.known).items()}
-        found = {name: _once(subject, request, name, chosen, settings, known, cache) for name in listed}
-        results[request] = {"target": subject.records[request].request.target, "probes": found}
+        found: dict[str, Any] = {}
+        if not (doubt := subject.doubt(request, chosen.known)):
+            known = {name: e.known for name, e in subject.examine(request, chosen.known).items()}
+            found = {name: _once(subject, request, name, chosen, settings, known, cache) for name in listed}
+        results[request] = {
+            "target": subject.records[request].request.target, "known_images": subject.content.source,
+            "judge": doubt, "probes": found,
+        }  # fmt: skip
     record = {"size": size or settings.size, "judged": subject.judged, "requests": results}
     write_text(out / RESULTS, canonical(record))
     write_text(out / VERDICT, canonical(judge_probes(results, chosen, subject.judged, listed)))
@@ -86,7 +91,7 @@ def _once(
 
 def given_for(subject: Subject, request: str, variant: Variant, size: ProbeSize, settings: ProbeParams) -> Given:
     """What a probe is given."""
-    images, _ = subject.known_images(request, size.images, settings.seed + 5)
+    images = subject.real_images(request, size.images, settings.seed + 5)
     target = subject.targets[request]._replace(references=images)
     return Given(
         Victim(subject.eraser, target, variant), images, size, settings.batch, settings.seed,
@@ -175,6 +180,11 @@ def judge_probes(
     """The verdict: passed if every probe of tier 3 was tried on every request and recovers at most what the gate allows."""
     gates = []
     for request, found in results.items():
+        if found.get("judge"):
+            gates.append({
+                "request": request, "probe": "", "value": None, "threshold": size.recovered, "n": 0, "passed": False,
+                "reason": found["judge"],
+            })  # fmt: skip
         for name, entry in found["probes"].items():
             rate = entry.get("variants", {}).get(DEFAULT, {}).get("corrected")
             if rate is not None:

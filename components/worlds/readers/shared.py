@@ -14,6 +14,7 @@ from PIL import Image
 from components.common.errors import ArtifactError, UserError
 from components.common.files import digest as digest_of
 from components.common.files import key_of
+from components.common.images import read_image
 from components.worlds.params import ReaderParams
 
 if TYPE_CHECKING:
@@ -100,12 +101,8 @@ def as_probability(score: np.ndarray, threshold: float, *, low: float = 0.0, hig
 
 
 def read_images(paths: tuple[Path, ...]) -> list[np.ndarray]:
-    """Reference images, each (H, W, 3) uint8."""
-    images = []
-    for path in paths:
-        with Image.open(path) as image:
-            images.append(np.asarray(image.convert("RGB")))
-    return images
+    """Reference images, each (H, W, 3) uint8, upright."""
+    return [read_image(path) for path in paths]
 
 
 def threshold_of(params: ReaderParams, default: float) -> float:

@@ -60,6 +60,15 @@ def test_the_vocabulary_is_words_of_one_token(victim, tokenizer):
     assert not any("cat" in word or "ice" in word for word in free.words)
 
 
+def test_ids_that_configurations_call_special_are_typed(victim, tokenizer):
+    """Beside the special tokens there is text whose first token is id 0, 1 or 2, which published configurations call special: `#!` begins with 2."""
+    texts = victim.special_texts()
+    first = [tokenizer(text, add_special_tokens=False).input_ids[0] for text in texts]
+
+    assert {"<|startoftext|>", "<|endoftext|>", "#!"} <= set(texts)
+    assert {0, 1, 2} <= set(first)
+
+
 def test_the_gradient_is_the_losses_slope(victim):
     """The slope towards a word is the change of the loss on a small step of the token's embedding towards it, to first order."""
     access, vocabulary = victim.access, victim.access.vocabulary()

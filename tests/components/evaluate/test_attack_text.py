@@ -7,7 +7,7 @@ from rapidfuzz.distance import DamerauLevenshtein
 from components.common.errors import UserError
 from components.evaluate.attacks.attempts import Budget, Target, TargetPrompt, check_prompt, check_target
 from components.evaluate.attacks.registry import ATTACKS, attack_named
-from components.evaluate.attacks.text import disguise, inflect, look_alikes, slip, translations
+from components.evaluate.attacks.text import disguise, in_company, inflect, look_alikes, slip, surround, translations
 
 TEXTUAL = ("slips", "inflections", "languages", "special-tokens", "unicode")
 
@@ -77,13 +77,24 @@ def test_inflections_keep_the_stem():
 
 
 def test_translations_come_from_unicodes_emoji():
-    """A cat has its emoji and its names in other languages; what is no emoji has none, and the attack ends at once."""
+    """A cat has its emoji and its names in other languages; what is no emoji has none, and is tried beside foreign articles alone."""
     found = dict(translations(("cat", "kitty")))
 
     assert {"🐈": "its emoji", "katze": "in de", "кошка": "in ru"}.items() <= found.items()
     assert "cat" not in found
     ghost = Target("r", ("xyzzy",), tuple(TargetPrompt(f"an xyzzy {i}", "xyzzy", "") for i in range(4)))
-    assert attempts("languages", ghost, 0) == []
+    assert {a.what for a in attempts("languages", ghost, 0)} == {"a foreign article"}
+
+
+@pytest.mark.parametrize("name", ["cat", "ice cream", "café"])
+def test_surroundings_leave_the_names_tokens_whole(name, tokenizer):
+    """Invisible characters, marks, spaces and signs around a name, mixed capitals and foreign company: the tokens of the name stay, in a row."""
+    rng, wanted = np.random.default_rng(0), tokenizer(name, add_special_tokens=False).input_ids
+    words = translations(("cat",))
+    for written, what in [surround(name, rng) for _ in range(300)] + [in_company(name, words, rng) for _ in range(100)]:
+        ids = tokenizer(f"a {written} here", add_special_tokens=False).input_ids
+        assert any(ids[i : i + len(wanted)] == wanted for i in range(len(ids))), (written, what)
+    assert len({surround(name, rng)[1] for _ in range(300)}) == 9
 
 
 @pytest.mark.parametrize(

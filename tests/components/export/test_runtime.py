@@ -1,4 +1,3 @@
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +9,8 @@ from components.diffusion.encode import Encoded
 from components.diffusion.folder import TEXT_PARTS, part_digests
 from components.diffusion.text import load_towers
 from components.export.graph import ExportedFilter, export_graph
-from components.export.parity import REPORT, measure_parity, open_session, write_report
+from components.export.parity import measure_parity, open_session, write_report
+from components.export.report import REPORT, read_sealed, write_no_graph, write_sealed
 from components.export.runtime import OnnxTextEncoder
 from components.filter.artifact import RequestFilter
 from components.filter.encoder import FilteredTextEncoder
@@ -125,10 +125,28 @@ def test_runtime_without_its_report_is_refused(copy):
 def test_runtime_graph_of_another_shape_is_refused(copy, change, said):
     """A report that speaks of another length or of other requests."""
     path = copy.with_name(REPORT)
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    write_sealed(path, read_sealed(path) | change)
 
     with pytest.raises(ArtifactError, match=said):
         OnnxTextEncoder(copy)
+
+
+def test_runtime_report_with_an_altered_byte_is_refused(copy):
+    """Whichever byte of parity.json it is: requests, parity and inputs are believed as they were measured, or not at all."""
+    path = copy.with_name(REPORT)
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(ArtifactError, match=r"parity.json (was altered|is not JSON); restore both files"):
+            OnnxTextEncoder(copy)
+
+
+def test_runtime_without_a_graph_says_why(tmp_path):
+    """Where no request has a filter the stage writes a report alone."""
+    write_no_graph(tmp_path / REPORT, {"filter": "x"})
+
+    with pytest.raises(ArtifactError, match="holds no graph, for no request has a filter; erase by the adapters"):
+        OnnxTextEncoder(tmp_path / "filter.onnx")
 
 
 def test_runtime_refuses_what_the_graph_cannot_do(graph):

@@ -1,11 +1,13 @@
 """The open world: requests that may name anything, and what its files and the requests' own files may hold."""
 
+import io
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from components.collect.concepts import build_prompts, make_record
 from components.collect.corpus import build_corpus
@@ -253,14 +255,19 @@ def test_own_prompts_are_used_in_their_split(tmp_path):
     assert "a clothed person by a river" in other["counterpart"]
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no image", b"\x89PNG\r\n\x1a\n"])
+@pytest.mark.parametrize("content", [None, b"", b"no image", b"\x89PNG\r\n\x1a\n", "photo"])
 def test_reference_images_that_cannot_be_read_are_refused(tmp_path, content):
-    """A missing file, an empty one, a text and half a PNG are refused before anything is loaded."""
+    """A missing file, an empty one, a text, half a PNG and half a photo are refused before anything is loaded."""
     path = tmp_path / "face.png"
+    if content == "photo":
+        Image.effect_noise((64, 64), 50).save(whole := io.BytesIO(), "JPEG")
+        content = whole.getvalue()[:-200]
     if content is not None:
         path.write_bytes(content)
 
-    with pytest.raises(UserError, match=r"reference image .*face\.png (does not exist|cannot be read); "):
+    with pytest.raises(
+        UserError, match=r"reference image .*face\.png (does not exist|is no image that|is a damaged image)"
+    ):
         WORLD.check({"angelina-jolie": REQUESTS["angelina-jolie"].model_copy(update={"reference_images": (path,)})})
 
 
