@@ -107,6 +107,9 @@ def test_a_tree_is_registered_with_all_that_mlflow_shows(tree):
     assert version.run_id == run.info.run_id
     assert version.source == f"runs:/{run.info.run_id}/release"
     assert {"digest": found.digest, "verdict": "pass", "git.dirty": "false"}.items() <= version.tags.items()
+    assert {"attacks": "pass", "attacks.highest_tier": "T1", "attacks.size": "quick"}.items() <= version.tags.items()
+    assert run.data.metrics["attacks/r-1/T0"] == 0.0
+    assert "Attacks: pass.** The default withstands attackers up to T1." in version.description
     assert "Verdict: pass" in version.description
     assert "cat: gone from 200 of 200 images; dog is drawn instead in 200" in version.description
     files = [item.path for item in client.list_artifacts(run.info.run_id, "release/report")]

@@ -55,7 +55,11 @@ def test_from_candidate_to_champion_and_back_on_the_command_line(two, expunge, t
     shown = json.loads(expunge("release", "show", 2, "--json").out)
     assert (shown["state"], shown["result"], shown["approvers"]) == ("champion", "PASSED", ["bob"])
     assert {f["check"] for f in shown["findings"]} == {"size", "gate", "attack"}
-    assert "PASSED. What may be done: " in expunge("release", "show", 1).out
+    assert shown["attacks"]["highest_tier"] == "T1"
+    assert "T4 fine-tuning: expunge probe" in shown["attacks"]["not_tried"]
+    said = expunge("release", "show", 1).out
+    assert "The default withstands attackers up to T1. Not tried: T1 hierarchies, " in said
+    assert "PASSED. What may be done: " in said
     back = expunge("release", "rollback", "--as", "dora")
     assert back.out == f"rolled back to version 1 ({digests[0][:12]})\nchampion: 1, previous: none\n"
     fetched = Registry(two).fetch("champion", tmp_path / "live")
