@@ -18,6 +18,7 @@ from components.evaluate.stage import evaluate
 from components.export.stage import export
 from components.features.stage import features
 from components.filter.artifact import FORMAT
+from components.guidance import recipe
 from components.guidance.stage import guidance
 from components.sae.stage import sae
 from tests.standins import KINDS
@@ -30,8 +31,8 @@ REQUESTS = {
     "r-2": {"target": "ghost", "kind": "character", "aliases": ["phantom"], "channels": ["filter"]},
 }
 SMALL = {
-    "corpus": {"captions": 150, "english": 100, "benign": {"calibrate": 250, "evaluate": 40}},
-    "concepts": {"per_name": 3, "retain": 40, "mixed": 6},
+    "corpus": {"captions": 120, "english": 80, "benign": {"calibrate": 120, "evaluate": 20}},
+    "concepts": {"per_name": 2, "retain": 24, "mixed": 4},
     "sae": {"d_sae": 256, "k": 16, "steps": 30, "batch": 256},
     "features": {"fpr": 0.02, "fpr_all": 0.04, "min_contrast": 0.02},
     "guidance": {"steps": 2},
@@ -57,6 +58,8 @@ def project(kind, standin, tmp_path_factory):
     (folder / "requests.yaml").write_text(yaml.safe_dump({"requests": REQUESTS}))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        for name in ("TRAJECTORIES", "RETAIN_TRAJECTORIES"):
+            patch.setattr(recipe, name, 8)
         for stage in (base, corpus, sae, concepts, features):
             stage()
         for request in REQUESTS:
