@@ -22,9 +22,9 @@ def judge_results(results: Mapping[str, Any], params: AttackParams) -> dict[str,
     """
     from components.evaluate.attacks.registry import ATTACKS  # noqa: PLC0415 - imports torch
 
-    tried = sorted({key.partition("/")[0] for found in results["requests"].values() for key in found["attacks"]})
+    size = params.sizes[results["size"]]
     tiers = {name: attack.tier for name, attack in ATTACKS.items()}
-    return verdict_record(results["requests"], params.sizes[results["size"]].gates, tiers, tried, results["judged"])
+    return verdict_record(results["requests"], size.gates, tiers, sorted(size.attacks), results["judged"])
 
 
 def follows(verdict: Mapping[str, Any], results: Mapping[str, Any], params: AttackParams) -> bool:
