@@ -20,6 +20,7 @@ from components.features.stage import features
 from components.filter.artifact import FORMAT
 from components.guidance import recipe
 from components.guidance.stage import guidance
+from components.registry.lock import dvc_md5
 from components.sae.stage import sae
 from tests.standins import KINDS
 
@@ -98,6 +99,9 @@ def test_every_command_runs(project, expunge, tmp_path):
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "out", local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     assert pipe("a dog", num_inference_steps=1).images[0].size == (64, 64)
+    listed = [f"reports/evaluate/{name}" for name in ("metrics.json", "verdict.json")]
+    outs = [{"path": path, "md5": dvc_md5(project / path)} for path in listed]
+    (project / "dvc.lock").write_text(yaml.safe_dump({"stages": {"evaluate": {"outs": outs}}}))
     assert expunge("verdict", "--gates", cwd=project).code == 1  # nothing that is drawn is a cat
 
 

@@ -51,7 +51,9 @@ def _check(
     if results["images"] != size.seeds:
         raise ArtifactError(f"each attempt was {results['images']} images, not {size.seeds}", _AGAIN)
     for request, found in results["requests"].items():
-        wanted = set() if found.get("judge") else wanted_attacks(size)  # a judge that tells nothing: no attack ran, the gates fail
+        wanted = (
+            set() if found.get("judge") else wanted_attacks(size)
+        )  # a judge that tells nothing: no attack ran, the gates fail
         if other := sorted(wanted.symmetric_difference(found["attacks"])):
             raise ArtifactError(f"the attacks on {request} and attack.sizes disagree on {other[0]}", _AGAIN)
     if not follows(verdict, results, params):

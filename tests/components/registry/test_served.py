@@ -7,9 +7,11 @@ import torch
 from components.common.errors import ArtifactError, UserError
 from components.common.files import SIDECAR, digest
 from components.common.sections import read_section
+from components.diffusion.folder import TEXT_PARTS, part_digests
+from components.diffusion.text import towers_of
 from components.features.params import FeaturesParams
 from components.filter.artifact import write_filters
-from components.guidance.adapters import attach, write_adapter
+from components.guidance.adapters import MADE_FOR, attach, write_adapter
 from components.guidance.params import GuidanceParams
 from components.registry.register import register_tree
 from components.registry.release import build_release
@@ -30,14 +32,14 @@ def drawing(project, tiny_pipe, spelt_filter):
         old.unlink()
     item = spelt_filter("cat", 32)._replace(directions=torch.ones(4, 32))
     write_filters(
-        project / "models/filter", {"r-1": item}, hookpoint="encoder.layers.0", params=settings,
-        inputs=inputs | {"corpus": digest(project / "data/corpus")}, facts={"detail": {"r-1": {"names": ["cat"]}}},
+        project / "models/filter", {"r-1": item}, towers=towers_of(tiny_pipe, ["encoder.layers.0"]), params=settings,
+        inputs=inputs | {"corpus": digest(project / "data/corpus")} | part_digests(project / "base", TEXT_PARTS), facts={"detail": {"r-1": {"names": ["cat"]}}},
     )  # fmt: skip
     for parameter in attach(tiny_pipe.unet, "default", rank=2):
         torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(3))
     write_adapter(
         project / "models/guidance/r-1", tiny_pipe.unet, "default", facts={},
-        params=read_section("guidance", GuidanceParams, params).model_dump(), inputs={"base": digest(project / "base/unet")},
+        params=read_section("guidance", GuidanceParams, params).model_dump(), inputs=part_digests(project / "base", MADE_FOR),
     )  # fmt: skip
     made_from = {"filter": digest(project / "models/filter" / SIDECAR)}
     report = project / "models/onnx/parity.json"
