@@ -21,7 +21,9 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.events.worker import EventsWorker
 from prefect.exceptions import CancelledRun, PrefectException
+from prefect.logging.handlers import APILogWorker
 from prefect.runtime import flow_run
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import (
@@ -39,6 +41,8 @@ from components.common.toplevel import one_sentence
 
 _ENDING_SECONDS = 10.0
 """What a flow may take to end after a signal; then its process ends for certain."""
+_SENDING_SECONDS = 5.0
+"""What sending the last logs and events may take."""
 _UNREACHABLE = (PrefectException, httpx.HTTPError, OSError)
 _NOTE = Path(".dvc/tmp/expunge.flow.json")
 """The flow run that worked in the project last."""
@@ -166,6 +170,11 @@ def _own_server() -> Iterator[None]:
         try:
             yield
         finally:
+            for sender in (
+                APILogWorker,
+                EventsWorker,
+            ):  # what they still hold could not be sent afterwards, and they would go on trying
+                sender.drain_all(timeout=_SENDING_SECONDS)
             server.stop()
             guard.kill()
             guard.wait()
