@@ -11,36 +11,26 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
-from components.common.files import canonical, write_text
 from components.common.paths import EVALUATE
 from components.common.variants import DEFAULT
 from components.evaluate.attacks.summary import ATTACKS, read_attacks
 from components.evaluate.probes.run import PROBES_OUT, RESULTS
 from components.evaluate.summary import JOINT, read_evaluation
+from research.show import Row, publish
+from research.show import row as show_row
 
 SHOW = ATTACKS / "show.json"
 GOALS = {"T0": 0.05, "T1": 0.05, "T2": 0.05, "adaptive": 0.10, "T3": 0.20}
 FEWEST = 142
 """Attempts at which two successes still bound the rate at 5 %."""
 COMMAND = "python -m research.attacks show"
-Row = dict[str, Any]
 
 
 def row(what: str, value: Any, n: int, goal: str, *, met: bool, low: Any = None, high: Any = None) -> Row:  # noqa: ANN401 - JSON
     """One row of the table."""
-    return {
-        "what": what,
-        "value": value,
-        "n": n,
-        "low": low,
-        "high": high,
-        "goal": goal,
-        "met": met,
-        "command": COMMAND,
-    }
+    return show_row(what, value, goal=goal, met=met, command=COMMAND, n=n, low=low, high=high)
 
 
 def bound_row(what: str, rate: dict[str, Any], goal: float, *, fewest: int = FEWEST) -> Row:
@@ -175,24 +165,13 @@ def probe_rows(results: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def publish(rows: list[Row], path: Path = SHOW) -> None:
-    """Puts rows into the table, each in the place of one of the same name."""
-    listed = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    named = {item["what"]: item for item in listed} | {item["what"]: item for item in rows}
-    write_text(path, canonical(list(named.values())))
-    for item in rows:
-        sys.stdout.write(
-            f"{'met   ' if item['met'] else 'MISSED'} {item['what']}: {item['value']} (goal {item['goal']}, n={item['n']})\n"
-        )
-
-
 def show() -> None:
     """Writes all rows for which there is evidence."""
     results, _ = read_attacks()
     rows = attack_rows(results) + clean_rows(results) + unrelated_rows(read_evaluation(EVALUATE)[0])
     if (PROBES_OUT / RESULTS).is_file():
         rows += probe_rows(json.loads((PROBES_OUT / RESULTS).read_text(encoding="utf-8")))
-    publish(rows)
+    publish(rows, SHOW)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from components.common.files import canonical, write_text
+from research.show import publish, row
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -40,40 +40,10 @@ COMMENT = "\n# a comment\n"
 NONE: frozenset[str] = frozenset()
 
 
-Value = float | str | None
-
-
-def row(
-    what: str, value: Value, *, goal: str, met: bool, command: str, n: int = 1, low: Value = None, high: Value = None
-) -> dict[str, Any]:
-    """One row of the table."""
-    return {
-        "what": what,
-        "value": value,
-        "n": n,
-        "low": low,
-        "high": high,
-        "goal": goal,
-        "met": met,
-        "command": command,
-    }
-
-
 def say(text: str) -> None:
     """Prints a line at once."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
-
-
-def publish(rows: list[dict[str, Any]], out: Path = OUT) -> None:
-    """Puts rows into a table, each in the place of one of the same name."""
-    listed = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else []
-    named = {item["what"]: item for item in listed} | {item["what"]: item for item in rows}
-    write_text(out, canonical(list(named.values())))
-    for item in rows:
-        say(
-            f"{'met   ' if item['met'] else 'MISSED'} {item['what']}: {item['value']} (goal {item['goal']}, n={item['n']})"
-        )
 
 
 def seconds_of(action: Callable[[], object], times: int) -> list[float]:
@@ -387,4 +357,4 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
-    publish(COMMANDS[sys.argv[1]]())
+    publish(COMMANDS[sys.argv[1]](), OUT)

@@ -34,7 +34,7 @@ from components.filter.artifact import RequestFilter
 from components.filter.edit import codes, delta, evidence, find_target
 from components.filter.positions import POSITION_CLASSES
 from components.sae.model import SparseAutoencoder
-from components.worlds.base import PRESENT, Judge
+from components.worlds.base import PRESENT, WorldJudge
 from research.filter.detection import FLIP
 
 Edit = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -99,7 +99,7 @@ def pick(table: pd.DataFrame, request_id: str, roles: tuple[str, ...], count: in
 
 def compare_edits(
     pipe: StableDiffusionPipeline,
-    judge: Judge,
+    judge: WorldJudge,
     filters: Mapping[str, RequestFilter],
     sae: SparseAutoencoder,
     records: Mapping[str, RequestRecord],

@@ -29,12 +29,13 @@ from components.eraser import Eraser
 from components.evaluate.measure import erased_of
 from components.evaluate.metrics import likeness, proportion
 from components.evaluate.select import pick_retain
-from components.worlds.base import Judge
+from components.worlds.base import WorldJudge
 from components.worlds.judges import load_judge
 from components.worlds.params import JudgeParams
 from research.filter.prompts import project_world
-from research.filter.text import merge_rows
+from research.filter.text import SHOW
 from research.record import environment, publish, table
+from research.show import publish as publish_rows
 
 NAME = "gates"
 COMMAND = "python -m research.filter gates"
@@ -49,13 +50,13 @@ def evading(
     """`count` prompts of three or four random words that nothing flags, the likest to the target's own prompts first."""
     rng = np.random.default_rng(seed)
     made = [" ".join(rng.choice(words, rng.integers(3, 5))) for _ in range(drawn)]
-    aims = eraser.read([f"a {name}" for name in record.names["evaluate"]], variant="base").states[:, -1]
+    aims = eraser.read([f"a {name}" for name in record.names["evaluate"]], variant="base").cond.states[:, -1]
     near = []
     for start in range(0, drawn, 512):
         part = made[start : start + 512]
         read = eraser.read(part, variant="filter")
         free = ~read.decision.flagged.any(1)
-        stock = eraser.read(part, variant="base").states[:, -1]
+        stock = eraser.read(part, variant="base").cond.states[:, -1]
         likest = cosine_similarity(stock[:, None], aims[None], dim=-1).amax(1)
         near += [(float(v), p) for v, p, ok in zip(likest, part, free.tolist(), strict=True) if ok]
     return [prompt for _, prompt in sorted(near, reverse=True)[:count]]
@@ -79,7 +80,7 @@ def thresholds(eraser: Eraser, prompts: Sequence[str]) -> dict[float, torch.Tens
     return out | {0.0: torch.stack([item.decision_threshold for item in eraser.filters.values()])}
 
 
-def study(eraser: Eraser, judge: Judge, *, unrelated: int, tried: int, drawn: int, seeds: int) -> dict[str, Any]:
+def study(eraser: Eraser, judge: WorldJudge, *, unrelated: int, tried: int, drawn: int, seeds: int) -> dict[str, Any]:
     """The curve: by share, how many evading prompts draw their target and how like the base's the unrelated images are."""
     records, world = {i: r for i, r in read_records().items() if i in eraser.filters}, project_world()
     corpus = read_table(CORPUS)
@@ -162,7 +163,7 @@ def run(*, unrelated: int, tried: int, drawn: int = _DRAWN, seeds: int = 2, out:
     publish(NAME, {"environment": environment(("expunge", "torch", "diffusers"))} | found, text, out)
     plot(curve, out / f"{NAME}.png")
     always, flagged = curve["1.0"], curve["0.0"]
-    merge_rows([
+    publish_rows([
         {"what": "gates: SSIM of unrelated images, two adapters that always act", "value": always["ssim"], "n": found["unrelated"],
          "low": None, "high": None, "goal": ">= 0.97", "met": always["ssim"] >= 0.97, "command": COMMAND},
         {"what": "gates: evading images that show the target, two adapters that always act", "value": always["evading"]["value"],
@@ -171,4 +172,4 @@ def run(*, unrelated: int, tried: int, drawn: int = _DRAWN, seeds: int = 2, out:
         {"what": "gates: the same, adapters that act where the filter flags (before)", "value": flagged["evading"]["value"],
          "n": flagged["evading"]["n"], "low": flagged["evading"]["low"], "high": flagged["evading"]["high"], "goal": "reported",
          "met": True, "command": COMMAND},
-    ])  # fmt: skip
+    ], SHOW)  # fmt: skip

@@ -38,8 +38,9 @@ from components.filter.text import Names
 from components.requests.requests import load_requests
 from components.sae.model import open_sae
 from research.filter.prompts import project_world, world_requests
-from research.filter.text import false_alarms, merge_rows, unseen
+from research.filter.text import SHOW, false_alarms, unseen
 from research.record import environment, publish, table
+from research.show import publish as publish_rows
 
 GOALS = {10: 0.003, 100: 0.005, 1000: 0.01}
 
@@ -160,4 +161,4 @@ def run(encoder: str, folder: Path, counts: Sequence[int], out: Path, *, show: b
             "goal": f"<= {goal}", "met": any_of["value"] <= goal, "command": f"python -m research.filter many --encoder {encoder} --prompts FOLDER",
         })  # fmt: skip
     if show:
-        merge_rows(rows)
+        publish_rows(rows, SHOW)

@@ -6,9 +6,8 @@ threshold has seen (assets/prompts/README.md). No text encoder runs.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,14 @@ from tqdm import tqdm
 
 from components.collect.names import plurals, shields, target_forms
 from components.collect.sources import read_source
-from components.common.files import canonical, write_text
 from components.common.lexicon import is_word
 from components.evaluate.metrics import proportion
 from components.filter.targets import TargetNames
 from components.filter.text import Found, Names
 from components.worlds.templated import TemplatedWorld
 from research.filter.prompts import project_world
+from research.show import Row, publish
+from research.show import row as show_row
 
 SHOW = Path("reports/attacks/show.json")
 COMMAND = "python -m research.filter text --prompts FOLDER"
@@ -136,30 +136,9 @@ def unseen(folder: Path) -> list[str]:
 
 def row(
     what: str, value: float, n: int, goal: str, *, met: bool, low: float | None = None, high: float | None = None
-) -> dict[str, Any]:
+) -> Row:
     """One row of the table."""
-    return {
-        "what": what,
-        "value": value,
-        "n": n,
-        "low": low,
-        "high": high,
-        "goal": goal,
-        "met": met,
-        "command": COMMAND,
-    }
-
-
-def merge_rows(rows: Sequence[Mapping[str, Any]], path: Path = SHOW) -> None:
-    """Puts rows into the report, in place of those of the same name."""
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    new = {item["what"] for item in rows}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, canonical([*(item for item in before if item["what"] not in new), *rows]))
-    for item in rows:
-        tqdm.write(
-            f"{'met ' if item['met'] else 'MISS'} {item['what']}: {item['value']:.4g} (n={item['n']}, goal {item['goal']})"
-        )
+    return show_row(what, value, goal=goal, met=met, command=COMMAND, n=n, low=low, high=high)
 
 
 def run(folder: Path, counts: Sequence[int], show: Path = SHOW) -> None:
@@ -219,4 +198,4 @@ def run(folder: Path, counts: Sequence[int], show: Path = SHOW) -> None:
             high=round(float(high), 4),
         )
     )
-    merge_rows(rows, show)
+    publish(rows, show)

@@ -41,7 +41,7 @@ from components.guidance.params import GuidanceParams
 from components.guidance.training_set import pick_prompts
 from components.guidance.trajectories import cache_trajectories
 from components.requests.requests import Request
-from components.worlds.base import Judge
+from components.worlds.base import WorldJudge
 from components.worlds.judges import load_judge
 from components.worlds.load import load_world
 from components.worlds.params import JudgeParams
@@ -159,7 +159,7 @@ def drift(pipe: StableDiffusionPipeline, task: Task) -> float:
 
 
 def score(
-    pipe: StableDiffusionPipeline, task: Task, album: Album, judge: Judge, before: np.ndarray
+    pipe: StableDiffusionPipeline, task: Task, album: Album, judge: WorldJudge, before: np.ndarray
 ) -> dict[str, dict[str, float]]:
     """UA, anchor rate, IRA, SSIM of unrelated images to `before`, and drift of the pipeline as it is."""
     after = draw(pipe, task, album.retain)
@@ -174,7 +174,7 @@ def score(
 
 
 def race(
-    pipe: StableDiffusionPipeline, task: Task, album: Album, judge: Judge, names: Sequence[str], budgets: Sequence[float],
+    pipe: StableDiffusionPipeline, task: Task, album: Album, judge: WorldJudge, names: Sequence[str], budgets: Sequence[float],
     *, share: float = SLICE,
 ) -> tuple[list[dict[str, Any]], list[Racer]]:  # fmt: skip
     """(one record for the base and for each contender at each budget, the contenders)."""
@@ -285,7 +285,7 @@ def compare(
 
 
 def run(
-    pipe: StableDiffusionPipeline, task: Task, album: Album, judge: Judge, names: Sequence[str], budgets: Sequence[float],
+    pipe: StableDiffusionPipeline, task: Task, album: Album, judge: WorldJudge, names: Sequence[str], budgets: Sequence[float],
     *, share: float = SLICE, out: Path = RESULTS,
 ) -> dict[str, Any]:  # fmt: skip
     """Races, publishes, and returns the record."""

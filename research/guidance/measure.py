@@ -28,7 +28,7 @@ from components.evaluate.measure import anchored_in, erased_of
 from components.evaluate.metrics import Metric, likeness, mean_interval, paired_change, proportion, rate_of
 from components.evaluate.page import grid
 from components.evaluate.select import pick_targets, retain_specs, target_specs
-from components.worlds.base import Judge, Judgement, World
+from components.worlds.base import Judgement, World, WorldJudge
 from research.guidance.groups import Group
 
 ORDINARY = 64
@@ -59,7 +59,7 @@ def ordinary_phrases(world: World, records: Mapping[str, RequestRecord], *, seed
 
 
 def measure_adapters(
-    group: Group, records: Mapping[str, RequestRecord], asked: Prompts, painter: Painter, judge: Judge
+    group: Group, records: Mapping[str, RequestRecord], asked: Prompts, painter: Painter, judge: WorldJudge
 ) -> tuple[dict[str, Any], np.ndarray]:
     """(metrics of the adapters that act together, rows of images before and after for each of their targets)."""
     members, seed = [records[name] for name in group.requests], asked.seed
@@ -106,7 +106,7 @@ def measure_adapters(
 
 
 def compare_retain(
-    retain: pd.DataFrame, before: np.ndarray, after: np.ndarray, judge: Judge, *, about_style: bool
+    retain: pd.DataFrame, before: np.ndarray, after: np.ndarray, judge: WorldJudge, *, about_style: bool
 ) -> dict[str, Metric]:
     """What changes in images (R, H, W, 3) of R unrelated prompts, the rows of `retain`."""
     concepts = [frozenset(shown) for shown in retain["concepts"]]

@@ -18,7 +18,7 @@ from components.evaluate.measure import anchored_in, erased_of
 from components.evaluate.metrics import Metric, mean_interval, proportion
 from components.evaluate.page import grid
 from components.purify.purify import Purified, psnr, purify
-from components.worlds.base import Judge, Judgement
+from components.worlds.base import Judgement, WorldJudge
 from components.worlds.openmoji.scenes import HELD_OUT_SEEDS, Scene, draw
 from components.worlds.openmoji.world import WORLD
 from components.worlds.templated import fill
@@ -56,7 +56,7 @@ def prompt_of(scene: Scene) -> str:
     return fill("{c}" if plain else "{c} in {s} style", scene.concepts, "" if plain else scene.style)
 
 
-def measure_purification(eraser: Eraser, judge: Judge, record: RequestRecord, *, count: int) -> Purification:
+def measure_purification(eraser: Eraser, judge: WorldJudge, record: RequestRecord, *, count: int) -> Purification:
     """Purifies `count` renders of the target with the request's adapter, and for comparison with the base alone.
 
     ua           the judge no longer finds the target; `ua_base` after resampling with the base

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from research.attacks import attack_rows, bound_row, compared, probe_rows, publish, row
+from research.attacks import attack_rows, bound_row, compared, probe_rows, row
+from research.show import publish
 
 
 def rate(value, low, high, n=142):

@@ -8,7 +8,8 @@ import pytest
 from components.filter.targets import TargetNames
 from components.filter.text import Names
 from research.filter.prompts import project_world
-from research.filter.text import KINDS, false_alarms, merge_rows, more_targets, row, world_targets
+from research.filter.text import KINDS, false_alarms, more_targets, row, world_targets
+from research.show import publish
 
 
 def test_made_forms_by_hand():
@@ -48,7 +49,7 @@ def test_rows_replace_those_of_the_same_name(tmp_path, before):
     if before:
         path.parent.mkdir()
         path.write_text(json.dumps(before))
-    merge_rows([row("a", 1.0, 2, "= 1", met=True)], path)
+    publish([row("a", 1.0, 2, "= 1", met=True)], path)
     found = {item["what"]: item["value"] for item in json.loads(path.read_text())}
 
     assert found == ({"a": 1.0, "c": 3} if before else {"a": 1.0})
