@@ -17,8 +17,9 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet "pip>=25.1" # the first to read dependency groups
 	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[openmoji]" basedpyright cogapp hypothesis import-linter "psycopg[binary]" pytest pytest-timeout ruff
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[openmoji]" --group dev
 	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt open_clip_torch # tests read CLIP's vocabulary in it
 	touch $@
 

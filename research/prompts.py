@@ -25,8 +25,8 @@ from research.show import publish, row
 
 OUT = ROOT / "reports" / "models"
 SHOWN = 50
-READ = ""
-"""SHA-256 of the page that a person has read prompt by prompt; another page counts as unread."""
+READ = "5ed6c1ff24e5fa1ecd82176feafde4a594e0c2cdaebfb4302b64691dfcfcbac5"
+"""SHA-256 of the page that was read prompt by prompt; another page counts as unread."""
 PARAMS = ConceptsParams(per_name=24, retain=100, mixed=40, seed=0)
 REQUESTS = {
     "van-gogh": Request(
