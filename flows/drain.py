@@ -24,7 +24,7 @@ from components.registry.preflight import check_ready
 from components.requests.requests import Request
 from components.worlds.load import load_world
 from flows.common import HOOKS, HOUR, RETRIES, open_project_ledger, publish
-from flows.dag import stage_order
+from flows.dag import stages_to_run
 from flows.lifecycle import FlowCancelledError, close_killed, flow_run_id, run_program
 from flows.notify import notify
 from flows.retrain import register, reproduce
@@ -53,7 +53,7 @@ def drain_pending(root: Path, run: str) -> tuple[Written, str]:
         written = write_pending(ledger, window, root / "requests.yaml", check=load_world(world).check)
         if not written.ids:
             return written, ""
-        for stage in stage_order(root):
+        for stage in stages_to_run(root):
             reproduce(stage, root)
         verdict = register(root)
         mark_drained(ledger, written.ids, ACTOR, run, window)

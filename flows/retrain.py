@@ -20,7 +20,7 @@ from components.common.process import stream
 from components.common.sections import PARAMS
 from components.registry.preflight import check_ready
 from components.registry.register import register_tree
-from flows.dag import stage_order
+from flows.dag import stages_to_run
 from flows.lifecycle import FlowCancelledError, cancellation, close_killed, flow_run_id, run_program
 
 
@@ -54,7 +54,7 @@ def retrain(root: str = ".") -> str | State:
         close_killed(folder, last, flow_run_id())
         check_ready(folder, lambda: read_params(folder / PARAMS))
         try:
-            for stage in stage_order(folder):
+            for stage in stages_to_run(folder):
                 reproduce(stage, folder)
         except FlowCancelledError as error:
             return Cancelled(message=error.fact)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dvc.repo import Repo
 
 from components.common.lock import Holder
 from components.common.process import stream
 from flows import lifecycle
-from flows.dag import stage_order
+from flows.dag import stage_order, stages_to_run
 from flows.deps import main
 from flows.lifecycle import ends_for_certain
 
@@ -36,6 +37,45 @@ def test_stage_order_is_the_graph_of_dvc_yaml():
     ):
         assert order.index(before) < order.index(after)
     assert all(order.index("concepts") < order.index(f"guidance@{r}") < order.index("evaluate") for r in requests)
+
+
+def copying(root, **sources):
+    """A project in which each stage copies its source; all of it has run."""
+    stages = {
+        name: {"cmd": f"cp {source} {name}", "deps": [source], "outs": [name]} for name, source in sources.items()
+    }
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    for name in ("left", "right"):
+        (root / name).write_text(name)
+    with Repo.init(str(root), no_scm=True) as repo:
+        repo.reproduce()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (lambda root: None, []),
+        (lambda root: (root / "left").write_text("other"), ["a", "b", "c"]),
+        (lambda root: (root / "b").unlink(), ["b", "c"]),
+        (lambda root: (root / "z").write_text("edited by hand"), ["z"]),
+        (lambda root: (root / "dvc.lock").unlink(), ["z", "a", "b", "c"]),
+        (
+            lambda root: (root / "dvc.yaml").write_text((root / "dvc.yaml").read_text().replace("cp a b", "cp -f a b")),
+            ["b", "c"],
+        ),
+    ],
+    ids=["nothing", "source", "lost output", "edited output", "no lock", "command"],
+)
+def test_stages_to_run_are_the_changed_and_what_depends_on_them(tmp_path, monkeypatch, change, wanted):
+    """What depends on a change in any way is there, in order, and nothing else; dvc agrees that the others have nothing to do."""
+    monkeypatch.chdir(tmp_path)
+    copying(tmp_path, z="right", c="b", b="a", a="left")
+    change(tmp_path)
+
+    assert stages_to_run(tmp_path) == wanted
+    with Repo(str(tmp_path)) as repo:
+        assert {stage.addressing for stage in repo.reproduce()} <= set(wanted)
 
 
 def test_stream_passes_lines_and_status():

@@ -85,7 +85,7 @@ class Training:
 
     def __init__(self, monkeypatch, project):
         self.project, self.trained, self.registered, self.dies = project, [], [], ""
-        monkeypatch.setattr(drain_module, "stage_order", lambda root: ["all"])
+        monkeypatch.setattr(drain_module, "stages_to_run", lambda root: ["all"])
         monkeypatch.setattr(drain_module, "reproduce", lambda stage, root: self.step("reproduce", self.trained))
         monkeypatch.setattr(drain_module, "register", lambda root: self.step("register", self.registered) or "pass")
         monkeypatch.setattr(drain_module, "load_world", lambda name: self)
