@@ -21,7 +21,7 @@ from deploy.place import POOL, Place
 from deploy.services import services
 
 ROOT = Path(__file__).parents[1]
-OUTPUTS = ("data", "models", "reports/evaluate")
+OUTPUTS = ("data", "models", "reports/evaluate", "reports/attacks")
 LONG = 3600.0
 Found = TypeVar("Found")
 
