@@ -11,7 +11,7 @@ run: install
 
 # Install, then the default test suite.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 install: .venv/installed
 

@@ -22,13 +22,21 @@ from tests.states import one_tower
 from training.openmoji.unet import build_scheduler
 
 os.environ["ACCELERATE_USE_CPU"] = "true"  # on any machine the same; test_gpu.py lifts it
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+"""Of torch; processes side by side with more threads than there are cores wait for each other."""
+os.environ["OMP_NUM_THREADS"] = str(THREADS)  # of programs that tests start
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "assets" / "openmoji"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that takes longest comes first, so that the other worker has something to do until it ends."""
+    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
 @pytest.fixture(autouse=True)
 def _threads():
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
 
 
 class Said(NamedTuple):

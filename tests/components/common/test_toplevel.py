@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -96,9 +97,10 @@ def test_a_signal_ends_a_program_and_what_it_started(number, code):
         "from components.common.process import stream\n"
         "with one_sentence('expunge'):\n    stream([sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'], Path())"
     )
+    heeded = partial(signal.signal, number, signal.SIG_DFL)  # the tests themselves may have been started by nohup
     program = subprocess.Popen(
-        [sys.executable, "-c", body], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", body], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeded
+    )  # fmt: skip
     child = int(program.stdout.readline())
     program.send_signal(number)
     _, error = program.communicate(timeout=15)
