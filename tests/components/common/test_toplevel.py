@@ -99,7 +99,7 @@ def test_a_signal_ends_a_program_and_what_it_started(number, code):
     )
     heeded = partial(signal.signal, number, signal.SIG_DFL)  # the tests themselves may have been started by nohup
     program = subprocess.Popen(
-        [sys.executable, "-c", body], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeded
+        [sys.executable, "-c", body], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeded,  # noqa: PLW1509 - no thread runs here
     )  # fmt: skip
     child = int(program.stdout.readline())
     program.send_signal(number)
