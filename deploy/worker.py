@@ -21,6 +21,8 @@ import psutil
 
 PREFECT = str(Path(sys.executable).parent / "prefect")
 SWEEP_SECONDS = 30.0
+QUERY_SECONDS = 2.0
+"""How often it asks for runs that are due."""
 READY = "EXPUNGE_READY"
 """Variable that names a file to make once the worker runs."""
 Ending = Literal["CRASHED", "CANCELLED"]
@@ -98,7 +100,8 @@ def main(pool: str) -> int:
     root = Path(os.environ.get("EXPUNGE_ROOT", ".")).resolve()
     subprocess.run([sys.executable, "-m", "deploy.worker", pool, "deploy"], cwd=root, check=True)
     lost = sweep(pool, None)
-    worker = subprocess.Popen([PREFECT, "worker", "start", "--pool", pool, "--type", "process"], cwd=root)
+    often = os.environ | {"PREFECT_WORKER_QUERY_SECONDS": f"{QUERY_SECONDS:g}"}
+    worker = subprocess.Popen([PREFECT, "worker", "start", "--pool", pool, "--type", "process"], cwd=root, env=often)
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, lambda number, _frame: worker.send_signal(number))
     if READY in os.environ:
