@@ -92,10 +92,18 @@ def write_project(root: Path, *, ua: float = 1.0, requests: dict[str, Any] = REQ
 
 def put_base(folder: Path) -> None:
     """A pipeline by its files' names; nothing can load it."""
-    classes = {"text_encoder": ["transformers", "CLIPTextModel"], "unet": ["diffusers", "UNet2DConditionModel"]}
+    classes = {
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
     put(folder / "model_index.json", canonical({"_class_name": "StableDiffusionPipeline"} | classes))
     for part in ("text_encoder", "unet", "vae"):
         put(folder / part / "model.safetensors", part)
+    put(folder / "text_encoder" / "config.json", canonical({"hidden_size": 8}))
+    put(folder / "unet" / "config.json", canonical({"cross_attention_dim": 8}))
+    put(folder / "scheduler" / "scheduler_config.json", "{}")
 
 
 def make(root: Path, *, ua: float = 1.0, seed: int = 0) -> None:
