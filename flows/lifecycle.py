@@ -25,7 +25,6 @@ from prefect.events.worker import EventsWorker
 from prefect.exceptions import CancelledRun, PrefectException
 from prefect.logging.handlers import APILogWorker
 from prefect.runtime import flow_run
-from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
@@ -157,6 +156,8 @@ def _own_server() -> Iterator[None]:
     if PREFECT_API_URL.value():
         yield
         return
+    from prefect.server.api.server import SubprocessASGIServer  # noqa: PLC0415 - the whole server, seconds to import
+
     password = f"expunge:{secrets.token_hex(16)}"
     with temporary_settings({PREFECT_API_AUTH_STRING: password, PREFECT_SERVER_API_AUTH_STRING: password}):
         server = SubprocessASGIServer()
