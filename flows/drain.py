@@ -20,6 +20,7 @@ from components.common.sections import PARAMS, read_section
 from components.ledger.database import NoLedgerError
 from components.ledger.drain import Written, read_pending, write_pending
 from components.ledger.queue import mark_drained
+from components.registry.lock import guard_lock
 from components.registry.preflight import check_ready
 from components.requests.requests import Request
 from components.worlds.load import load_world
@@ -53,6 +54,7 @@ def drain_pending(root: Path, run: str) -> tuple[Written, str]:
         written = write_pending(ledger, window, root / "requests.yaml", check=load_world(world).check)
         if not written.ids:
             return written, ""
+        guard_lock(root)
         for stage in stages_to_run(root):
             reproduce(stage, root)
         verdict = register(root)

@@ -18,6 +18,7 @@ from components.common.errors import StageError
 from components.common.lock import writing
 from components.common.process import stream
 from components.common.sections import PARAMS
+from components.registry.lock import guard_lock
 from components.registry.preflight import check_ready
 from components.registry.register import register_tree
 from flows.dag import stages_to_run
@@ -27,6 +28,7 @@ from flows.lifecycle import FlowCancelledError, cancellation, close_killed, flow
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
 def reproduce(stage: str, root: Path) -> None:
     """Runs one stage if anything that it depends on has changed; `StageError` if it fails or the flow run is cancelled."""
+    guard_lock(root)
     cancelled = cancellation()
     status = stream(["dvc", "repro", "--single-item", "--", stage], root, get_run_logger().info, ended=cancelled)
     if cancelled():
@@ -53,6 +55,8 @@ def retrain(root: str = ".") -> str | State:
     with writing(folder, flow_run_id()) as last:
         close_killed(folder, last, flow_run_id())
         check_ready(folder, lambda: read_params(folder / PARAMS))
+        if guard_lock(folder):
+            get_run_logger().warning("dvc.lock was cut short by a kill; it is that of before the last stage again")
         try:
             for stage in stages_to_run(folder):
                 reproduce(stage, folder)

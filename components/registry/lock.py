@@ -15,9 +15,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from components.common.errors import ArtifactError, StageError, UserError
+from components.common.files import write_text
 
 LOCK = "dvc.lock"
 _GRAPH = "dvc.yaml"
+_KEPT = Path(".dvc/tmp/expunge.dvc.lock")
 
 
 def read_lock(path: Path) -> dict[str, Any]:
@@ -29,6 +31,40 @@ def read_lock(path: Path) -> dict[str, Any]:
     if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
         raise ArtifactError(f"{path} lists no stages", "run the stages: dvc repro")
     return stages
+
+
+def guard_lock(root: Path) -> bool:
+    """Keeps a copy of dvc.lock, or, where it was cut short, puts the last copy back; whether it did.
+
+    dvc empties the file before it writes a stage's entry, so that a kill at that moment leaves one that no dvc reads. With
+    the copy only that stage runs again; without one, dvc.lock is removed and dvc's cache has what it held. A merge's
+    conflict is left to the person who merges.
+    """
+    lock, kept = root / LOCK, root / _KEPT
+    if not lock.is_file():
+        return False
+    text = lock.read_text(encoding="utf-8", errors="replace")
+    if _is_lock(text):
+        write_text(kept, text)
+        return False
+    if "<<<<<<<" in text:
+        return False
+    if kept.is_file() and _is_lock(copy := kept.read_text(encoding="utf-8")):
+        write_text(lock, copy)
+    else:
+        lock.unlink()
+    return True
+
+
+def _is_lock(text: str) -> bool:
+    from dvc.dvcfile import Lockfile  # noqa: PLC0415 - slow to import
+    from dvc.exceptions import DvcException  # noqa: PLC0415
+
+    try:
+        Lockfile.validate(YAML(typ="safe").load(text))
+    except (YAMLError, DvcException):
+        return False
+    return True
 
 
 def dump_yaml(content: object) -> str:
