@@ -37,7 +37,7 @@ def test_a_lock_cut_anywhere_is_read_by_dvc_again(project, cut):
 
 
 def test_an_empty_lock_without_a_copy_is_removed(project):
-    """dvc then starts from its cache; it reads no empty file."""
+    """What dvc knows then starts from its cache; it reads no empty file."""
     (project / "dvc.lock").write_text("")
 
     assert guard_lock(project)
