@@ -81,13 +81,13 @@ def write_tokenizer(folder: Path, pad: str = EOS) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def text_config(width: int, layers: int, *, act: str, projection: int) -> CLIPTextConfig:
+def text_config(width: int, layers: int, *, act: str, projection: int, **more: Any) -> CLIPTextConfig:
     """A text encoder's configuration with the published, wrong special tokens."""
-    return CLIPTextConfig(
-        vocab_size=49408, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
-        num_attention_heads=4, max_position_embeddings=77, hidden_act=act, projection_dim=projection,
-        bos_token_id=0, eos_token_id=2, pad_token_id=1,
-    )  # fmt: skip
+    return CLIPTextConfig(**{
+        "vocab_size": 49408, "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers,
+        "num_attention_heads": 4, "max_position_embeddings": 77, "hidden_act": act, "projection_dim": projection,
+        "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1,
+    } | more)  # fmt: skip
 
 
 def unet(cross: int, **more: Any) -> UNet2DConditionModel:
@@ -115,10 +115,10 @@ def safety_checker() -> StableDiffusionSafetyChecker:
     return StableDiffusionSafetyChecker(CLIPConfig(text_config=tower, vision_config=vision, projection_dim=8))
 
 
-def _sd15(tokens: Path) -> StableDiffusionPipeline:
+def _sd15(tokens: Path, config: CLIPTextConfig | None = None) -> StableDiffusionPipeline:
+    config = config or text_config(32, 4, act="quick_gelu", projection=32)
     return StableDiffusionPipeline(
-        vae=vae(), text_encoder=CLIPTextModel(text_config(32, 4, act="quick_gelu", projection=32)),
-        tokenizer=write_tokenizer(tokens / "tokenizer"), unet=unet(32),
+        vae=vae(), text_encoder=CLIPTextModel(config), tokenizer=write_tokenizer(tokens / "tokenizer"), unet=unet(config.hidden_size),
         scheduler=PNDMScheduler(**_SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False),
         safety_checker=safety_checker(), feature_extractor=CLIPImageProcessor(),
     )  # fmt: skip
@@ -153,12 +153,20 @@ def _sdxl(tokens: Path) -> StableDiffusionXLPipeline:
     )  # fmt: skip
 
 
-_BUILD = {"sd15": _sd15, "sd21": _sd21, "sdxl": _sdxl}
+def _vit_l(tokens: Path) -> StableDiffusionPipeline:
+    heads = {"intermediate_size": 3072, "num_attention_heads": 12}
+    return _sd15(tokens, text_config(768, 12, act="quick_gelu", projection=768, **heads))
+
+
+_BUILD = {"sd15": _sd15, "sd21": _sd21, "sdxl": _sdxl, "vit-l": _vit_l}
 
 
 def build_standin(kind: str, folder: Path, form: Form = "published") -> Path:
-    """Writes the stand-in of `kind`, one of `KINDS`, into `folder`, which it returns; same bytes of weights at every call."""
-    torch.manual_seed(KINDS.index(kind))
+    """Writes the stand-in of `kind`, one of `KINDS` or vit-l, into `folder`, which it returns; same bytes of weights at every call.
+
+    vit-l is sd15 with a text encoder of the published size, 123 million parameters.
+    """
+    torch.manual_seed(list(_BUILD).index(kind))
     pipe = _BUILD[kind](folder)
     _spread(pipe)
     shards = {"max_shard_size": "40KB"} if kind == "sdxl" and form == "published" else {}
