@@ -23,7 +23,7 @@ def attack(
     attacks: Annotated[
         list[str] | None, typer.Option("--attack", help="One attack; default those of the size; repeatable.")
     ] = None,
-    size: Annotated[str, typer.Option(help="quick or full; default that of params.yaml.")] = "",
+    size: Annotated[str, typer.Option(help="A size of params.yaml, such as quick or full; default the one that it names.")] = "",
     dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
 ) -> None:
     """Attacks the erased model by text, and says how far an attacker gets; a stopped run goes on. Exits with 1 if a gate fails."""
@@ -56,7 +56,7 @@ def probe(
     probes: Annotated[
         list[str] | None, typer.Option("--probe", help="One probe; default those of the size; repeatable.")
     ] = None,
-    size: Annotated[str, typer.Option(help="quick or full; default that of params.yaml.")] = "",
+    size: Annotated[str, typer.Option(help="A size of params.yaml, such as quick or full; default the one that it names.")] = "",
     dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
 ) -> None:
     """Probes the erased model beyond text: real images, latents, learned embeddings, fine-tuning. Exits with 1 if a gate fails."""
