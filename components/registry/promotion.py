@@ -171,14 +171,8 @@ class Registrar:
         return found._replace(attacks=facts)
 
     def repair(self) -> History:
-        """Sets the aliases until they are those that the history gives, and returns the history."""
-        for _ in range(_MOST_RACES):
-            history = read_history(self.ledger)
-            wanted = wanted_aliases(history, self.store)
-            if own_aliases(self.store) == wanted:
-                return history
-            self.store.set_aliases(wanted)
-        raise StageError("the aliases could not be set: others keep changing the releases", "repeat the command")
+        """As `repair`."""
+        return repair(self.ledger, self.store)
 
     def _history(self) -> History:
         """The history to decide on, with the aliases mended first."""
@@ -193,6 +187,17 @@ class Registrar:
             releases.append(self.ledger, history, entry, self.actor)
             after = self.repair()
         return Act(did, version, known(after, version).digest, result, after.champion, after.previous)
+
+
+def repair(ledger: Ledger, store: Store) -> History:
+    """Sets the aliases until they are those that the history gives, and returns the history."""
+    for _ in range(_MOST_RACES):
+        history = read_history(ledger)
+        wanted = wanted_aliases(history, store)
+        if own_aliases(store) == wanted:
+            return history
+        store.set_aliases(wanted)
+    raise StageError("the aliases could not be set: others keep changing the releases", "repeat the command")
 
 
 def own_aliases(store: Store) -> dict[str, int]:

@@ -16,6 +16,7 @@ from components.ledger.database import ledger_url
 from components.ledger.events import Ledger
 from components.ledger.params import LedgerParams
 from components.ledger.releases import append, read_history, registration
+from components.registry.promotion import repair
 from components.registry.registry import Registry, Version
 from components.registry.release import build_release
 
@@ -30,7 +31,7 @@ def register_tree(root: Path, actor: str, tags: Mapping[str, str] | None = None)
     registry = Registry(root)
     version = registry.register(release, tags)
     note_version(ledger, version, actor)
-    registry.set_aliases(read_history(ledger).aliases())
+    repair(ledger, registry)
     return version
 
 
