@@ -32,7 +32,9 @@ def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> boo
 
 def report_end(_flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
     """Notifies of a run that failed, crashed or was cancelled."""
-    notify(f"flow.{state.type.value.lower()}", {"flow": _flow.name, "run": str(run.id), "said": state.message})
+    notify(
+        f"flow.{state.type.value.lower()}", {"flow": _flow.name, "run": str(run.id)}
+    )  # its message may hold a target
 
 
 class Hooks(TypedDict):

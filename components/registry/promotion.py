@@ -91,6 +91,8 @@ class Act(NamedTuple):
     champion: int | None
     previous: int | None
     """Champion and the version that a rollback restores, after the act."""
+    lagging: str = ""
+    """Why the aliases do not follow the act yet; the act stands all the same, and `repair` is to be called again."""
 
 
 class Registrar:
@@ -128,6 +130,9 @@ class Registrar:
             first, *more = assessment.failed
             others = f" and {len(more)} more" if more else ""
             remedy = "mend and evaluate again"
+            if first.check == "size":
+                size = self.policy.promote.size
+                remedy = f"set evaluate.size and attack.size to {size} in params.yaml and retrain: expunge retrain"
             if not more and first.gate in assessment.overridable:
                 remedy = f"override it: expunge release override {version} --gate {first.gate}"
             raise RefusedError(f"version {version} fails {first.gate}{others} ({first.reason})", remedy)
@@ -179,14 +184,17 @@ class Registrar:
         return read_history(self.ledger) if self.dry_run else self.repair()
 
     def _write(self, history: History, entry: Entry, did: str, result: str = "") -> Act:
-        version = int(entry.body["version"])
+        version, lagging = int(entry.body["version"]), ""
         if self.dry_run:
             event = Event(history.seq + 1, entry.subject, _now(), self.actor, entry.kind, dict(entry.body), "", "")
             after, did = releases.apply(history, event), f"would have {did}"
         else:
             releases.append(self.ledger, history, entry, self.actor)
-            after = self.repair()
-        return Act(did, version, known(after, version).digest, result, after.champion, after.previous)
+            try:
+                after = self.repair()
+            except StageError as error:  # the registry has gone since
+                after, lagging = read_history(self.ledger), error.fact
+        return Act(did, version, known(after, version).digest, result, after.champion, after.previous, lagging)
 
 
 def repair(ledger: Ledger, store: Store) -> History:

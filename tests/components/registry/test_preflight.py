@@ -84,7 +84,7 @@ def test_a_deleted_experiment_is_refused(project):
 def test_a_file_that_is_no_database_is_refused(project):
     """A registry that cannot be opened is one sentence."""
     (project / "mlflow.db").write_bytes(b"no database" * 1000)
-    with pytest.raises(StageError, match=r"registry at sqlite:///.* cannot be used \("):
+    with pytest.raises(StageError, match=r"registry at sqlite:///.* refuses \("):
         check_registry(project)
 
 

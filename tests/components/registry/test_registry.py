@@ -20,7 +20,7 @@ from components.registry.describe import flat_params, flatten
 from components.registry.register import open_ledger, register_tree
 from components.registry.registry import MODEL, Registry, parse_reference
 from components.registry.release import build_release
-from components.registry.tracking import asking
+from components.registry.tracking import asking, shown_uri
 from tests.toyrelease import git, lock, make, put
 
 ROOT = Path(__file__).parents[3]
@@ -183,7 +183,9 @@ def test_a_version_that_the_registry_has_lost_does_not_stop_a_registration(tree)
     """The champion was deleted in MLflow: the next release is registered, and no alias names what is gone."""
     register_tree(tree, "ann")
     ledger, client = open_ledger(tree), MlflowClient(Registry(tree).uri)
-    append(ledger, read_history(ledger), Entry("release.promoted", "release/1", {"version": 1, "digest": "0" * 64}), "b")
+    append(
+        ledger, read_history(ledger), Entry("release.promoted", "release/1", {"version": 1, "digest": "0" * 64}), "b"
+    )
     client.delete_model_version(MODEL, "1")
     make(tree, seed=1)
     lock(tree)
@@ -453,6 +455,16 @@ def test_a_server_that_cannot_be_used_is_one_sentence_with_its_url(monkeypatch, 
     assert "secret" not in said
     assert "\n" not in said
     assert open_ledger(tree).events() == []
+
+
+def test_no_text_shows_a_password():
+    """Account and password are left out of a URI and of a library's sentence that quotes one, whatever the password holds."""
+    assert shown_uri("http://ann:p@ss:w@host:5000/x") == "http://host:5000/x"
+    assert (
+        shown_uri("API request to http://ann:secret@host/api failed, see a@b.org")
+        == "API request to http://host/api failed, see a@b.org"
+    )
+    assert shown_uri("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
 
 
 def test_telemetry_is_off_in_code():
