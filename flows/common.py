@@ -20,6 +20,7 @@ from components.ledger.events import Ledger
 from components.ledger.params import LedgerParams
 from components.registry.promotion import Registrar, read_policy
 from components.registry.registry import MODEL, Registry
+from components.registry.tracking import is_server, shown_uri
 from flows.notify import notify
 
 MINUTE, HOUR = 60, 3600
@@ -86,7 +87,7 @@ def markdown(title: str, rows: Sequence[Sequence[object]], *, header: Sequence[s
     """Title, note and table as Markdown; with the registry's page where it has one."""
     lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in (header, ["---"] * len(header), *rows)]
     server = os.environ.get("MLFLOW_TRACKING_URI", "")
-    link = f"[Releases in MLflow]({server.rstrip('/')}/#/models/{MODEL})" if server.startswith("http") else ""
+    link = f"[Releases in MLflow]({shown_uri(server).rstrip('/')}/#/models/{MODEL})" if is_server(server) else ""
     return "\n\n".join(part for part in (f"# {title}", note, "\n".join(lines) if rows else "", link) if part)
 
 

@@ -199,6 +199,16 @@ def test_drain_says_which_request_cannot_be_written(project):
     assert [item.state for item in read_queue(project.ledger).values()] == ["accepted", "drained"]
 
 
+def test_an_artifact_links_to_the_registry_without_its_password(monkeypatch):
+    """Whoever may read Prefect's artifacts must not learn how to write to the registry."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://ann:secret@host:5000/")
+    said = common.markdown("Title", [["a|b", 1]], header=["what", "n"])
+
+    assert "[Releases in MLflow](https://host:5000/#/models/expunge)" in said
+    assert "secret" not in said
+    assert "| a\\|b | 1 |" in said
+
+
 def raised(errors):
     """Raises the first of `errors`, if there is one, and takes it away."""
     if errors:
