@@ -15,7 +15,7 @@ from prefect.tasks import Task
 
 from components.common.errors import TransientError
 from components.common.sections import read_section
-from components.ledger.database import ledger_url
+from components.ledger.database import NoLedgerError, ledger_url
 from components.ledger.events import Ledger
 from components.ledger.params import LedgerParams
 from components.registry.promotion import Registrar, read_policy
@@ -72,9 +72,14 @@ def open_project_ledger(root: Path, *, must_exist: bool = True) -> tuple[Ledger,
     return Ledger(ledger_url(params, root), must_exist=must_exist), params
 
 
-def registrar(root: Path, actor: str) -> Registrar:
-    """Acts of an account on the releases of the project in `root`."""
-    ledger, _ = open_project_ledger(root)
+def registrar(root: Path, actor: str, *, empty: bool = False) -> Registrar:
+    """Acts of an account on the releases of the project in `root`; `empty` imagines a ledger where there is none."""
+    try:
+        ledger, _ = open_project_ledger(root)
+    except NoLedgerError:
+        if not empty:
+            raise
+        ledger = Ledger("sqlite://")
     return Registrar(ledger, Registry(root), read_policy(root), actor)
 
 

@@ -28,12 +28,11 @@ from components.common.process import stream
 from components.evaluate.attacks.evidence import attacked_same
 from components.evaluate.attacks.summary import ATTACKS, read_attacks
 from components.evaluate.summary import read_evaluation
-from components.ledger.database import NoLedgerError
 from components.ledger.releases import History, read_history
 from components.registry import binding
 from components.registry.checks import Assessment, Evidence, assess, check_attacks
 from components.registry.params import PromoteParams
-from components.registry.promotion import Policy, fetched, read_policy
+from components.registry.promotion import Policy, check_same, fetched, read_policy
 from components.registry.release import Release
 from flows.common import HOOKS, HOUR, RETRIES, publish, registrar
 from flows.lifecycle import FlowCancelledError, cancellation, run_program
@@ -128,13 +127,11 @@ def _sized(params: PromoteParams, size: str) -> PromoteParams:
 @task(name="recheck-champion", **RETRIES)
 def recheck_champion(root: Path, seed: int) -> Recheck:
     """Fetches, evaluates and judges."""
-    try:
-        acts, policy = registrar(root, ACTOR), read_policy(root)
-    except NoLedgerError:
-        return Recheck(None, seed, None)
+    acts, policy = registrar(root, ACTOR, empty=True), read_policy(root)
     history = read_history(acts.ledger)
     version = history.champion
     if version is None:
+        check_same(history, acts.store.aliases())
         return Recheck(None, seed, None)
     with fetched(acts.store, version, history.releases[version].digest) as release:
         found = evaluate_again(release, policy, seed, root, get_run_logger().info)

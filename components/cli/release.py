@@ -33,10 +33,11 @@ Reason = Annotated[str, typer.Option(help="Why; the history keeps it.")]
 @release.command("list")
 def release_list(as_json: Json = False) -> None:  # noqa: FBT002 - a command-line flag
     """Lists all versions with their state, and says where the registry's aliases are not what the history gives."""
-    from components.registry.promotion import own_aliases, wanted_aliases  # noqa: PLC0415 - slow to import
+    from components.registry.promotion import check_same, own_aliases, wanted_aliases  # noqa: PLC0415 - slow to import
 
     registrar = _registrar(None, dry_run=True, empty=True)
     history, found = _history(registrar), own_aliases(registrar.store)
+    check_same(history, found)
     wanted = wanted_aliases(history, registrar.store)
     rows = [
         {

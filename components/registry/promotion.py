@@ -198,14 +198,28 @@ class Registrar:
 
 
 def repair(ledger: Ledger, store: Store) -> History:
-    """Sets the aliases until they are those that the history gives, and returns the history."""
+    """Sets the aliases until they are those that the history gives, and returns the history; `ArtifactError` as in `check_same`."""
     for _ in range(_MOST_RACES):
         history = read_history(ledger)
-        wanted = wanted_aliases(history, store)
-        if own_aliases(store) == wanted:
+        found, wanted = own_aliases(store), wanted_aliases(history, store)
+        check_same(history, found)
+        if found == wanted:
             return history
         store.set_aliases(wanted)
     raise StageError("the aliases could not be set: others keep changing the releases", "repeat the command")
+
+
+def check_same(history: History, aliases: Mapping[str, int]) -> None:
+    """`ArtifactError` if the registry's `aliases` name a champion and the ledger, which has none, does not know that version.
+
+    An empty ledger in the place of the one that was lost, or was meant, would take the champion away.
+    """
+    champion = aliases.get("champion")
+    if champion is not None and history.champion is None and champion not in history.releases:
+        raise ArtifactError(
+            f"the registry's champion is version {champion}, and the ledger does not know it",
+            "name the ledger by EXPUNGE_LEDGER_URL or restore it from a backup",
+        )
 
 
 def own_aliases(store: Store) -> dict[str, int]:

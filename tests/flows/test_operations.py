@@ -8,7 +8,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.testing.utilities import prefect_test_harness
 
-from components.common.errors import StageError, TransientError, UserError
+from components.common.errors import ArtifactError, StageError, TransientError, UserError
 from components.common.lock import writing
 from components.ledger import releases
 from components.ledger.events import Ledger
@@ -287,6 +287,17 @@ def test_recheck_judges_the_champion_on_fresh_seeds(project, monkeypatch, caplog
         assert caplog.records[-1].getMessage().startswith("release.regressed")
     assert seen == [(digests[0], GATES, 7)]
     assert [event for event, _ in alarms] == ([] if said == "PASSED" else [recheck.REGRESSED])
+
+
+@pytest.mark.usefixtures("plain")
+def test_recheck_without_the_ledger_of_the_champion_fails(project):
+    """A worker that was given a wrong ledger must not report week after week that there is no champion to check."""
+    project.register(Shown())
+    Registrar(project.ledger, project.store, POLICY, "carl").promote(1)
+    (project.folder / "ledger.db").unlink()
+    with pytest.raises(ArtifactError, match="the ledger does not know it"):
+        in_process(recheck.recheck, str(project.folder))
+    assert not (project.folder / "ledger.db").exists()
 
 
 def test_recheck_attacks_in_quick_size_with_its_own_seed(tmp_path):

@@ -9,7 +9,7 @@ from components.common.errors import ArtifactError, StageError, TransientError, 
 from components.evaluate.attacks.params import TierGate
 from components.ledger import releases
 from components.ledger.events import Ledger
-from components.ledger.releases import read_history
+from components.ledger.releases import History, read_history
 from components.registry import promotion
 from components.registry.compare import compare
 from components.registry.params import PromoteParams
@@ -274,6 +274,24 @@ def test_aliases_are_rebuilt_from_the_history(world, found):
     others = {name: version for name, version in found.items() if name == "theirs"}
     assert wanted == {"candidate": 3, "champion": 2, "previous": 1}
     assert world.store.named == wanted | others
+
+
+def test_an_empty_ledger_takes_no_champion_away(world, tmp_path):
+    """The ledger was lost, or another is named: acts are refused in one sentence, and the champion stays until the right one is back."""
+    world.register(Shown(), Shown())
+    right, named = world.champion(1).ledger, dict(world.store.named)
+    (tmp_path / "other").mkdir()
+    world.ledger = Ledger(f"sqlite:///{tmp_path}/other/ledger.db")
+    releases.append(
+        world.ledger, read_history(world.ledger), releases.registration(History(), 2, "0" * 64, "pass"), "ann"
+    )
+    with pytest.raises(
+        ArtifactError, match="registry's champion is version 1, and the ledger does not know it; name the"
+    ):
+        world.by("bob").approve(2)
+    assert world.store.named == named
+    world.ledger = right
+    assert world.by("bob").approve(2).champion == 1
 
 
 def test_a_crash_between_the_event_and_the_alias_is_mended(world, monkeypatch):

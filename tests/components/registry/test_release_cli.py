@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from components.cli.release import moment
-from components.common.errors import TransientError, UserError
+from components.common.errors import ArtifactError, TransientError, UserError
 from components.registry.register import register_tree
 from components.registry.registry import Registry
 from components.registry.tracking import asking
@@ -141,6 +141,20 @@ def test_a_server_that_is_not_there_is_one_sentence_with_its_url(two, expunge, m
         assert (found.code, "http://127.0.0.1:9 cannot be reached" in found.error) == (4, True), found.error
         assert "secret" not in found.error
     assert "approved" not in expunge("release", "log").out
+
+
+def test_a_lost_ledger_is_told_and_takes_no_champion_away(two, expunge):
+    """A champion that the ledger has never heard of is the sign of a lost or a wrong one: nothing is listed or registered, and it stays."""
+    for command in (("approve", 1, "--as", "bob"), ("promote", 1)):
+        assert expunge("release", *command, cwd=two).code == 0
+    (two / "ledger.db").unlink()
+    found = expunge("release", "list")
+    assert found.code == 3
+    assert "the registry's champion is version 1, and the ledger does not know it; name the ledger by" in found.error
+    with pytest.raises(ArtifactError, match="the ledger does not know it"):
+        register_tree(two, "ann")
+    assert Registry(two).aliases() == {"candidate": 2, "champion": 1}
+    assert len(Registry(two).versions()) == 2
 
 
 def test_a_fresh_project_lists_no_release(two, expunge):
