@@ -16,7 +16,7 @@ from components.common.errors import ExpungeError, StageError
 from deploy import processes
 from deploy.place import ACCOUNT, HOME, LOOPBACK, SECRETS, Place, private
 from deploy.services import services
-from deploy.setup import ROLES
+from deploy.setup import ROLES, verifier
 
 
 def rotate(place: Place) -> None:
@@ -59,7 +59,8 @@ def _postgres(place: Place, known: list[str], new: dict[str, str]) -> None:
             with psycopg.connect(where, password=password) as connection:
                 for role in ("postgres", *ROLES):
                     query = sql.SQL("ALTER ROLE {} PASSWORD {}")
-                    connection.execute(query.format(sql.Identifier(role), sql.Literal(new[role])))
+                    secret = verifier(connection, role, new[role])
+                    connection.execute(query.format(sql.Identifier(role), sql.Literal(secret)))
         except psycopg.OperationalError:
             continue
         return

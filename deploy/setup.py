@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psycopg
 
 DATABASES = {"ledger": "ledger", "mlflow": "mlflow", "mlflow_auth": "mlflow", "prefect": "prefect"}
 """PostgreSQL databases and the role that owns each."""
@@ -28,12 +32,18 @@ def make_databases(host: str, port: int, admin_password: str, passwords: Mapping
         for role in ROLES:
             verb = sql.SQL("ALTER" if role in roles else "CREATE")
             query = sql.SQL("{} ROLE {} LOGIN PASSWORD {}")
-            connection.execute(query.format(verb, sql.Identifier(role), sql.Literal(passwords[role])))
+            secret = verifier(connection, role, passwords[role])
+            connection.execute(query.format(verb, sql.Identifier(role), sql.Literal(secret)))
         for name, owner in DATABASES.items():
             if name not in databases:
                 query = sql.SQL("CREATE DATABASE {} OWNER {}")
                 connection.execute(query.format(sql.Identifier(name), sql.Identifier(owner)))
             connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
+
+
+def verifier(connection: psycopg.Connection, role: str, password: str) -> str:
+    """What PostgreSQL keeps of a password (SCRAM-SHA-256); a statement that fails is written to its log, but not with the password."""
+    return connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
 
 
 def make_buckets(endpoint: str, key: str, secret: str, buckets: Sequence[str] = BUCKETS) -> None:

@@ -15,11 +15,12 @@ from prefect.tasks import Task
 
 from components.common.errors import TransientError
 from components.common.sections import read_section
-from components.ledger.database import ledger_url
+from components.ledger.database import NoLedgerError, ledger_url
 from components.ledger.events import Ledger
 from components.ledger.params import LedgerParams
 from components.registry.promotion import Registrar, read_policy
 from components.registry.registry import MODEL, Registry
+from components.registry.tracking import is_server, shown_uri
 from flows.notify import notify
 
 MINUTE, HOUR = 60, 3600
@@ -32,7 +33,9 @@ def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> boo
 
 def report_end(_flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
     """Notifies of a run that failed, crashed or was cancelled."""
-    notify(f"flow.{state.type.value.lower()}", {"flow": _flow.name, "run": str(run.id), "said": state.message})
+    notify(
+        f"flow.{state.type.value.lower()}", {"flow": _flow.name, "run": str(run.id)}
+    )  # its message may hold a target
 
 
 class Hooks(TypedDict):
@@ -69,9 +72,14 @@ def open_project_ledger(root: Path, *, must_exist: bool = True) -> tuple[Ledger,
     return Ledger(ledger_url(params, root), must_exist=must_exist), params
 
 
-def registrar(root: Path, actor: str) -> Registrar:
-    """Acts of an account on the releases of the project in `root`."""
-    ledger, _ = open_project_ledger(root)
+def registrar(root: Path, actor: str, *, empty: bool = False) -> Registrar:
+    """Acts of an account on the releases of the project in `root`; `empty` imagines a ledger where there is none."""
+    try:
+        ledger, _ = open_project_ledger(root)
+    except NoLedgerError:
+        if not empty:
+            raise
+        ledger = Ledger("sqlite://")
     return Registrar(ledger, Registry(root), read_policy(root), actor)
 
 
@@ -84,7 +92,7 @@ def markdown(title: str, rows: Sequence[Sequence[object]], *, header: Sequence[s
     """Title, note and table as Markdown; with the registry's page where it has one."""
     lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in (header, ["---"] * len(header), *rows)]
     server = os.environ.get("MLFLOW_TRACKING_URI", "")
-    link = f"[Releases in MLflow]({server.rstrip('/')}/#/models/{MODEL})" if server.startswith("http") else ""
+    link = f"[Releases in MLflow]({shown_uri(server).rstrip('/')}/#/models/{MODEL})" if is_server(server) else ""
     return "\n\n".join(part for part in (f"# {title}", note, "\n".join(lines) if rows else "", link) if part)
 
 

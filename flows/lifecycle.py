@@ -33,7 +33,7 @@ from prefect.settings import (
 )
 from prefect.states import Crashed
 
-from components.common.errors import StageError
+from components.common.errors import StageError, UserError
 from components.common.files import canonical, write_text
 from components.common.lock import Holder
 from components.common.toplevel import one_sentence
@@ -114,13 +114,22 @@ def run_program(flow: Callable[[], Any]) -> None:
     """Runs a flow as a program: one sentence and an exit code at its end, whatever ends it.
 
     Where no Prefect server is configured, Prefect starts one for the time of the run: on loopback, with a password of its own,
-    and it ends with this process even if that is killed.
+    and it ends with this process even if that is killed. Arguments are refused: a flow that ignored `--dry-run` would act.
     """
-    with one_sentence("expunge"), ends_for_certain(), _own_server():
+    with one_sentence("expunge"), _no_arguments(), ends_for_certain(), _own_server():
         try:
             flow()
         except CancelledRun as error:
             raise FlowCancelledError from error
+
+
+@contextmanager
+def _no_arguments() -> Iterator[None]:
+    if sys.argv[1:]:
+        raise UserError(
+            f"a flow takes no arguments ({sys.argv[1][:60]!r})", "leave them out, or use a command: expunge"
+        )
+    yield
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Tells the outside what a flow has done: a line of the log, and a signed webhook where one is configured.
 
 EXPUNGE_WEBHOOK_URL names the receiver and EXPUNGE_WEBHOOK_SECRET the key (`whsec_` and base64, or any text). Signature and headers are
-those of Standard Webhooks 1.0 (standardwebhooks.com): HMAC-SHA256 of `id.timestamp.body`. A message names versions, requests by id and
-results, never a target or a person. A webhook that fails is a warning; it never fails a flow.
+those of Standard Webhooks 1.0 (standardwebhooks.com): HMAC-SHA256 of `id.timestamp.body`. A message names versions, requests by id,
+results and the account that acted, never a target or the person who made a request. A webhook that fails is a warning; it never fails a flow.
 """
 
 from __future__ import annotations

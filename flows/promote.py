@@ -24,22 +24,36 @@ def roll_back_release(root: Path, version: int | None, by: str) -> Act:
     return registrar(root, by).rollback(version)
 
 
+@task(name="mend-aliases", **RETRIES)
+def mend_aliases(root: Path, by: str) -> None:
+    """Makes the aliases follow an act whose event was written before the registry went away."""
+    registrar(root, by).repair()
+
+
 @flow(name="promote", flow_run_name="promote-{version}", timeout_seconds=30 * MINUTE, **HOOKS)
 def promote(version: int, digest: str, by: str, root: str = ".") -> dict[str, Any]:
     """Makes an approved version champion; `digest` is that of the release that was approved."""
-    return _report("promoted", promote_release(Path(root).resolve(), version, digest, by), by)
+    folder = Path(root).resolve()
+    return _report("promoted", promote_release(folder, version, digest, by), by, folder)
 
 
 @flow(name="rollback", flow_run_name="rollback", timeout_seconds=30 * MINUTE, **HOOKS)
 def rollback(by: str, version: int | None = None, root: str = ".") -> dict[str, Any]:
     """Makes the champion before, or an earlier version, the champion again."""
-    return _report("rolled_back", roll_back_release(Path(root).resolve(), version, by), by)
+    folder = Path(root).resolve()
+    return _report("rolled_back", roll_back_release(folder, version, by), by, folder)
 
 
-def _report(kind: str, act: Act, by: str) -> dict[str, Any]:
-    facts = act._asdict()
+def _report(kind: str, act: Act, by: str, root: Path) -> dict[str, Any]:
+    if act.lagging:
+        mend_aliases(root, by)
+    facts = act._replace(lagging="")._asdict()
     get_run_logger().info("%s version %d", act.did, act.version)
     title = f"Version {act.version} {kind.replace('_', ' ')}"
     publish(f"expunge-{kind.replace('_', '-')}", title, act_rows(facts | {"by": by}), header=["what", "value"])
     notify(f"release.{kind}", facts | {"by": by})
     return facts
+
+
+if __name__ == "__main__":
+    raise SystemExit("expunge: this flow is for a server; on a machine of your own use expunge release promote VERSION")

@@ -1,7 +1,8 @@
 """Flow `recheck`: evaluates and attacks the champion again on fresh seeds, in a scratch folder, and raises the alarm if it no longer passes.
 
 What is evaluated are the bytes of the champion's release, fetched and checked; prompts are drawn anew from its own requests and params,
-seeds are the date's. The working tree is only read: for the base model and the judge, whose digests must be those of the release.
+seeds are the date's. The working tree is only read: for the base model, the judges and other inputs that params.yaml names by a path in it;
+the digests of base and judge must be those of the release.
 """
 
 from __future__ import annotations
@@ -22,17 +23,16 @@ from prefect.states import Cancelled, State
 import components
 from components.common.errors import ArtifactError, StageError
 from components.common.files import write_text
-from components.common.paths import EVALUATE, FILTER, GUIDANCE
+from components.common.paths import CONCEPTS, CORPUS, EVALUATE, FILTER, GUIDANCE
 from components.common.process import stream
 from components.evaluate.attacks.evidence import attacked_same
 from components.evaluate.attacks.summary import ATTACKS, read_attacks
 from components.evaluate.summary import read_evaluation
-from components.ledger.database import NoLedgerError
 from components.ledger.releases import History, read_history
 from components.registry import binding
 from components.registry.checks import Assessment, Evidence, assess, check_attacks
 from components.registry.params import PromoteParams
-from components.registry.promotion import Policy, fetched, read_policy
+from components.registry.promotion import Policy, check_same, fetched, read_policy
 from components.registry.release import Release
 from flows.common import HOOKS, HOUR, RETRIES, publish, registrar
 from flows.lifecycle import FlowCancelledError, cancellation, run_program
@@ -45,6 +45,8 @@ STAGES = (
     "components.evaluate.stage",
     "components.evaluate.attacks.stage",
 )
+WRITTEN = {Path("data"), Path("models"), Path("reports"), CORPUS, CONCEPTS, FILTER, GUIDANCE}
+"""Paths in a project that lead to what a recheck writes itself."""
 ATTACK_SIZE = "quick"
 """Size of the attacks, where params.yaml has it; else the size that params.yaml names."""
 REGRESSED = "expunge.release.regressed"
@@ -59,7 +61,7 @@ class Recheck(NamedTuple):
 
 
 def prepare(release: Release, scratch: Path, policy: Policy, seed: int, root: Path) -> None:
-    """Fills a scratch project with a release's filter, adapters, requests and params, today's gates, attacks and a seed."""
+    """Fills a scratch project with a release's filter, adapters, requests and params, today's gates, attacks and a seed, and links to the rest of `root`."""
     for source, target in ((binding.FILTER, FILTER), (binding.ADAPTERS, GUIDANCE)):
         if (release.folder / source).is_dir():
             shutil.copytree(release.folder / source, scratch / target)
@@ -67,17 +69,22 @@ def prepare(release: Release, scratch: Path, policy: Policy, seed: int, root: Pa
             (scratch / target).mkdir(parents=True)
     shutil.copyfile(release.folder / "requests.yaml", scratch / "requests.yaml")
     params = release.params
-    for section, key in (("base", "path"), ("judge", "path"), ("judge", "clip")):
-        if params.get(section, {}).get(key):
-            params[section][key] = str((root / params[section][key]).resolve())
     gates = [gate.model_dump(mode="json") for gate in policy.gates]
     params["evaluate"] = params["evaluate"] | {"seed": seed, "gates": gates}
     if policy.attack:
         size = ATTACK_SIZE if ATTACK_SIZE in policy.attack.sizes else policy.attack.size
         params["attack"] = policy.attack.model_dump(mode="json") | {"seed": seed, "size": size}
-        if policy.attack.second_judge:
-            params["attack"]["second_judge"] = str((root / policy.attack.second_judge).resolve())
     write_text(scratch / "params.yaml", yaml.safe_dump(params, sort_keys=False))
+    _link_inputs(root.resolve(), scratch)
+
+
+def _link_inputs(root: Path, scratch: Path) -> None:
+    """Links in `scratch` to what lies in `root` and is neither there already nor written by a stage of the recheck."""
+    for path in [*root.iterdir(), *root.glob("data/*"), *root.glob("models/*")]:
+        here = path.relative_to(root)
+        if not path.name.startswith(".") and here not in WRITTEN and not (scratch / here).exists():
+            (scratch / here).parent.mkdir(exist_ok=True)
+            (scratch / here).symlink_to(path)
 
 
 def evaluate_again(release: Release, policy: Policy, seed: int, root: Path, line: Callable[[str], None]) -> Evidence:
@@ -120,13 +127,11 @@ def _sized(params: PromoteParams, size: str) -> PromoteParams:
 @task(name="recheck-champion", **RETRIES)
 def recheck_champion(root: Path, seed: int) -> Recheck:
     """Fetches, evaluates and judges."""
-    try:
-        acts, policy = registrar(root, ACTOR), read_policy(root)
-    except NoLedgerError:
-        return Recheck(None, seed, None)
+    acts, policy = registrar(root, ACTOR, empty=True), read_policy(root)
     history = read_history(acts.ledger)
     version = history.champion
     if version is None:
+        check_same(history, acts.store.aliases())
         return Recheck(None, seed, None)
     with fetched(acts.store, version, history.releases[version].digest) as release:
         found = evaluate_again(release, policy, seed, root, get_run_logger().info)

@@ -65,6 +65,28 @@ def request_withdraw(
     typer.echo(f"{'would withdraw' if dry_run else 'withdrew'} {request_id} ({item.target})")
 
 
+def request_queue(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,  # noqa: FBT002 - a command-line flag
+) -> None:
+    """Lists submitted requests with their state; one that is accepted can be withdrawn until the time given, and is trained after it."""
+    params = read_section("ledger", LedgerParams)
+    from components.ledger.queue import read_queue  # noqa: PLC0415 - slow to import
+
+    window = timedelta(hours=params.withdrawal_hours)
+    queue = read_queue(open_ledger(params, empty=True))
+    if as_json:
+        rows = [
+            {"id": i, "state": item.state, "target": item.request.target, "accepted": item.accepted.isoformat(),
+             "trained_after": (item.accepted + window).isoformat()}
+            for i, item in queue.items()
+        ]  # fmt: skip
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    for i, item in queue.items():
+        until = f"  until {item.accepted + window:%Y-%m-%d %H:%M}Z" if item.state == "accepted" else ""
+        typer.echo(f"{i}  {item.state:<9}  {item.request.target}{until}")
+
+
 @ledger.command("verify")
 def ledger_verify(
     head: Annotated[

@@ -20,7 +20,7 @@ from components.cli.export import export
 from components.cli.images import images
 from components.cli.init import base, init
 from components.cli.judge import judge
-from components.cli.ledger import ledger, request_submit, request_withdraw
+from components.cli.ledger import ledger, request_queue, request_submit, request_withdraw
 from components.cli.options import DryRun
 from components.cli.params import read_params
 from components.cli.preview import (
@@ -53,7 +53,7 @@ from components.requests.requests import load_requests
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 request = typer.Typer(
     no_args_is_help=True,
-    help="Deletion requests: requests.yaml by hand (add, list, show, remove), or the queue (submit, withdraw).",
+    help="Deletion requests: requests.yaml by hand (add, list, show, remove), or the queue (submit, withdraw, queue).",
 )
 app.add_typer(request, name="request")
 app.add_typer(export, name="export")
@@ -64,6 +64,7 @@ app.add_typer(judge, name="judge")
 app.command("init")(init)
 request.command("submit")(request_submit)
 request.command("withdraw")(request_withdraw)
+request.command("queue")(request_queue)
 request.command("preview")(request_preview)
 app.add_typer(images)
 app.command("purify")(purify)

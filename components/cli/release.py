@@ -11,7 +11,7 @@ import typer
 
 from components.cli.ledger import Actor, account, open_ledger
 from components.cli.options import DryRun
-from components.common.errors import UserError
+from components.common.errors import StageError, UserError
 from components.common.sections import read_section
 from components.ledger.params import LedgerParams
 
@@ -33,10 +33,11 @@ Reason = Annotated[str, typer.Option(help="Why; the history keeps it.")]
 @release.command("list")
 def release_list(as_json: Json = False) -> None:  # noqa: FBT002 - a command-line flag
     """Lists all versions with their state, and says where the registry's aliases are not what the history gives."""
-    from components.registry.promotion import own_aliases, wanted_aliases  # noqa: PLC0415 - slow to import
+    from components.registry.promotion import check_same, own_aliases, wanted_aliases  # noqa: PLC0415 - slow to import
 
     registrar = _registrar(None, dry_run=True, empty=True)
     history, found = _history(registrar), own_aliases(registrar.store)
+    check_same(history, found)
     wanted = wanted_aliases(history, registrar.store)
     rows = [
         {
@@ -238,10 +239,13 @@ def _history(registrar: Registrar) -> History:
 def _say(act: Act, *, as_json: bool) -> None:
     if as_json:
         _print(act._asdict())
-        return
-    warned = " (WARNED: a gate is overridden)" if act.result == "WARNED" else ""
-    typer.echo(f"{act.did} version {act.version} ({act.digest[:12]}){warned}")
-    typer.echo(f"champion: {act.champion or 'none'}, previous: {act.previous or 'none'}")
+    else:
+        warned = " (WARNED: a gate is overridden)" if act.result == "WARNED" else ""
+        typer.echo(f"{act.did} version {act.version} ({act.digest[:12]}){warned}")
+        typer.echo(f"champion: {act.champion or 'none'}, previous: {act.previous or 'none'}")
+    if act.lagging:
+        said = f"the ledger has it, but the aliases do not follow yet ({act.lagging})"
+        raise StageError(said, "once the registry answers, any act mends them")
 
 
 def _short(value: Any) -> str:  # noqa: ANN401 - params and metrics

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from components.common.errors import ExpungeError, StageError
+from components.common.errors import ExpungeError, StageError, TransientError
 
 GIB = 2**30
 FREE = 2 * GIB
@@ -23,18 +23,24 @@ class PreflightError(StageError):
         super().__init__(f"the run would fail, {count}: {' · '.join(problems)}", "mend them and run it again")
 
 
+class TransientPreflightError(PreflightError, TransientError):
+    """A run that would fail now for reasons that may pass by themselves, such as a registry that cannot be reached."""
+
+
 def preflight(checks: Iterable[Callable[[], object]]) -> None:
     """Runs every check; `PreflightError` lists what all of them found, by their `ExpungeError`s and `OSError`s."""
-    problems = []
+    problems, lasting = [], False
     for check in checks:
         try:
             check()
         except ExpungeError as error:
             problems.append(str(error))
+            lasting = lasting or not isinstance(error, TransientError)
         except OSError as error:
             problems.append(f"{error.filename or 'a file'}: {error.strerror or error}")
+            lasting = True
     if problems:
-        raise PreflightError(problems)
+        raise (PreflightError if lasting else TransientPreflightError)(problems)
 
 
 def check_disk(root: Path, needed: int = FREE) -> None:

@@ -24,6 +24,7 @@ VERSIONS = sa.table("ledger_version", sa.column("version_num"))
 """Alembic's table, under a name of its own: a database may hold MLflow's tables too."""
 _WRITER = 0x6578_7075_6E67_65  # number of the advisory lock: "expunge"
 _PATIENCE = 30.0  # seconds that a writer waits for the others
+_ANSWER = 10  # seconds that PostgreSQL may take to answer a connection
 
 
 class NoLedgerError(UserError):
@@ -92,7 +93,7 @@ def _checked(text: str) -> sa.URL:
 def _engine(url: sa.URL) -> sa.Engine:
     if not url.drivername.startswith("sqlite"):
         try:
-            return sa.create_engine(url, pool_pre_ping=True)
+            return sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": _ANSWER})
         except ModuleNotFoundError as error:
             raise UserError(
                 "the ledger's driver for PostgreSQL is missing", "install it: pip install 'expunge[postgres]'"

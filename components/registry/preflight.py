@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from components.common.errors import ExpungeError, StageError, UserError
+from components.common.errors import StageError, TransientError, UserError
 from components.common.preflight import check_disk, check_git, preflight
 from components.common.sections import PARAMS, read_section
 from components.diffusion.folder import check_folder
@@ -58,26 +57,19 @@ def check_registry(root: Path) -> None:
     """`StageError` unless the model registry answers within seconds, can be written, and the experiment is alive."""
     if run := os.environ.get("MLFLOW_RUN_ID"):
         raise UserError(f"MLFLOW_RUN_ID is {run!r}, so that MLflow would write into that run", "unset MLFLOW_RUN_ID")
-    from components.registry.registry import MODEL, tracking_uri  # noqa: PLC0415 - slow to import
+    from components.registry.registry import MODEL  # noqa: PLC0415 - slow to import
+    from components.registry.tracking import asking, shown_uri, tracking_uri  # noqa: PLC0415
 
     uri = tracking_uri(root)
-    where = f"the model registry at {re.sub(r'//[^/@]*@', '//', uri)}"
+    where = f"the model registry at {shown_uri(uri)}"
     _check_reachable(uri, where)
-    from mlflow import MlflowClient  # noqa: PLC0415
-
-    try:
-        client = MlflowClient(tracking_uri=uri)
+    with asking(uri) as client:
         found = client.get_experiment_by_name(MODEL)
         if found is not None and found.lifecycle_stage != "active":
             raise StageError(f"the experiment {MODEL!r} of {where} is deleted", f"restore it: mlflow experiments restore -x {found.experiment_id}")  # fmt: skip
         if found is not None:
             client.set_experiment_tag(found.experiment_id, "expunge.checked", "writable")
         client.search_registered_models(max_results=1)
-    except ExpungeError:
-        raise
-    except Exception as error:  # its stores raise whatever their libraries do
-        line = (str(error).strip() or type(error).__name__).partition("\n")[0][:200]
-        raise StageError(f"{where} cannot be used ({line})", "mend it, or MLFLOW_TRACKING_URI") from error
 
 
 def _check_reachable(uri: str, where: str) -> None:
@@ -87,7 +79,9 @@ def _check_reachable(uri: str, where: str) -> None:
         try:
             socket.create_connection((parts.hostname or "", parts.port or _PORTS[parts.scheme]), _SECONDS).close()
         except (OSError, ValueError) as error:
-            raise StageError(f"{where} cannot be reached ({error})", "start it, or mend MLFLOW_TRACKING_URI") from error
+            raise TransientError(
+                f"{where} cannot be reached ({error})", "start it, or mend MLFLOW_TRACKING_URI"
+            ) from error
     elif parts.scheme == "sqlite":
         path = Path(uri.removeprefix("sqlite:///"))
         if not os.access(path if path.exists() else path.parent, os.W_OK):

@@ -91,6 +91,8 @@ class Act(NamedTuple):
     champion: int | None
     previous: int | None
     """Champion and the version that a rollback restores, after the act."""
+    lagging: str = ""
+    """Why the aliases do not follow the act yet; the act stands all the same, and `repair` is to be called again."""
 
 
 class Registrar:
@@ -128,6 +130,9 @@ class Registrar:
             first, *more = assessment.failed
             others = f" and {len(more)} more" if more else ""
             remedy = "mend and evaluate again"
+            if first.check == "size":
+                size = self.policy.promote.size
+                remedy = f"set evaluate.size and attack.size to {size} in params.yaml and retrain: expunge retrain"
             if not more and first.gate in assessment.overridable:
                 remedy = f"override it: expunge release override {version} --gate {first.gate}"
             raise RefusedError(f"version {version} fails {first.gate}{others} ({first.reason})", remedy)
@@ -171,28 +176,50 @@ class Registrar:
         return found._replace(attacks=facts)
 
     def repair(self) -> History:
-        """Sets the aliases until they are those that the history gives, and returns the history."""
-        for _ in range(_MOST_RACES):
-            history = read_history(self.ledger)
-            wanted = wanted_aliases(history, self.store)
-            if own_aliases(self.store) == wanted:
-                return history
-            self.store.set_aliases(wanted)
-        raise StageError("the aliases could not be set: others keep changing the releases", "repeat the command")
+        """As `repair`."""
+        return repair(self.ledger, self.store)
 
     def _history(self) -> History:
         """The history to decide on, with the aliases mended first."""
         return read_history(self.ledger) if self.dry_run else self.repair()
 
     def _write(self, history: History, entry: Entry, did: str, result: str = "") -> Act:
-        version = int(entry.body["version"])
+        version, lagging = int(entry.body["version"]), ""
         if self.dry_run:
             event = Event(history.seq + 1, entry.subject, _now(), self.actor, entry.kind, dict(entry.body), "", "")
             after, did = releases.apply(history, event), f"would have {did}"
         else:
             releases.append(self.ledger, history, entry, self.actor)
-            after = self.repair()
-        return Act(did, version, known(after, version).digest, result, after.champion, after.previous)
+            try:
+                after = self.repair()
+            except StageError as error:  # the registry has gone since
+                after, lagging = read_history(self.ledger), error.fact
+        return Act(did, version, known(after, version).digest, result, after.champion, after.previous, lagging)
+
+
+def repair(ledger: Ledger, store: Store) -> History:
+    """Sets the aliases until they are those that the history gives, and returns the history; `ArtifactError` as in `check_same`."""
+    for _ in range(_MOST_RACES):
+        history = read_history(ledger)
+        found, wanted = own_aliases(store), wanted_aliases(history, store)
+        check_same(history, found)
+        if found == wanted:
+            return history
+        store.set_aliases(wanted)
+    raise StageError("the aliases could not be set: others keep changing the releases", "repeat the command")
+
+
+def check_same(history: History, aliases: Mapping[str, int]) -> None:
+    """`ArtifactError` if the registry's `aliases` name a champion and the ledger, which has none, does not know that version.
+
+    An empty ledger in the place of the one that was lost, or was meant, would take the champion away.
+    """
+    champion = aliases.get("champion")
+    if champion is not None and history.champion is None and champion not in history.releases:
+        raise ArtifactError(
+            f"the registry's champion is version {champion}, and the ledger does not know it",
+            "name the ledger by EXPUNGE_LEDGER_URL or restore it from a backup",
+        )
 
 
 def own_aliases(store: Store) -> dict[str, int]:

@@ -16,6 +16,7 @@ from components.ledger.database import ledger_url
 from components.ledger.events import Ledger
 from components.ledger.params import LedgerParams
 from components.ledger.releases import append, read_history, registration
+from components.registry.promotion import check_same, repair
 from components.registry.registry import Registry, Version
 from components.registry.release import build_release
 
@@ -25,12 +26,12 @@ def register_tree(root: Path, actor: str, tags: Mapping[str, str] | None = None)
 
     Returns the version that it has from now on, or had already. Errors are those of `build_release`, `Registry` and the ledger.
     """
-    ledger = open_ledger(root)
+    ledger, registry = open_ledger(root), Registry(root)
+    check_same(read_history(ledger), registry.aliases())
     release = build_release(root, root / CACHE / "release")
-    registry = Registry(root)
     version = registry.register(release, tags)
     note_version(ledger, version, actor)
-    registry.set_aliases(read_history(ledger).aliases())
+    repair(ledger, registry)
     return version
 
 

@@ -57,6 +57,8 @@ class Version(NamedTuple):
     """Size of the evaluation, such as quick or full."""
     run_id: str
     aliases: tuple[str, ...] = ()
+    content: str = ""
+    """Digest of what its release ships; empty for a version from before it was noted."""
 
 
 class Registry:
@@ -132,13 +134,14 @@ class Registry:
         return release._replace(folder=out)
 
     def register(self, release: Release, tags: Mapping[str, str] | None = None) -> Version:
-        """Logs a run and makes a version of it; a release that has a version already gets no second one.
+        """Logs a run and makes a version of it; a release that ships what a version ships already gets no second one.
 
         Runs of this tree that a killed registration left running are ended.
         """
         with asking(self.uri) as client:
             experiment = self._experiment(client)
-            known = [found for found in _versions(client) if found.digest == release.digest]
+            versions, content = _versions(client), release.content
+            known = [found for found in versions if found.content == content or found.digest == release.digest]
             for run in self._running(client, experiment):
                 done = known and run.info.run_id == known[0].run_id
                 client.set_terminated(run.info.run_id, "FINISHED" if done else "KILLED")
@@ -175,13 +178,14 @@ class Registry:
             client.set_terminated(child, "FINISHED")
         with _expecting("RESOURCE_ALREADY_EXISTS"):
             client.create_registered_model(MODEL)
-        said, source = "pass" if release.passed else "fail", release.record["source"]
+        said, source, content = "pass" if release.passed else "fail", release.record["source"], release.content
         version = client.create_model_version(
             MODEL,
             source=f"runs:/{run_id}/{FOLDER}",
             run_id=run_id,
             tags={
                 "digest": release.digest,
+                "content": content,
                 "verdict": said,
                 "size": metrics["size"],
                 "git.commit": source["commit"] or "unknown",
@@ -193,7 +197,7 @@ class Registry:
             await_creation_for=0,
         )
         client.set_terminated(run_id, "FINISHED")
-        return Version(int(version.version), release.digest, said, metrics["size"], run_id)
+        return Version(int(version.version), release.digest, said, metrics["size"], run_id, content=content)
 
     def _tags(self, release: Release) -> dict[str, str]:
         source = release.record["source"]
@@ -275,6 +279,7 @@ def _versions(client: MlflowClient) -> list[Version]:
                     tags.get("size", ""),
                     item.run_id or "",
                     aliases,
+                    tags.get("content", ""),
                 )
             )
         token = page.token

@@ -5,7 +5,8 @@
     requests.yaml  params.yaml  dvc.lock             what they were made from: targets, sections that stages read, digests
     release.json                                     SHA-256 of every other file; base, world, judge, commit, packages
 
-It is deterministic: the same working tree gives the same bytes, and the SHA-256 of release.json names all of them.
+It is deterministic: the same working tree gives the same bytes, and the SHA-256 of release.json names all of them. Two releases with the
+same `content` ship the same bytes, whatever the commit they were built at.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from components.common.errors import ArtifactError
 from components.common.files import canonical, digest, new_folder
 from components.common.sections import PARAMS, read_yaml
 from components.evaluate.attacks.summary import read_attacks
+from components.evaluate.evidence import digest_of
 from components.evaluate.summary import METRICS, VERDICT
 from components.registry import attacked
 from components.registry.binding import REPORT, check_bound, check_tree, places
@@ -40,6 +42,12 @@ class Release(NamedTuple):
     """SHA-256 of release.json, which names the SHA-256 of every other file."""
     record: dict[str, Any]
     """The content of release.json."""
+
+    @property
+    def content(self) -> str:
+        """Digest of what it ships, and of whether a commit holds its code; equal where a commit changed documents alone."""
+        shipped = {name: value for name, value in self.record.items() if name not in ("source", "packages")}
+        return digest_of(shipped | {"dirty": self.record.get("source", {}).get("dirty")})
 
     @property
     def verdict(self) -> dict[str, Any]:

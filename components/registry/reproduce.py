@@ -104,7 +104,7 @@ def _clone(release: Release, root: Path, into: Path) -> Path:
         raise StageError(f"commit {commit[:12]} could not be checked out in {into}", "free some space")
     local = root / ".dvc" / "config.local"
     if local.is_file():  # where this machine's DVC remote is
-        shutil.copyfile(local, into / prefix / ".dvc" / "config.local")
+        shutil.copy(local, into / prefix / ".dvc" / "config.local")  # with its mode: it may hold a key
     return into / prefix
 
 

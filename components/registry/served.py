@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -48,7 +49,7 @@ def find_release(reference: str | Path, root: Path = Path()) -> Release:
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent) as own:  # another process may fetch the same
         registry.fetch(found.version, Path(own) / "release")
-        if not kept.exists():
+        with suppress(OSError):  # it has, and what lies there is read below
             (Path(own) / "release").rename(kept)
     return read_release(kept)
 

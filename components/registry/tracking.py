@@ -46,8 +46,8 @@ def is_server(uri: str) -> bool:
 
 
 def shown_uri(uri: str) -> str:
-    """A tracking URI without its password."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+    """A tracking URI without its account and password; any other text that quotes one."""
+    return re.sub(r"//[^/\s]*@", "//", uri)
 
 
 @contextmanager
@@ -84,5 +84,5 @@ def _explained(where: str, error: Exception) -> ExpungeError:
         return TransientError(f"{where} answers with errors", "look at its log")
     if any(sign in text for sign in ("Max retries", "Connection", "Failed to resolve")):
         return TransientError(f"{where} cannot be reached", "start it, or mend MLFLOW_TRACKING_URI")
-    line = (text.strip() or type(error).__name__).partition("\n")[0][:200]
+    line = shown_uri(text.strip() or type(error).__name__).partition("\n")[0][:200]
     return StageError(f"{where} refuses ({line})", "look at its log, and at MLFLOW_TRACKING_URI")

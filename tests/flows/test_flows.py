@@ -15,7 +15,7 @@ from components.common.process import stream
 from flows import lifecycle
 from flows.dag import stage_order, stages_to_run
 from flows.deps import main
-from flows.lifecycle import ends_for_certain
+from flows.lifecycle import ends_for_certain, run_program
 
 ROOT = Path(__file__).parents[2]
 
@@ -160,6 +160,16 @@ def test_a_program_that_ends_in_time_keeps_its_own_end():
     with ends_for_certain(0.01):
         time.sleep(0.1)
     assert signal.set_wakeup_fd(before) == -1
+
+
+def test_a_flow_that_is_given_arguments_is_not_run(monkeypatch, capsys):
+    """`python -m flows.drain --dry-run` would act: it is refused before anything starts."""
+    monkeypatch.setattr(sys, "argv", ["flows.drain", "--dry-run"])
+    with pytest.raises(SystemExit) as end:
+        run_program(lambda: pytest.fail("it ran"))
+
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("expunge: a flow takes no arguments ('--dry-run'); leave them out")
 
 
 def test_deps_are_written_where_they_lack(tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ GATES = [
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_from_a_submitted_request_to_a_rechecked_champion(tmp_path, monkeypatch, expunge):
     """Real stages, small: two submitted requests are drained into one candidate, which is promoted and evaluated again on fresh seeds."""
     for name in ("MLFLOW_TRACKING_URI", "EXPUNGE_LEDGER_URL", "PREFECT_API_URL"):
@@ -31,6 +32,7 @@ def test_from_a_submitted_request_to_a_rechecked_champion(tmp_path, monkeypatch,
     params = yaml.safe_load((project / "params.yaml").read_text())
     changes = {
         "evaluate": {"gates": GATES}, "ledger": {"withdrawal_hours": 0}, "promote": {"size": "quick", "images": {"quick": 1}},
+        "concepts": {"per_name": 6},  # an attack asks for four prompts that name the target
     }  # fmt: skip
     (project / "params.yaml").write_text(yaml.safe_dump(merged(params, changes), sort_keys=False))
     (project / "requests.yaml").write_text("requests: {}\n")

@@ -8,7 +8,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.testing.utilities import prefect_test_harness
 
-from components.common.errors import StageError, TransientError, UserError
+from components.common.errors import ArtifactError, StageError, TransientError, UserError
 from components.common.lock import writing
 from components.ledger import releases
 from components.ledger.events import Ledger
@@ -199,6 +199,22 @@ def test_drain_says_which_request_cannot_be_written(project):
     assert [item.state for item in read_queue(project.ledger).values()] == ["accepted", "drained"]
 
 
+def test_an_artifact_links_to_the_registry_without_its_password(monkeypatch):
+    """Whoever may read Prefect's artifacts must not learn how to write to the registry."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://ann:secret@host:5000/")
+    said = common.markdown("Title", [["a|b", 1]], header=["what", "n"])
+
+    assert "[Releases in MLflow](https://host:5000/#/models/expunge)" in said
+    assert "secret" not in said
+    assert "| a\\|b | 1 |" in said
+
+
+def raised(errors):
+    """Raises the first of `errors`, if there is one, and takes it away."""
+    if errors:
+        raise errors.pop()
+
+
 @pytest.mark.usefixtures("prefect", "training")
 def test_flows_under_prefect(project, monkeypatch, caplog):
     """Drain, promote and rollback run as flows: each leaves an artifact; a busy lock is tried again, a refusal is not."""
@@ -217,15 +233,19 @@ def test_flows_under_prefect(project, monkeypatch, caplog):
     assert len(calls) == 3
 
     one, two = project.register(Shown(), Shown())
-    for version, digest in ((1, one), (2, two)):
-        assert promote(version, digest, "carl", root=str(project.folder))["champion"] == version
+    assert promote(1, one, "carl", root=str(project.folder))["champion"] == 1
+    real_aliases, gone = project.store.set_aliases, [TransientError("the registry cannot be reached", "start it")]
+    monkeypatch.setattr(project.store, "set_aliases", lambda wanted: raised(gone) or real_aliases(wanted))
+    assert promote(2, two, "carl", root=str(project.folder))["champion"] == 2
+    assert (gone, project.store.named["champion"]) == ([], 2)
     assert rollback("dora", root=str(project.folder))["champion"] == 1
     with (
         caplog.at_level(logging.INFO, "expunge.notify"),
         pytest.raises(UserError, match="version 1 is the champion already"),
     ):
         promote(1, one, "carl", root=str(project.folder))
-    assert any(record.getMessage().startswith("flow.failed") for record in caplog.records)
+    (failed,) = (record.getMessage() for record in caplog.records if record.getMessage().startswith("flow.failed"))
+    assert "already" not in failed  # what a run failed with may hold a target
     assert project.store.named == {"candidate": 2, "champion": 1}
     with get_client(sync_client=True) as client:
         keys = [
@@ -269,11 +289,22 @@ def test_recheck_judges_the_champion_on_fresh_seeds(project, monkeypatch, caplog
     assert [event for event, _ in alarms] == ([] if said == "PASSED" else [recheck.REGRESSED])
 
 
+@pytest.mark.usefixtures("plain")
+def test_recheck_without_the_ledger_of_the_champion_fails(project):
+    """A worker that was given a wrong ledger must not report week after week that there is no champion to check."""
+    project.register(Shown())
+    Registrar(project.ledger, project.store, POLICY, "carl").promote(1)
+    (project.folder / "ledger.db").unlink()
+    with pytest.raises(ArtifactError, match="the ledger does not know it"):
+        in_process(recheck.recheck, str(project.folder))
+    assert not (project.folder / "ledger.db").exists()
+
+
 def test_recheck_attacks_in_quick_size_with_its_own_seed(tmp_path):
-    """The scratch project has today's attacks, of size quick whatever params.yaml names, the flow's seed and an absolute second judge."""
+    """The scratch project has today's attacks, of size quick whatever params.yaml names, and the flow's seed."""
     release = write_release(tmp_path / "release")
     policy = read_policy(ROOT)
-    attack = policy.attack.model_copy(update={"size": "full", "second_judge": Path("judge2")})
+    attack = policy.attack.model_copy(update={"size": "full"})
     (tmp_path / "scratch").mkdir()
     recheck.prepare(release, tmp_path / "scratch", policy._replace(attack=attack), 7, tmp_path)
     found = yaml.safe_load((tmp_path / "scratch/params.yaml").read_text())
@@ -281,4 +312,20 @@ def test_recheck_attacks_in_quick_size_with_its_own_seed(tmp_path):
     assert found["evaluate"]["seed"] == found["attack"]["seed"] == 7
     assert found["attack"]["size"] == "quick"
     assert found["attack"]["sizes"]["quick"]["gates"][0]["tier"] == "T0"
-    assert found["attack"]["second_judge"] == str(tmp_path / "judge2")
+
+
+def test_recheck_finds_the_inputs_of_a_project_by_the_paths_of_its_params(tmp_path):
+    """Base, judges, prompts and a world of one's own are read where params.yaml says, even below data/ and models/; no output of the project is."""
+    release, root, scratch = write_release(tmp_path / "release"), tmp_path / "project", tmp_path / "scratch"
+    scratch.mkdir()
+    inputs = ("assets/judge/x", "inputs/prompts.csv", "world/world.yaml", "models/base/x", "data/mine.csv")
+    outputs = ("data/corpus/x", "data/concepts/x", "models/filter/x", "models/guidance/x", "reports/evaluate/x")
+    for name in (*inputs, *outputs, "params.yaml", "requests.yaml", ".dvc/config", ".git/config"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("the project's")
+    recheck.prepare(release, scratch, read_policy(ROOT), 7, root)
+
+    assert [(scratch / name).read_text() for name in inputs] == ["the project's"] * len(inputs)
+    assert not any((scratch / name).exists() for name in (*outputs, ".dvc", ".git"))
+    assert "cat" in (scratch / "requests.yaml").read_text()
+    assert (scratch / "models/filter/artifact.json").is_file()

@@ -53,6 +53,22 @@ def test_requests_are_submitted_shown_and_withdrawn(project, expunge):
     assert (project / "requests.yaml").read_bytes() == requests
 
 
+def test_the_queue_is_listed(project, expunge):
+    """Each request with its state and the end of its window, as text and as JSON; before the first one an empty list, and no ledger is made."""
+    assert expunge("request", "queue", "--json") == (0, "[]\n", "")
+    assert not (project / "ledger.db").exists()
+    owl, frog = expunge("request", "submit", written(project, [OWL, FROG]))[1].split()
+    expunge("request", "withdraw", frog)
+    one, other = json.loads(expunge("request", "queue", "--json").out)
+
+    assert (one["id"], one["state"], one["target"]) == (owl, "accepted", "owl")
+    assert datetime.fromisoformat(one["trained_after"]) - datetime.fromisoformat(one["accepted"]) == timedelta(hours=24)
+    assert (other["id"], other["state"]) == (frog, "withdrawn")
+    first, second = expunge("request", "queue").out.splitlines()
+    assert first.startswith(f"{owl}  accepted   owl  until 20")
+    assert second == f"{frog}  withdrawn  frog"
+
+
 def test_a_dry_run_makes_no_ledger(project, expunge):
     """A dry run of the first submission prints an id and writes no file; one that follows changes no event."""
     file = written(project, OWL)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from components.common.errors import StageError, UserError
+from components.common.errors import StageError, TransientError, UserError
 from components.common.preflight import PreflightError, check_disk, check_git, preflight
 from components.registry.preflight import check_judges, check_ready, check_registry
 
@@ -84,7 +84,7 @@ def test_a_deleted_experiment_is_refused(project):
 def test_a_file_that_is_no_database_is_refused(project):
     """A registry that cannot be opened is one sentence."""
     (project / "mlflow.db").write_bytes(b"no database" * 1000)
-    with pytest.raises(StageError, match=r"registry at sqlite:///.* cannot be used \("):
+    with pytest.raises(StageError, match=r"registry at sqlite:///.* refuses \("):
         check_registry(project)
 
 
@@ -110,6 +110,22 @@ def test_a_judge_that_is_missing_is_refused(project):
     params.write_text(params.read_text().replace("assets/openmoji/judge", "assets/nowhere"))
     with pytest.raises(UserError, match="the judge's assets/nowhere does not exist"):
         check_judges(project)
+
+
+def test_a_registry_that_is_away_may_be_tried_again_and_nothing_else():
+    """Flows try again what is transient; one problem that lasts makes the whole last."""
+
+    def away():
+        raise TransientError("the registry cannot be reached", "start it")
+
+    def wrong():
+        raise UserError("a key is unknown", "mend it")
+
+    with pytest.raises(TransientError, match="1 problem: the registry cannot be reached"):
+        preflight([away])
+    with pytest.raises(PreflightError, match="2 problems") as caught:
+        preflight([away, wrong])
+    assert not isinstance(caught.value, TransientError)
 
 
 def test_preflight_lets_programming_errors_through():

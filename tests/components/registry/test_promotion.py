@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from components.common.errors import ArtifactError, StageError, UserError
+from components.common.errors import ArtifactError, StageError, TransientError, UserError
 from components.evaluate.attacks.params import TierGate
 from components.ledger import releases
 from components.ledger.events import Ledger
-from components.ledger.releases import read_history
+from components.ledger.releases import History, read_history
 from components.registry import promotion
 from components.registry.compare import compare
 from components.registry.params import PromoteParams
@@ -109,6 +109,25 @@ def test_an_override_promotes_with_a_warning(world):
     assert world.by("carl").promote(version).result == "WARNED"
     body = world.ledger.events()[-1].body
     assert (body["result"], body["overridden"]) == ("WARNED", sorted(IRA))
+
+
+def test_an_override_that_has_ended_is_none(world, monkeypatch):
+    """The day after its end the release is refused again, though it could have been promoted the day before; a longer one answers anew."""
+    version = world.register(Shown(ira=160))
+    world.by("bob").approve(version)
+    for gate in IRA:
+        world.by("dora").override(version, gate, "due by law", datetime.now(UTC) + DAY)
+    assert world.by("carl", dry_run=True).promote(version).result == "WARNED"
+    before, later = world.moved, datetime.now(UTC) + 2 * DAY
+    monkeypatch.setattr(promotion, "_now", lambda: later)
+
+    with pytest.raises(UserError, match="has the verdict fail"):
+        world.by("carl").promote(version)
+    assert world.moved == before
+    world.by("dora").override(version, IRA[0], "due by law", later + DAY)
+    with pytest.raises(RefusedError, match=f"fails {IRA[1]}"):
+        world.by("carl").promote(version)
+    assert "champion" not in world.store.named
 
 
 @pytest.mark.parametrize("gate", ["r-1/gated/ua", "r-1/base/ua", "size", "joint/-/-", "r-1/summed/ira", "ira"])
@@ -257,6 +276,24 @@ def test_aliases_are_rebuilt_from_the_history(world, found):
     assert world.store.named == wanted | others
 
 
+def test_an_empty_ledger_takes_no_champion_away(world, tmp_path):
+    """The ledger was lost, or another is named: acts are refused in one sentence, and the champion stays until the right one is back."""
+    world.register(Shown(), Shown())
+    right, named = world.champion(1).ledger, dict(world.store.named)
+    (tmp_path / "other").mkdir()
+    world.ledger = Ledger(f"sqlite:///{tmp_path}/other/ledger.db")
+    releases.append(
+        world.ledger, read_history(world.ledger), releases.registration(History(), 2, "0" * 64, "pass"), "ann"
+    )
+    with pytest.raises(
+        ArtifactError, match="registry's champion is version 1, and the ledger does not know it; name the"
+    ):
+        world.by("bob").approve(2)
+    assert world.store.named == named
+    world.ledger = right
+    assert world.by("bob").approve(2).champion == 1
+
+
 def test_a_crash_between_the_event_and_the_alias_is_mended(world, monkeypatch):
     """Killed after the event was written: the ledger says who is champion, and the next act moves the aliases."""
     world.register(Shown(), Shown())
@@ -275,6 +312,23 @@ def test_a_crash_between_the_event_and_the_alias_is_mended(world, monkeypatch):
     monkeypatch.undo()
     world.by("dora").repair()
     assert world.store.named == {"candidate": 2, "champion": 2, "previous": 1}
+
+
+def test_a_registry_that_goes_away_after_the_event_does_not_undo_the_act(world, monkeypatch):
+    """The promotion stands and says that the aliases lag and why; the next act mends them and is not told to promote again."""
+    world.register(Shown(), Shown())
+    world.champion(1).by("bob").approve(2)
+
+    def away(_wanted):
+        raise TransientError("the model registry cannot be reached", "start it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.store, "set_aliases", away)
+        act = world.by("carl").promote(2)
+    assert (act.did, act.champion, act.lagging) == ("promoted", 2, "the model registry cannot be reached")
+    assert world.store.named["champion"] == 1
+    assert world.by("bob").reject(1, "old").lagging == ""
+    assert world.store.named["champion"] == 2
 
 
 def test_of_two_at_once_one_wins(world, monkeypatch):

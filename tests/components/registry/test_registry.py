@@ -14,13 +14,14 @@ import pytest
 from mlflow import MlflowClient
 
 from components.common.errors import ArtifactError, StageError, UserError
-from components.ledger.releases import read_history
+from components.ledger.events import Entry
+from components.ledger.releases import append, read_history
 from components.registry.describe import flat_params, flatten
 from components.registry.register import open_ledger, register_tree
 from components.registry.registry import MODEL, Registry, parse_reference
 from components.registry.release import build_release
-from components.registry.tracking import asking
-from tests.toyrelease import lock, make, put
+from components.registry.tracking import asking, shown_uri
+from tests.toyrelease import git, lock, make, put
 
 ROOT = Path(__file__).parents[3]
 
@@ -142,6 +143,55 @@ def test_an_unchanged_tree_gets_no_second_version(tree):
     assert len(Registry(tree).versions()) == 1
     assert len(runs(tree)[1]) == 2
     assert len(open_ledger(tree).events()) == 1
+
+
+def commit(tree):
+    git(tree, "add", "--all")
+    git(tree, "-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "--message", "more")
+
+
+def test_a_commit_of_documents_alone_gets_no_second_version(tree):
+    """What ships is the same bytes: the version stays the one that it was, with the commit that it was registered at."""
+    first, before = register_tree(tree, "ann"), git(tree, "rev-parse", "HEAD").strip()
+    put(tree / "README.md", "words\n")
+    commit(tree)
+
+    again = register_tree(tree, "ann")
+
+    assert (again.version, again.digest, again.content) == (first.version, first.digest, first.content)
+    assert len(Registry(tree).versions()) == 1
+    release = Registry(tree).fetch(1, tree.parent / "fetched")
+    assert (release.record["source"]["commit"], release.content) == (before, first.content)
+    assert git(tree, "rev-parse", "HEAD").strip() != before
+
+
+def test_committing_what_was_dirty_gets_a_second_version(tree):
+    """A release of changes that no commit has cannot be rebuilt; once they are committed one that can is registered beside it."""
+    put(tree / "code.py", "x = 2\n")
+    lock(tree)
+    dirty = register_tree(tree, "ann")
+    assert register_tree(tree, "ann").version == dirty.version
+    commit(tree)
+
+    clean = register_tree(tree, "ann")
+
+    assert (dirty.version, clean.version) == (1, 2)
+    assert register_tree(tree, "ann").version == 2
+
+
+def test_a_version_that_the_registry_has_lost_does_not_stop_a_registration(tree):
+    """The champion was deleted in MLflow: the next release is registered, and no alias names what is gone."""
+    register_tree(tree, "ann")
+    ledger, client = open_ledger(tree), MlflowClient(Registry(tree).uri)
+    append(
+        ledger, read_history(ledger), Entry("release.promoted", "release/1", {"version": 1, "digest": "0" * 64}), "b"
+    )
+    client.delete_model_version(MODEL, "1")
+    make(tree, seed=1)
+    lock(tree)
+
+    assert register_tree(tree, "ann").version == 2
+    assert Registry(tree).aliases() == {"candidate": 2}
 
 
 def test_a_changed_tree_gets_the_next_version(tree):
@@ -405,6 +455,16 @@ def test_a_server_that_cannot_be_used_is_one_sentence_with_its_url(monkeypatch, 
     assert "secret" not in said
     assert "\n" not in said
     assert open_ledger(tree).events() == []
+
+
+def test_no_text_shows_a_password():
+    """Account and password are left out of a URI and of a library's sentence that quotes one, whatever the password holds."""
+    assert shown_uri("http://ann:p@ss:w@host:5000/x") == "http://host:5000/x"
+    assert (
+        shown_uri("API request to http://ann:secret@host/api failed, see a@b.org")
+        == "API request to http://host/api failed, see a@b.org"
+    )
+    assert shown_uri("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
 
 
 def test_telemetry_is_off_in_code():

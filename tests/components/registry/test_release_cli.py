@@ -1,15 +1,21 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from components.cli.release import moment
-from components.common.errors import UserError
+from components.common.errors import ArtifactError, TransientError, UserError
 from components.registry.register import register_tree
 from components.registry.registry import Registry
 from components.registry.tracking import asking
 from tests.toyrelease import write_project
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +143,20 @@ def test_a_server_that_is_not_there_is_one_sentence_with_its_url(two, expunge, m
     assert "approved" not in expunge("release", "log").out
 
 
+def test_a_lost_ledger_is_told_and_takes_no_champion_away(two, expunge):
+    """A champion that the ledger has never heard of is the sign of a lost or a wrong one: nothing is listed or registered, and it stays."""
+    for command in (("approve", 1, "--as", "bob"), ("promote", 1)):
+        assert expunge("release", *command, cwd=two).code == 0
+    (two / "ledger.db").unlink()
+    found = expunge("release", "list")
+    assert found.code == 3
+    assert "the registry's champion is version 1, and the ledger does not know it; name the ledger by" in found.error
+    with pytest.raises(ArtifactError, match="the ledger does not know it"):
+        register_tree(two, "ann")
+    assert Registry(two).aliases() == {"candidate": 2, "champion": 1}
+    assert len(Registry(two).versions()) == 2
+
+
 def test_a_fresh_project_lists_no_release(two, expunge):
     """Without a ledger there is no release: an empty list and exit code 0, and no ledger is made by looking."""
     (two / "ledger.db").unlink()
@@ -147,6 +167,65 @@ def test_a_fresh_project_lists_no_release(two, expunge):
     assert "the ledger holds no release; register one: expunge retrain" in expunge("release", "list").error
     assert expunge("release", "show", 1).code == 2
     assert not (two / "ledger.db").exists()
+
+
+AT_ONCE = """
+import sys, time
+from pathlib import Path
+from components.cli import main
+from components.registry import promotion
+mine, other = map(Path, sys.argv[1:3])
+before = promotion.assess
+def together(*arguments, **named):
+    mine.touch()
+    while not other.exists():
+        time.sleep(0.01)
+    return before(*arguments, **named)
+promotion.assess = together
+sys.argv = ["expunge", *sys.argv[3:]]
+main.main()
+"""
+
+
+@pytest.mark.slow
+def test_of_two_processes_that_promote_at_once_one_wins(two, expunge):
+    """Both have decided on the same history before either acts: one promotes, the other is told who came first, and the aliases agree."""
+    for version in (1, 2):
+        assert expunge("release", "approve", version, "--as", "bob", cwd=two).code == 0
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", AT_ONCE, two / str(version), two / str(3 - version), "release", "promote", str(version)],
+            cwd=two, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for version in (1, 2)
+    ]  # fmt: skip
+    ended = [(process.communicate(timeout=300), process.returncode) for process in running]
+    (winner,) = (version for version, (_, code) in zip((1, 2), ended, strict=True) if code == 0)
+    ((_, error), code) = ended[2 - winner]
+    assert (code, f"release.promoted of release/{winner}" in error, error.count("\n")) == (4, True, 1), error
+    assert Registry(two).aliases() == {"candidate": 2, "champion": winner}
+    assert [e["kind"] for e in json.loads(expunge("release", "log", "--json").out)["events"]].count(
+        "release.promoted"
+    ) == 1
+
+
+def test_an_act_whose_aliases_lag_says_so_and_ends_with_4(two, expunge, monkeypatch):
+    """The registry goes away between the event and the alias: the act is printed, and one sentence says what is left to do."""
+
+    def away(_self, _wanted):
+        raise TransientError("the model registry cannot be reached", "start it")
+
+    assert expunge("release", "approve", 1, "--as", "bob", cwd=two).code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "set_aliases", away)
+        found = expunge("release", "promote", 1)
+    assert (found.code, found.out.startswith("promoted version 1")) == (4, True)
+    assert (
+        "the aliases do not follow yet (the model registry cannot be reached); once the registry answers" in found.error
+    )
+    assert expunge("release", "reject", 2, "--reason", "no").code == 0
+    assert Registry(two).aliases()["champion"] == 1
 
 
 def test_moment():
