@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from research.models.measure import measure_agreement, measure_calls, measure_export, measure_leak
-from research.reliability.show import write_rows
+from research.show import publish
 
 PARTS = {"agree": measure_agreement, "leak": measure_leak, "calls": measure_calls, "export": measure_export}
 COUNTS = {"agree": 10_000, "leak": 1000, "calls": 1000, "export": 3}
@@ -21,7 +21,7 @@ def main() -> None:
     given = parser.parse_args()
     count = given.n or COUNTS[given.part]
     command = f"python -m research.models {given.part} --n {count}"
-    write_rows(PARTS[given.part](count, command), command, SHOW)
+    publish(PARTS[given.part](count, command), SHOW)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ import argparse
 
 from research.reliability import kills
 from research.reliability.altered import measure_altered
+from research.reliability.places import measure_places
 from research.reliability.projects import Small, Toy
 from research.reliability.run import measure_inputs, measure_large
-from research.reliability.show import write_rows
+from research.reliability.show import SHOW
+from research.show import publish
 
 
 def main() -> None:
@@ -27,23 +29,31 @@ def main() -> None:
     bytes_ = parts.add_parser("altered", help="alter one byte of each kind of artifact; every command must refuse")
     bytes_.add_argument("--times", type=int, default=3, help="of each kind")
     bytes_.add_argument("--seed", type=int, default=0)
+    around = parts.add_parser(
+        "places", help="run commands where files, account, locale or tools are not the usual ones"
+    )
+    around.add_argument("--only", default="", help="places with this in their name")
     given = parser.parse_args()
+    if given.part == "places":
+        command = "python -m research.reliability places" + (f" --only {given.only!r}" if given.only else "")
+        publish(measure_places(command, lambda name: given.only in name), SHOW)
+        return
     if given.part == "altered":
         command = f"python -m research.reliability altered --times {given.times} --seed {given.seed}"
-        write_rows(measure_altered(given.times, given.seed, command), command)
+        publish(measure_altered(given.times, given.seed, command), SHOW)
         return
     if given.part == "kills":
         command = f"python -m research.reliability kills {given.project} --times {given.times} --seed {given.seed}"
-        write_rows(
+        publish(
             kills.measure_kills(
                 {"toy": Toy, "small": Small}[given.project], given.times, given.seed, command,
                 given.kinds.split(","), given.stages.split(",") if given.stages else (),
             ),
-            command,
+            SHOW,
         )  # fmt: skip
         return
     command = f"python -m research.reliability {given.part} --n {given.n} --seed {given.seed}"
-    write_rows([*measure_inputs(given.n, given.seed, command), *measure_large(command)], command)
+    publish([*measure_inputs(given.n, given.seed, command), *measure_large(command)], SHOW)
 
 
 if __name__ == "__main__":

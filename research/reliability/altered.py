@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import json
 import random
 import shutil
 import sys
@@ -19,11 +18,12 @@ from tqdm import tqdm
 from components.cli.main import main
 from components.common.artifacts import read_artifact
 from components.common.errors import ExpungeError
-from components.common.files import SIDECAR, read_sidecar, write_sidecar
+from components.common.files import SIDECAR
 from components.export.runtime import read_report
 from components.registry.lock import check_written
 from components.sae.model import read_sae
-from research.reliability.show import Row, share
+from research.reliability.show import share
+from research.show import Row
 
 ROOT = Path(__file__).parents[2]
 PROMPT, OUT = "a cat on a hill", "out.png"
@@ -87,7 +87,7 @@ def ends(reader: Reader) -> tuple[int, str]:
 
 
 def project(folder: Path) -> None:
-    """A copy of this project's artifacts; sidecars from before there were seals get one, as their stages write it now."""
+    """A copy of this project's artifacts, as their stages wrote them."""
     for name in (
         "models",
         "assets",
@@ -100,10 +100,6 @@ def project(folder: Path) -> None:
     ):
         source = ROOT / name
         _ = shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy(source, folder / name)
-    for path in (folder / "models").rglob(SIDECAR):
-        content = json.loads(path.read_text())
-        write_sidecar(path.parent, {k: v for k, v in content.items() if k != "seal"})
-        read_sidecar(path.parent, content["format"])
 
 
 def measure_altered(times: int, seed: int, command: str, kinds: Sequence[str] = ()) -> list[Row]:

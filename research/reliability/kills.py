@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from components.common.errors import StageError
 from components.common.lock import check_free
-from research.reliability.show import Row, largest, share
+from research.reliability.show import largest, share
+from research.show import Row
 
 KINDS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "cancel")
 SECONDS = 15.0
