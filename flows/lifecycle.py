@@ -29,6 +29,7 @@ from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
+    PREFECT_HOME,
     PREFECT_SERVER_API_AUTH_STRING,
     temporary_settings,
 )
@@ -157,6 +158,10 @@ def _own_server() -> Iterator[None]:
     if PREFECT_API_URL.value():
         yield
         return
+    home = PREFECT_HOME.value()
+    home.mkdir(parents=True, exist_ok=True)
+    if not os.access(home, os.W_OK | os.X_OK):  # the server would not start, and be waited for
+        raise StageError(f"{home} cannot be written", "give this account the right, or set PREFECT_HOME")
     password = f"expunge:{secrets.token_hex(16)}"
     with temporary_settings({PREFECT_API_AUTH_STRING: password, PREFECT_SERVER_API_AUTH_STRING: password}):
         server = SubprocessASGIServer()

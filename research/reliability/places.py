@@ -136,17 +136,17 @@ def _without_git(folder: Path) -> Path:
 
 
 def template(folder: Path) -> None:
-    """The toy project, run to its end once and with one stage to run again, and the embedded one."""
-    from tests.toyproject import write_project  # noqa: PLC0415 - a test's module
+    """The toy project as its stages leave it, with one of them to run again, and the embedded one."""
+    from tests.toyproject import STAGES, write_project  # noqa: PLC0415 - a test's modules
+    from tests.toyrelease import lock  # noqa: PLC0415
 
     requests = {f"r-{i}": {"target": t, "kind": "character", "channels": ["filter"]} for i, t in enumerate(("robot", "ghost"))}  # fmt: skip
     project = write_project(folder / "toy", requests=requests)
     shutil.rmtree(project / "base")
-    judge = shutil.ignore_patterns("judge*")
-    shutil.copytree(ROOT / "assets/openmoji", project / "base", ignore=judge)
-    environment = toy.environment(EXPUNGE_TOY_SECONDS="0")
-    program = str(Path(sys.executable).with_name("dvc"))
-    subprocess.run([program, "repro", "--quiet"], cwd=project, env=environment, check=True)
+    shutil.copytree(ROOT / "assets/openmoji", project / "base", ignore=shutil.ignore_patterns("judge*"))
+    for stage in STAGES.values():
+        stage(project)
+    lock(project)
     params = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
     params["export"]["prompts"] = params["export"]["prompts"] + 1
     (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
