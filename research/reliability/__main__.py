@@ -7,10 +7,14 @@ import argparse
 from research.reliability import kills
 from research.reliability.altered import measure_altered
 from research.reliability.places import measure_places
-from research.reliability.projects import Small, Toy
+from research.reliability.projects import Retrain, Run, Small, Toy
 from research.reliability.run import measure_inputs, measure_large
 from research.reliability.show import SHOW
+from research.reliability.worker import measure_worker
 from research.show import publish
+
+PROJECTS = {"toy": Toy, "small": Small, "run": Run, "retrain": Retrain}
+"""Sleeping stages under the flow, the product's own stages, small, and the command line around stages that sleep."""
 
 
 def main() -> None:
@@ -21,7 +25,7 @@ def main() -> None:
     inputs.add_argument("--n", type=int, default=10_000, help="mutated files")
     inputs.add_argument("--seed", type=int, default=0)
     ends = parts.add_parser("kills", help="end a retraining in every stage and way; then resume it")
-    ends.add_argument("project", choices=["toy", "small"], help="sleeping stages, or the product's own, small")
+    ends.add_argument("project", choices=[*PROJECTS, "worker"], help="what is ended")
     ends.add_argument("--times", type=int, default=1, help="of each kind in each stage")
     ends.add_argument("--kinds", default=",".join(kills.KINDS))
     ends.add_argument("--stages", default="", help="default all")
@@ -42,11 +46,15 @@ def main() -> None:
         command = f"python -m research.reliability altered --times {given.times} --seed {given.seed}"
         publish(measure_altered(given.times, given.seed, command), SHOW)
         return
+    if given.part == "kills" and given.project == "worker":
+        command = f"python -m research.reliability kills worker --times {given.times} --seed {given.seed}"
+        publish(measure_worker(given.times, given.seed, command), SHOW)
+        return
     if given.part == "kills":
         command = f"python -m research.reliability kills {given.project} --times {given.times} --seed {given.seed}"
         publish(
             kills.measure_kills(
-                {"toy": Toy, "small": Small}[given.project], given.times, given.seed, command,
+                PROJECTS[given.project], given.times, given.seed, command,
                 given.kinds.split(","), given.stages.split(",") if given.stages else (),
             ),
             SHOW,

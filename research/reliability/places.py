@@ -27,6 +27,7 @@ from components.common.errors import ExpungeError
 from components.common.files import digest
 from components.requests.requests import load_requests
 from research.reliability import altered, toy
+from research.reliability.projects import write_product
 from research.reliability.show import share
 from research.show import Row
 
@@ -137,16 +138,7 @@ def _without_git(folder: Path) -> Path:
 
 def template(folder: Path) -> None:
     """The toy project as its stages leave it, with one of them to run again, and the embedded one."""
-    from tests.toyproject import STAGES, write_project  # noqa: PLC0415 - a test's modules
-    from tests.toyrelease import lock  # noqa: PLC0415
-
-    requests = {f"r-{i}": {"target": t, "kind": "character", "channels": ["filter"]} for i, t in enumerate(("robot", "ghost"))}  # fmt: skip
-    project = write_project(folder / "toy", requests=requests)
-    shutil.rmtree(project / "base")
-    shutil.copytree(ROOT / "assets/openmoji", project / "base", ignore=shutil.ignore_patterns("judge*"))
-    for stage in STAGES.values():
-        stage(project)
-    lock(project)
+    project = write_product(folder / "toy")
     params = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
     params["export"]["prompts"] = params["export"]["prompts"] + 1
     (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
