@@ -41,8 +41,9 @@ def purify(
     from components.guidance.adapters import check_adapters  # noqa: PLC0415
     from components.purify.image import read_photo  # noqa: PLC0415
     from components.purify.purify import ddim_steps, default_prompt, psnr  # noqa: PLC0415
-    from components.registry.working import check_own_adapters  # noqa: PLC0415
+    from components.registry.working import check_base, check_own_adapters  # noqa: PLC0415
 
+    check_base(Path())
     check_folder(base.path)
     side, scheduler = read_geometry(base.path)
     photo = read_photo(image, side)

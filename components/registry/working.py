@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from components.common.errors import ArtifactError
-from components.common.files import digest, read_sidecar
+from components.common.files import SIDECAR, digest, read_sidecar
 from components.common.paths import CONCEPTS, EVALUATE, GUIDANCE
-from components.common.sections import PARAMS
+from components.common.sections import PARAMS, read_section
 from components.common.variants import Variant
+from components.diffusion.folder import FORMAT
+from components.diffusion.params import BaseParams
 from components.evaluate.attacks.summary import ATTACKS
 from components.evaluate.attacks.summary import RESULTS as ATTACK_RESULTS
 from components.evaluate.attacks.summary import VERDICT as ATTACK_VERDICT
@@ -29,6 +31,7 @@ def check_evidence(root: Path, judged: Mapping[str, str]) -> None:
     `judged` is what the evaluation's verdict names. Attacks that never ran are no evidence that could be wrong.
     """
     check_written(root, (EVALUATE / METRICS, EVALUATE / VERDICT))
+    check_base(root)
     check_read(root, "evaluate")
     if judged.get("requests") != requests_digest(load_requests(root / REQUESTS)):
         raise ArtifactError(f"the last evaluation is of other requests than {REQUESTS} lists", _AGAIN)
@@ -52,8 +55,23 @@ def check_read(root: Path, stage: str) -> None:
             )
 
 
+def check_note(base: Path) -> None:
+    """`ArtifactError` for a base's sidecar, where it has one, that cannot be read."""
+    if (base / SIDECAR).is_file():
+        read_sidecar(base, FORMAT)
+
+
+def check_base(root: Path) -> None:
+    """`ArtifactError` for a base with a sidecar, such as the one that ships, in which a byte changed since stage `base` read it.
+
+    Other bases can be large: the digests of their parts, which the artifacts name, are all that is looked at.
+    """
+    if (root / LOCK).is_file() and (root / read_section("base", BaseParams, root / PARAMS).path / SIDECAR).is_file():
+        check_read(root, "base")
+
+
 def check_own_adapters(root: Path, requests: Iterable[str] | None = None, variant: Variant | None = None) -> None:
-    """`ArtifactError` for an adapter in `root` that was trained for another request, or for an earlier form of this one.
+    """`ArtifactError` for an adapter in `root` that was altered, or trained for another request or an earlier form of this one.
 
     It looks at those that `variant` takes of `requests`, or of all in requests.yaml; unknown requests are somebody else's to refuse.
     """
@@ -63,9 +81,15 @@ def check_own_adapters(root: Path, requests: Iterable[str] | None = None, varian
     for request_id, request in load_requests(root / REQUESTS).items():
         if "guidance" not in request.channels or (wanted is not None and request_id not in wanted):
             continue
-        made_for = read_sidecar(root / GUIDANCE / request_id, _ADAPTER)["inputs"].get("concepts")
-        if made_for != digest(root / CONCEPTS / request_id):
+        folder, remedy = (
+            GUIDANCE / request_id,
+            f"restore it with dvc checkout, or train it: expunge run guidance@{request_id}",
+        )
+        sidecar = read_sidecar(root / folder, _ADAPTER)
+        if sidecar["inputs"].get("concepts") != digest(root / CONCEPTS / request_id):
             raise ArtifactError(
-                f"{GUIDANCE / request_id} was trained for another request than {CONCEPTS / request_id} describes",
-                f"restore it with dvc checkout, or train it: expunge run guidance@{request_id}",
+                f"{folder} was trained for another request than {CONCEPTS / request_id} describes", remedy
             )
+        weights = folder / sidecar["weights"]["file"]
+        if digest(root / weights) != sidecar["weights"]["sha256"]:
+            raise ArtifactError(f"{weights} was altered or cut short", remedy)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from research.show import Row
 
 ROOT = Path(__file__).parents[2]
 OUT = "image.png"
-SECONDS = 300.0
+SECONDS = 600.0
 """What a command may take; on an idle processor none takes a tenth of it."""
 TOY: dict[str, tuple[str, ...]] = {
     "help": ("--help",),
@@ -178,14 +179,16 @@ def _ends(place: Place, folder: Path, home: Path, work: Path, arguments: Sequenc
         if value is not None:
             environment[name] = f"{Path(sys.executable).parent}{os.pathsep}{value}" if name == "PATH" else value
     command = [*(("unshare", "--mount") if place.namespace else ()), "sh", "-c", place.script, "sh", *given]
+    child = subprocess.Popen(
+        [*command, sys.executable, "-m", "expunge", *arguments], env=environment, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
     try:
-        done = subprocess.run(
-            [*command, sys.executable, "-m", "expunge", *arguments], env=environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=SECONDS, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        return Ended(-1, (error.stdout or b"").decode(errors="replace"))
-    return Ended(done.returncode, done.stdout.decode(errors="replace"))
+        said, code = child.communicate(timeout=SECONDS)[0], child.returncode
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        said, code = child.communicate()[0], -1
+    return Ended(code, said.decode(errors="replace"))
 
 
 def _state(folder: Path) -> dict[str, str]:
