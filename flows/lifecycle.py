@@ -166,12 +166,9 @@ def _own_server() -> Iterator[None]:
     if PREFECT_API_URL.value():
         yield
         return
-    home = PREFECT_HOME.value()
-    home.mkdir(parents=True, exist_ok=True)
-    if not os.access(home, os.W_OK | os.X_OK):  # the server would not start, and be waited for
-        raise StageError(f"{home} cannot be written", "give this account the right, or set PREFECT_HOME")
     password = f"expunge:{secrets.token_hex(16)}"
     with temporary_settings({PREFECT_API_AUTH_STRING: password, PREFECT_SERVER_API_AUTH_STRING: password}):
+        _check_home()
         server = SubprocessASGIServer()
         server.start()
         assert server.server_process is not None  # it has started
@@ -191,3 +188,11 @@ def _own_server() -> Iterator[None]:
             server.stop()
             guard.kill()
             guard.wait()
+
+
+def _check_home() -> None:
+    """`StageError` where Prefect's server cannot keep its state: it would not start, and would be waited for."""
+    home = PREFECT_HOME.value()
+    home.mkdir(parents=True, exist_ok=True)
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise StageError(f"{home} cannot be written", "give this account the right, or set PREFECT_HOME")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from dvc.repo import Repo
+from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from components.common.errors import StageError
@@ -178,7 +179,7 @@ def test_a_cancelled_program_that_hangs_ends_for_certain():
 def test_a_server_that_cannot_keep_its_state_is_not_started(tmp_path, monkeypatch):
     """A PREFECT_HOME that cannot be written is one sentence at once, not minutes of waiting for a server; one that is missing is made."""
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    monkeypatch.setattr(lifecycle, "SubprocessASGIServer", lambda: pytest.fail("started"))
+    monkeypatch.setattr(SubprocessASGIServer, "start", lambda _: pytest.fail("started"))
     monkeypatch.setattr(os, "access", lambda *_: False)
     wanted = "home cannot be written; give this account the right, or set PREFECT_HOME"
     settings = temporary_settings({PREFECT_HOME: tmp_path / "new" / "home", PREFECT_API_URL: None})
