@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 from components import eraser
 from components.common.variants import Variant
 from components.registry.served import open_release
+from components.registry.working import check_own_adapters
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +17,20 @@ if TYPE_CHECKING:
 
 class Eraser(eraser.Eraser):
     """A pipeline with the filters and adapters of some requests."""
+
+    @classmethod
+    def open(
+        cls,
+        project: Path | str = ".",
+        *,
+        variant: Variant | None = None,
+        requests: Sequence[str] | None = None,
+        device: torch.device | None = None,
+        guard: bool = True,
+    ) -> Self:
+        """As `open` of the eraser below it; `ArtifactError` too for an adapter that was trained for another request."""
+        check_own_adapters(Path(project), requests, variant)
+        return super().open(project, variant=variant, requests=requests, device=device, guard=guard)
 
     @classmethod
     def from_release(

@@ -28,6 +28,7 @@ from prefect.runtime import flow_run
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
+    PREFECT_HOME,
     PREFECT_SERVER_API_AUTH_STRING,
     temporary_settings,
 )
@@ -38,8 +39,8 @@ from components.common.files import canonical, write_text
 from components.common.lock import Holder
 from components.common.toplevel import one_sentence
 
-_ENDING_SECONDS = 10.0
-"""What a flow may take to end after a signal; then its process ends for certain."""
+_ENDING_SECONDS = 8.0
+"""What a flow may take to end after a signal or a cancellation; then its process ends for certain, and a stage of it 5.5 s later at the latest."""
 _SENDING_SECONDS = 5.0
 """What sending the last logs and events may take."""
 _UNREACHABLE = (PrefectException, httpx.HTTPError, OSError)
@@ -47,6 +48,8 @@ _NOTE = Path(".dvc/tmp/expunge.flow.json")
 """The flow run that worked in the project last."""
 _GUARD = "import os, signal, sys; sys.stdin.read(); os.kill(int(sys.argv[1]), signal.SIGKILL)"
 """Waits until the other end of its input is closed, by whatever, then ends the process that it guards."""
+_CLOCKS: list[socket.socket] = []
+"""Where a byte starts the time that a program has left (`ends_for_certain`)."""
 
 
 class FlowCancelledError(StageError):
@@ -70,7 +73,11 @@ def cancellation() -> Callable[[], bool]:
             return False
         with suppress(*_UNREACHABLE), get_client(sync_client=True) as client:
             state = client.read_flow_run(UUID(run)).state
-            return state is not None and (state.is_cancelling() or state.is_cancelled())
+            if state is not None and (state.is_cancelling() or state.is_cancelled()):
+                for clock in _CLOCKS:
+                    with suppress(OSError):
+                        clock.send(bytes([signal.SIGTERM]))
+                return True
         return False
 
     return cancelled
@@ -134,7 +141,7 @@ def _no_arguments() -> Iterator[None]:
 
 @contextmanager
 def ends_for_certain(seconds: float = _ENDING_SECONDS) -> Iterator[None]:
-    """Ends this process `seconds` after a SIGTERM, SIGINT or SIGHUP that it has not ended by, with all its threads' stacks on stderr.
+    """Ends this process `seconds` after a SIGTERM, SIGINT, SIGHUP or a cancellation that it has not ended by, with all its threads' stacks on stderr.
 
     A signal raises an exception wherever the main thread is, inside a client's request as well, and Prefect's cleaning up may
     then wait for an answer that never comes. The end is that of a killed run: the kernel frees the lock, stages end with their
@@ -144,9 +151,11 @@ def ends_for_certain(seconds: float = _ENDING_SECONDS) -> Iterator[None]:
     theirs.setblocking(False)
     before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_end_after_signal, args=(ours, seconds), daemon=True).start()
+    _CLOCKS.append(theirs)
     try:
         yield
     finally:
+        _CLOCKS.remove(theirs)
         signal.set_wakeup_fd(before)
         theirs.close()
 
@@ -169,6 +178,7 @@ def _own_server() -> Iterator[None]:
 
     password = f"expunge:{secrets.token_hex(16)}"
     with temporary_settings({PREFECT_API_AUTH_STRING: password, PREFECT_SERVER_API_AUTH_STRING: password}):
+        _check_home()
         server = SubprocessASGIServer()
         server.start()
         assert server.server_process is not None  # it has started
@@ -188,3 +198,11 @@ def _own_server() -> Iterator[None]:
             server.stop()
             guard.kill()
             guard.wait()
+
+
+def _check_home() -> None:
+    """`StageError` where Prefect's server cannot keep its state: it would not start, and would be waited for."""
+    home = PREFECT_HOME.value()
+    home.mkdir(parents=True, exist_ok=True)
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise StageError(f"{home} cannot be written", "give this account the right, or set PREFECT_HOME")

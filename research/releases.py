@@ -22,7 +22,8 @@ from pathlib import Path
 
 import httpx
 
-from research.reliability.show import share, write_rows
+from research.reliability.show import share
+from research.show import publish
 
 ROOT = Path(__file__).parents[1]
 OUT = Path("reports/operations/show.json")
@@ -116,7 +117,7 @@ def fetched(root: Path) -> None:
         "images that differ when the candidate is fetched through the MLflow server in another folder with another home"
     )
     command = "python -m research.releases fetched"
-    write_rows([share(what, differ, len(images), command)], command, OUT)
+    publish([share(what, differ, len(images), command)], OUT)
 
 
 def reproduced(root: Path) -> None:
@@ -129,7 +130,7 @@ def reproduced(root: Path) -> None:
         found = reproduce(release, root, Path(scratch) / "clone", print, from_scratch=True)
     what = "digests that differ after expunge reproduce on a fresh clone, same machine"
     command = "python -m research.releases reproduced"
-    write_rows([share(what, len(found.differences), found.compared, command)], command, OUT)
+    publish([share(what, len(found.differences), found.compared, command)], OUT)
     for difference in found.differences:
         print(difference)  # noqa: T201 - a program that prints what it found
 

@@ -92,11 +92,14 @@ def check_export(
     from components.diffusion.folder import check_folder  # noqa: PLC0415 - slow to import
     from components.export.merged import check_target  # noqa: PLC0415
     from components.guidance.adapters import check_adapters  # noqa: PLC0415
+    from components.registry.working import check_base, check_own_adapters  # noqa: PLC0415
 
+    check_base(Path())
     check_folder(base)
     check_target(folder, base, written)
     adapters = {request_id: GUIDANCE / request_id for request_id in requests}
     check_adapters(adapters, base)
+    check_own_adapters(Path(), adapters)
     return adapters
 
 

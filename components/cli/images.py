@@ -46,11 +46,14 @@ def generate(
     writable_png(output)
     from components.diffusion.folder import check_folder  # noqa: PLC0415 - slow to import
     from components.registry.served import find_base, find_release, open_release  # noqa: PLC0415
+    from components.registry.working import check_base, check_own_adapters  # noqa: PLC0415
 
-    found = None if release is None else find_release(release)
+    found, wanted = None if release is None else find_release(release), cast("Variant", variant)
     requests = load_requests() if found is None else found.requests
     if found is None:
+        check_base(Path())
         check_folder(read_section("base", BaseParams).path)
+        check_own_adapters(Path(), variant=wanted)
     else:
         find_base(found)
     if dry_run:
@@ -58,7 +61,6 @@ def generate(
         return
     from components.eraser import Eraser  # noqa: PLC0415
 
-    wanted = cast("Variant", variant)
     eraser = Eraser.open(variant=wanted) if found is None else open_release(Eraser, found.folder, variant=wanted)
     drawing = eraser.draw(prompt, seed=seed, variant=wanted)
     out = BytesIO()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import typer
 
@@ -10,6 +11,7 @@ from components.common.errors import UserError
 from components.common.paths import EVALUATE
 from components.common.sections import read_section
 from components.evaluate.summary import METRICS
+from components.registry.working import check_read
 from components.requests.requests import load_requests
 from components.worlds.params import JudgeParams
 
@@ -25,6 +27,8 @@ def judge_check() -> None:
     params, requests, world_name = read_section("judge", JudgeParams), load_requests(), read_section("world", str)
     if not requests:
         raise UserError("requests.yaml holds no request", "add one: expunge request add")
+    if (EVALUATE / METRICS).is_file():
+        check_read(Path(), "evaluate")  # else its findings are about another judge
     import pandas as pd  # noqa: PLC0415 - slow to import
 
     from components.collect.concepts import make_record  # noqa: PLC0415

@@ -45,8 +45,7 @@ from components.common.sections import read_section
 from components.common.settings import apply_settings
 from components.common.toplevel import DEBUG, one_sentence
 from components.diffusion.params import BaseParams
-from components.evaluate.summary import METRICS, VERDICT, check_evaluated, read_evaluation, summarise
-from components.registry.lock import check_written
+from components.evaluate.summary import check_evaluated, read_evaluation, summarise
 from components.requests.edit import add_request, remove_request
 from components.requests.requests import load_requests
 
@@ -193,9 +192,11 @@ def verdict(
     gates: Annotated[bool, typer.Option("--gates", help="Print every gate.")] = False,  # noqa: FBT002
 ) -> None:
     """Says what the last evaluation and the last attacks found; exits with 1 if either fails."""
+    from components.registry.working import check_evidence  # noqa: PLC0415 - slow to import
+
     metrics, found = read_evaluation(EVALUATE)
     check_evaluated(found, read_section("base", BaseParams).path)
-    check_written(Path(), (EVALUATE / METRICS, EVALUATE / VERDICT))
+    check_evidence(Path(), found["judged"])
     for gate in found["gates"] if gates else []:
         mark = "pass" if gate["passed"] else "FAIL"
         about = metrics["targets"].get(gate["request"], {}).get("target", "all requests")

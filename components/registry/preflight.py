@@ -14,6 +14,7 @@ from components.common.preflight import check_disk, check_git, preflight
 from components.common.sections import PARAMS, read_section
 from components.diffusion.folder import check_folder
 from components.diffusion.params import BaseParams
+from components.registry.working import check_note
 from components.requests.requests import REQUESTS, load_requests
 from components.worlds.params import JudgeParams
 
@@ -29,6 +30,7 @@ def check_ready(root: Path, *more: Callable[[], object]) -> None:
             lambda: load_requests(root / REQUESTS),
             lambda: check_disk(root),
             lambda: check_git(root),
+            lambda: check_note(root / read_section("base", BaseParams, root / PARAMS).path),
             lambda: check_folder(root / read_section("base", BaseParams, root / PARAMS).path),
             lambda: check_judges(root),
             lambda: check_registry(root),

@@ -36,7 +36,7 @@ from components.registry.describe import (
 )
 from components.registry.release import RELEASE, Release, read_release
 from components.registry.source import processor
-from components.registry.tracking import asking, code_of, is_server, shown_uri, tracking_uri
+from components.registry.tracking import asking, code_of, is_server, never_used, shown_uri, tracking_uri
 
 MODEL = "expunge"
 FOLDER = "release"
@@ -73,6 +73,8 @@ class Registry:
 
     def versions(self) -> list[Version]:
         """All versions, the newest last; none if nothing was ever registered."""
+        if never_used(self.uri):
+            return []
         with asking(self.uri) as client:
             return _versions(client)
 
@@ -90,6 +92,8 @@ class Registry:
 
     def aliases(self) -> dict[str, int]:
         """The aliases and the versions that they name."""
+        if never_used(self.uri):
+            return {}
         with asking(self.uri) as client:
             return _aliases(client)
 

@@ -33,11 +33,17 @@ for _noisy in ("mlflow", "alembic"):
     logging.getLogger(_noisy).setLevel(logging.CRITICAL)
 
 SERVER = ("http", "https")
+_SQLITE = "sqlite:///"
 
 
 def tracking_uri(root: Path) -> str:
     """MLFLOW_TRACKING_URI, or a SQLite file in the project's root."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / 'mlflow.db').resolve()}"
+
+
+def never_used(uri: str) -> bool:
+    """Whether a tracking URI names a SQLite file that does not exist yet: nothing was ever registered, and asking would write it."""
+    return uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).exists()
 
 
 def is_server(uri: str) -> bool:
@@ -57,6 +63,10 @@ def asking(uri: str) -> Iterator[MlflowClient]:
     `TransientError` for a server that cannot be reached or answers with an error, `StageError` where it refuses, `UserError` where credentials are missing.
     """
     where = f"the model registry at {shown_uri(uri)}"
+    if never_used(uri) and not os.access(
+        Path(uri.removeprefix(_SQLITE)).parent, os.W_OK
+    ):  # MLflow would try for minutes
+        raise StageError(f"{where} cannot be written", "give this account the right to write there")
     try:
         yield MlflowClient(tracking_uri=uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
     except ExpungeError:

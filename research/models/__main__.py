@@ -6,17 +6,21 @@ import argparse
 from pathlib import Path
 
 from research.models.measure import measure_agreement, measure_calls, measure_export, measure_leak
+from research.models.memory import measure_memory
 from research.models.size import measure_size
-from research.reliability.show import write_rows
+from research.models.stages import measure_stages
+from research.show import publish
 
 PARTS = {
     "agree": measure_agreement,
     "leak": measure_leak,
     "calls": measure_calls,
     "export": measure_export,
+    "stages": measure_stages,
+    "memory": measure_memory,
     "size": measure_size,
 }
-COUNTS = {"agree": 10_000, "leak": 1000, "calls": 1000, "export": 3, "size": 3000}
+COUNTS = {"agree": 10_000, "leak": 1000, "calls": 1000, "export": 3, "stages": 3, "memory": 3, "size": 3000}
 SHOW = Path("reports/models/show.json")
 
 
@@ -27,8 +31,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, help="prompts, calls or models")
     given = parser.parse_args()
     count = given.n or COUNTS[given.part]
-    command = f"python -m research.models {given.part} --n {count}"
-    write_rows(PARTS[given.part](count, command), command, SHOW)
+    publish(PARTS[given.part](count, f"python -m research.models {given.part} --n {count}"), SHOW)
 
 
 if __name__ == "__main__":

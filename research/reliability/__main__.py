@@ -6,9 +6,15 @@ import argparse
 
 from research.reliability import kills
 from research.reliability.altered import measure_altered
-from research.reliability.projects import Small, Toy
+from research.reliability.places import measure_places
+from research.reliability.projects import Retrain, Run, Small, Toy
 from research.reliability.run import measure_inputs, measure_large
-from research.reliability.show import write_rows
+from research.reliability.show import SHOW
+from research.reliability.worker import measure_worker
+from research.show import publish
+
+PROJECTS = {"toy": Toy, "small": Small, "run": Run, "retrain": Retrain}
+"""Sleeping stages under the flow, the product's own stages, small, and the command line around stages that sleep."""
 
 
 def main() -> None:
@@ -19,7 +25,7 @@ def main() -> None:
     inputs.add_argument("--n", type=int, default=10_000, help="mutated files")
     inputs.add_argument("--seed", type=int, default=0)
     ends = parts.add_parser("kills", help="end a retraining in every stage and way; then resume it")
-    ends.add_argument("project", choices=["toy", "small"], help="sleeping stages, or the product's own, small")
+    ends.add_argument("project", choices=[*PROJECTS, "worker"], help="what is ended")
     ends.add_argument("--times", type=int, default=1, help="of each kind in each stage")
     ends.add_argument("--kinds", default=",".join(kills.KINDS))
     ends.add_argument("--stages", default="", help="default all")
@@ -27,23 +33,35 @@ def main() -> None:
     bytes_ = parts.add_parser("altered", help="alter one byte of each kind of artifact; every command must refuse")
     bytes_.add_argument("--times", type=int, default=3, help="of each kind")
     bytes_.add_argument("--seed", type=int, default=0)
+    around = parts.add_parser(
+        "places", help="run commands where files, account, locale or tools are not the usual ones"
+    )
+    around.add_argument("--only", default="", help="places with this in their name")
     given = parser.parse_args()
+    if given.part == "places":
+        rows = measure_places("python -m research.reliability places", lambda name: given.only in name)
+        publish([] if given.only else rows, SHOW)  # some places are no measurement of all
+        return
     if given.part == "altered":
         command = f"python -m research.reliability altered --times {given.times} --seed {given.seed}"
-        write_rows(measure_altered(given.times, given.seed, command), command)
+        publish(measure_altered(given.times, given.seed, command), SHOW)
+        return
+    if given.part == "kills" and given.project == "worker":
+        command = f"python -m research.reliability kills worker --times {given.times} --seed {given.seed}"
+        publish(measure_worker(given.times, given.seed, command), SHOW)
         return
     if given.part == "kills":
         command = f"python -m research.reliability kills {given.project} --times {given.times} --seed {given.seed}"
-        write_rows(
+        publish(
             kills.measure_kills(
-                {"toy": Toy, "small": Small}[given.project], given.times, given.seed, command,
+                PROJECTS[given.project], given.times, given.seed, command,
                 given.kinds.split(","), given.stages.split(",") if given.stages else (),
             ),
-            command,
+            SHOW,
         )  # fmt: skip
         return
     command = f"python -m research.reliability {given.part} --n {given.n} --seed {given.seed}"
-    write_rows([*measure_inputs(given.n, given.seed, command), *measure_large(command)], command)
+    publish([*measure_inputs(given.n, given.seed, command), *measure_large(command)], SHOW)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import io
-import json
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,23 +14,32 @@ from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
+import yaml
 from tqdm import tqdm
 
 from components.cli.main import main
 from components.common.artifacts import read_artifact
 from components.common.errors import ExpungeError
-from components.common.files import SIDECAR, read_sidecar, write_sidecar
+from components.common.files import SIDECAR
+from components.common.toplevel import UNFORESEEN
 from components.export.runtime import read_report
-from components.registry.lock import check_written
+from components.registry.release import build_release
 from components.sae.model import read_sae
-from research.reliability.show import Row, share
+from research.reliability.show import share
+from research.show import Row
 
 ROOT = Path(__file__).parents[2]
-PROMPT, OUT = "a cat on a hill", "out.png"
-GENERATE, EXPLAIN = ("generate", PROMPT, "--output", OUT), ("explain", PROMPT)
+PROMPT, OUT, PHOTO, RELEASE = "a cat on a hill", "out.png", "photo.png", "release"
+GENERATE, EXPLAIN, VERDICT = ("generate", PROMPT, "--output", OUT), ("explain", PROMPT), ("verdict",)
 EXPORT, ADAPTER = ("export", "diffusers", "exported"), ("export", "adapter", "fused", "--dry-run")
+PURIFY, JUDGE = ("purify", PHOTO, "--steps", "2", "--output", OUT), ("judge", "check")
+RELEASED = tuple((*command, "--release", f"./{RELEASE}") for command in (GENERATE, EXPLAIN))
 Reader = tuple[str, ...] | Callable[[], object]
-BASE: tuple[Reader, ...] = (GENERATE, EXPORT)
+
+
+def register() -> None:
+    """What registering a candidate begins with."""
+    build_release(Path(), Path("another"))
 
 
 def _judge() -> None:
@@ -42,29 +51,62 @@ def _clip() -> None:
     read_artifact(Path("assets/clip"), clip.FORMAT)
 
 
+def _sae() -> None:
+    read_sae(Path("models/sae"))
+
+
+def _graph() -> None:
+    read_report(Path("models/onnx/filter.onnx"))
+
+
+BASE: tuple[Reader, ...] = (GENERATE, EXPORT, PURIFY, VERDICT, register)
 KINDS: dict[str, tuple[Reader, ...]] = {
-    "models/filter/model.safetensors": (GENERATE, EXPLAIN),
-    f"models/filter/{SIDECAR}": (GENERATE, EXPLAIN),
-    "models/guidance/*/pytorch_lora_weights.safetensors": (GENERATE, EXPORT, ADAPTER),
-    f"models/guidance/*/{SIDECAR}": (GENERATE, EXPORT, ADAPTER),
-    "models/sae/sae_weights.safetensors": (lambda: read_sae(Path("models/sae")),),
-    f"models/sae/{SIDECAR}": (lambda: read_sae(Path("models/sae")),),
-    "models/sae/cfg.json": (lambda: check_written(Path(), [Path("models/sae")]),),  # SAELens reads it, we register it
-    "models/onnx/filter.onnx": (lambda: read_report(Path("models/onnx/filter.onnx")),),
-    "models/onnx/parity.json": (lambda: read_report(Path("models/onnx/filter.onnx")),),
-    "reports/evaluate/verdict.json": (("verdict",),),
-    "reports/evaluate/metrics.json": (("verdict",),),
-    "assets/openmoji/judge/*.safetensors": (_judge,),
-    f"assets/openmoji/judge/{SIDECAR}": (_judge,),
-    "assets/clip/*.safetensors": (_clip,),
-    f"assets/clip/{SIDECAR}": (_clip,),
+    "models/filter/model.safetensors": (GENERATE, EXPLAIN, VERDICT, register),
+    f"models/filter/{SIDECAR}": (GENERATE, EXPLAIN, VERDICT, register),
+    "models/guidance/*/pytorch_lora_weights.safetensors": (GENERATE, EXPORT, ADAPTER, PURIFY, VERDICT, register),
+    f"models/guidance/*/{SIDECAR}": (GENERATE, EXPORT, ADAPTER, PURIFY, VERDICT, register),
+    "models/sae/sae_weights.safetensors": (_sae, register),
+    f"models/sae/{SIDECAR}": (_sae, register),
+    "models/sae/cfg.json": (register,),
+    "models/onnx/filter.onnx": (_graph, register),
+    "models/onnx/parity.json": (_graph, register),
+    "data/base/*.json": (VERDICT, register),
+    "data/concepts/*/request.json": (GENERATE, VERDICT, register),
+    "reports/evaluate/verdict.json": (VERDICT, register),
+    "reports/evaluate/metrics.json": (VERDICT, register),
+    "reports/attacks/verdict.json": (VERDICT, register),
+    "reports/attacks/results.json": (VERDICT, register),
+    "requests.yaml": (VERDICT, register),
+    "params.yaml": (register,),
+    "assets/openmoji/judge/*.safetensors": (_judge, JUDGE, VERDICT, register),
+    f"assets/openmoji/judge/{SIDECAR}": (_judge, JUDGE, VERDICT, register),
+    "assets/clip/*.safetensors": (_clip, VERDICT, register),
+    f"assets/clip/{SIDECAR}": (_clip, VERDICT, register),
+    f"assets/openmoji/{SIDECAR}": BASE,
     "assets/openmoji/unet/*.safetensors": BASE,
     "assets/openmoji/vae/*.safetensors": BASE,
     "assets/openmoji/text_encoder/*.safetensors": (*BASE, EXPLAIN),
     "assets/openmoji/tokenizer/tokenizer.json": (*BASE, EXPLAIN),
     "assets/openmoji/scheduler/scheduler_config.json": BASE,
+    f"{RELEASE}/*.json": RELEASED,
+    f"{RELEASE}/*.yaml": RELEASED,
+    f"{RELEASE}/dvc.lock": RELEASED,
+    f"{RELEASE}/filter/*": RELEASED,
+    f"{RELEASE}/adapters/*/*": RELEASED,
+    f"{RELEASE}/onnx/*": RELEASED,
+    f"{RELEASE}/report/*.json": RELEASED,
+    f"{RELEASE}/report/attacks/*.json": RELEASED,
 }
 """What is altered, and what reads it: a command, or a function of the library."""
+MEANING = ("requests.yaml", "params.yaml")
+"""Files in which a byte of a comment is the user's own business: only what they say is altered."""
+UNREAD = ("ledger", "probe", "promote")
+"""Sections of params.yaml that no stage reads."""
+COPIED = (
+    "models", "assets", "data", "reports/evaluate", "reports/attacks", "components", "flows",
+    "params.yaml", "requests.yaml", "dvc.yaml", "dvc.lock",
+)  # fmt: skip
+REFUSALS = (2, 3, 4)
 
 
 def ends(reader: Reader) -> tuple[int, str]:
@@ -82,32 +124,41 @@ def ends(reader: Reader) -> tuple[int, str]:
         except ExpungeError as found:
             return found.exit_code, str(found)
         except Exception as found:  # noqa: BLE001 - what is counted
-            return 5, f"{type(found).__name__}: {found}"
+            return UNFORESEEN, f"{type(found).__name__}: {found}"
     return 0, ""
 
 
 def project(folder: Path) -> None:
-    """A copy of this project's artifacts; sidecars from before there were seals get one, as their stages write it now."""
-    for name in (
-        "models",
-        "assets",
-        "reports/evaluate",
-        "components",
-        "params.yaml",
-        "requests.yaml",
-        "dvc.yaml",
-        "dvc.lock",
-    ):
+    """A copy of this project with its artifacts, as their stages wrote them, and the release that is made of them in `release`."""
+    shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
+    for name in COPIED:
         source = ROOT / name
-        _ = shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy(source, folder / name)
-    for path in (folder / "models").rglob(SIDECAR):
-        content = json.loads(path.read_text())
-        write_sidecar(path.parent, {k: v for k, v in content.items() if k != "seal"})
-        read_sidecar(path.parent, content["format"])
+        _ = shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__")) if source.is_dir() else shutil.copy(source, folder / name)  # fmt: skip
+    shutil.copy(ROOT / "reports/evaluate/grids/00.png", folder / PHOTO)
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+
+
+def _altered(path: Path, whole: bytes, rng: random.Random) -> tuple[int, bytes]:
+    """A place in the file, and its bytes with one bit of that one changed."""
+    while True:
+        at = rng.randrange(len(whole))
+        altered = bytearray(whole)
+        altered[at] ^= 1 << rng.randrange(8)
+        if path.name not in MEANING or path.parent.name == RELEASE or _says(bytes(altered)) != _says(whole):
+            return at, bytes(altered)
+
+
+def _says(content: bytes) -> object:
+    """What a YAML file says, sections that no stage reads aside; the bytes where it says nothing."""
+    try:
+        found = yaml.safe_load(content)
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return content
+    return {k: v for k, v in found.items() if k not in UNREAD} if isinstance(found, dict) else content
 
 
 def measure_altered(times: int, seed: int, command: str, kinds: Sequence[str] = ()) -> list[Row]:
-    """The rows of `times` altered bytes in each kind."""
+    """The rows of `times` altered bytes in each kind; a kind of several files has one of them altered each time."""
     rng = random.Random(seed)
     believed = traced = n = 0
     with tempfile.TemporaryDirectory() as name:
@@ -115,30 +166,39 @@ def measure_altered(times: int, seed: int, command: str, kinds: Sequence[str] = 
         folder.mkdir()
         project(folder)
         with chdir(folder):
+            build_release(Path(), Path(RELEASE))
+            unsound = [reader for reader in {*sum(KINDS.values(), ())} if ends(reader)[0] not in (0, 1)]
+            if unsound:
+                raise SystemExit(f"nothing is altered, and this does not work: {unsound}")
+            _clean()
             for pattern, readers in tqdm(KINDS.items()):
                 if kinds and not any(kind in pattern for kind in kinds):
                     continue
-                path = next(iter(sorted(Path().glob(pattern))))
-                whole = path.read_bytes()
                 for _ in range(times):
-                    altered = bytearray(whole)
-                    at = rng.randrange(len(altered))
-                    altered[at] ^= 1 << rng.randrange(8)
+                    path = rng.choice(sorted(p for p in Path().glob(pattern) if p.is_file()))
+                    whole = path.read_bytes()
+                    at, altered = _altered(path, whole, rng)
                     path.write_bytes(altered)
                     for reader in readers:
                         code, said = ends(reader)
                         n += 1
-                        believed += code in (0, 1) or Path(OUT).exists()
-                        traced += code == 5
-                        if code not in (2, 3, 4):
-                            tqdm.write(
-                                f"{path}, byte {at}, {reader if isinstance(reader, tuple) else 'library'}: {code} {said[:200]}"
-                            )
-                        Path(OUT).unlink(missing_ok=True)
-                        shutil.rmtree("exported", ignore_errors=True)
+                        believed += code not in REFUSALS or Path(OUT).exists()
+                        traced += code == UNFORESEEN
+                        if code not in REFUSALS:
+                            who = reader if isinstance(reader, tuple) else reader.__name__
+                            tqdm.write(f"{path}, byte {at}, {whole[at : at + 20]!r}, {who}: {code} {said[:200]}")
+                        _clean()
                     path.write_bytes(whole)
 
     return [
         share("altered byte: commands that went on", believed, n, command),
         share("altered byte: tracebacks", traced, n, command),
     ]
+
+
+def _clean() -> None:
+    """Takes away what readers that went on have written."""
+    for name in ("exported", "fused", "another"):
+        shutil.rmtree(name, ignore_errors=True)
+    for path in Path().glob(f"{Path(OUT).stem}*.png"):
+        path.unlink()

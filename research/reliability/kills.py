@@ -25,11 +25,12 @@ from tqdm import tqdm
 
 from components.common.errors import StageError
 from components.common.lock import check_free
-from research.reliability.show import Row, largest, share
+from research.reliability.show import largest, share
+from research.show import Row
 
 KINDS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "cancel")
 SECONDS = 15.0
-_MARK = "EXPUNGE_KILLS"
+MARK = "EXPUNGE_KILLS"
 TRUE = {"cancel": ("CANCELLED",)}
 """States that are true of a run that was ended so; anything else is a crash."""
 
@@ -39,6 +40,8 @@ class Project(Protocol):
 
     stages: Sequence[str]
     folder: Path
+    flow: bool
+    """Whether it is a flow, whose state Prefect keeps."""
 
     def fresh(self, stage: str) -> None:
         """Brings the project into the state in which a run begins with `stage`, at the latest."""
@@ -73,6 +76,7 @@ class Outcome(NamedTuple):
     leftovers: int
     lock_free: bool
     state: str
+    """Of the flow run; empty without one."""
     registered: int
     """Versions that the interrupted run registered."""
     equal: bool
@@ -80,12 +84,16 @@ class Outcome(NamedTuple):
     unfinished: int
     """MLflow runs that are said to run, after the second."""
 
+    def is_false(self, kind: str) -> bool:
+        """Whether the state is not true of a run that ended so."""
+        return self.state not in ("", *TRUE.get(kind, ("CRASHED",)))
+
     def faults(self, kind: str) -> list[str]:
         """What is wrong."""
         wrong = {
             f"{self.leftovers} processes left": self.leftovers > 0,
             "lock not free": not self.lock_free,
-            f"state {self.state}": self.state not in TRUE.get(kind, ("CRASHED",)),
+            f"state {self.state}": self.is_false(kind),
             f"registered {self.registered}": self.registered != 0,
             "bytes differ": not self.equal,
             f"{self.unfinished} MLflow runs RUNNING": self.unfinished > 0,
@@ -98,7 +106,7 @@ def marked(mark: str) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            if f"{_MARK}={mark}".encode() in (path / "environ").read_bytes().split(b"\0"):
+            if f"{MARK}={mark}".encode() in (path / "environ").read_bytes().split(b"\0"):
                 found.append(int(path.name))
         except OSError:
             continue
@@ -134,7 +142,7 @@ def interrupt(
     """Runs the project, ends it `wait` seconds after `stage` has begun, and runs it again."""
     project.fresh(stage)
     mark, before = uuid.uuid4().hex, project.registered()
-    environment = project.environment() | {"PREFECT_API_URL": api, "PREFECT_HOME": str(home), _MARK: mark, "PYTHONUNBUFFERED": "1"}  # fmt: skip
+    environment = project.environment() | {"PREFECT_API_URL": api, "PREFECT_HOME": str(home), MARK: mark, "PYTHONUNBUFFERED": "1"}  # fmt: skip
     first = subprocess.Popen(
         project.command(),
         cwd=project.folder,
@@ -173,14 +181,14 @@ def interrupt(
     except StageError:
         free = False
     more = project.registered() - before
-    run = _last_run(home)[0]
+    run = _last_run(home)[0] if project.flow else ""
     second = subprocess.run(
         project.command(), cwd=project.folder, env=environment, capture_output=True, text=True, check=False
     )
     if second.returncode:
         tqdm.write(second.stdout[-2000:] + second.stderr[-2000:])
     equal = second.returncode == 0 and project.outputs() == wanted
-    return Outcome(seconds, len(left), free, _state(home, run), more, equal, project.unfinished())
+    return Outcome(seconds, len(left), free, _state(home, run) if run else "", more, equal, project.unfinished())
 
 
 def _last_run(home: Path) -> tuple[str, str]:
@@ -226,7 +234,7 @@ def measure_kills(
         "did not resume with equal bytes": sum(not d.equal for _, d in found),
         "left a process after 15 s": sum(d.leftovers > 0 for _, d in found),
         "left the lock": sum(not d.lock_free for _, d in found),
-        "left a state that is not true": sum(d.state not in TRUE.get(k, ("CRASHED",)) for k, d in found),
+        "left a state that is not true": sum(d.is_false(k) for k, d in found),
         "left an MLflow run in RUNNING": sum(d.unfinished > 0 for _, d in found),
         "registered something": sum(d.registered > 0 for _, d in found),
     }
@@ -240,15 +248,20 @@ def _undisturbed(project: Project, api: str, home: Path) -> dict[str, float]:
     environment = project.environment() | {"PREFECT_API_URL": api, "PREFECT_HOME": str(home), "PYTHONUNBUFFERED": "1"}
     child = subprocess.Popen(project.command(), cwd=project.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
     assert child.stdout is not None
-    spans, began, running, said = {}, time.monotonic(), "", []
+    spans: dict[str, float] = {}
+    began, running, said = time.monotonic(), "", list[str]()
     for line in child.stdout:
         said.append(line)
         if "Running stage '" in line:
+            if running:
+                spans[running] = time.monotonic() - began
             running, began = line.split("Running stage '")[1].split("'")[0], time.monotonic()
         elif running and f"Task run '{running}' - Finished" in line:
-            spans[running], began = time.monotonic() - began, time.monotonic()
+            spans[running], began, running = time.monotonic() - began, time.monotonic(), ""
     if child.wait():
         raise StageError("the undisturbed run failed", "".join(said[-40:]))
-    if "export" in spans:
+    if running:
+        spans[running] = time.monotonic() - began
+    elif "export" in spans:
         spans["register"] = time.monotonic() - began
     return spans

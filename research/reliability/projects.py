@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ class Toy:
     """Three sleeping stages."""
 
     stages = toy.STAGES
+    flow = True
 
     def __init__(self, folder: Path) -> None:
         self.folder = toy.make(folder)
@@ -56,7 +58,8 @@ class Toy:
 class Small:
     """The project of tests/test_pipeline.py."""
 
-    stages = ("sae", "features", "guidance@r-1", "evaluate", "export")
+    stages: Sequence[str] = ("sae", "features", "guidance@r-1", "evaluate", "export")
+    flow = True
 
     def __init__(self, folder: Path) -> None:
         from tests.test_pipeline import small_project  # noqa: PLC0415 - a test's module
@@ -67,7 +70,7 @@ class Small:
     def fresh(self, stage: str) -> None:
         """Forgets what the stage computed, and every registered version."""
         lock = self.folder / "dvc.lock"
-        for name in ("mlflow.db", "mlruns", ".cache", ".dvc/cache/runs"):
+        for name in ("mlflow.db", "mlruns", "ledger.db", ".cache", ".dvc/cache/runs"):
             path = self.folder / name
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         if not lock.is_file() or stage == "register":
@@ -117,3 +120,46 @@ class Small:
                 return int(base.execute(f"select count(*) from {what}").fetchone()[0])  # noqa: S608 - our own two
         except sqlite3.OperationalError:  # no tables yet
             return 0
+
+
+def write_product(folder: Path) -> Path:
+    """The project of tests/toyproject.py on the base that ships, as its stages leave it."""
+    from tests.toyproject import STAGES, write_project  # noqa: PLC0415 - a test's modules
+    from tests.toyrelease import lock  # noqa: PLC0415
+
+    requests = {f"r-{i}": {"target": t, "kind": "character", "channels": ["filter"]} for i, t in enumerate(("robot", "ghost"))}  # fmt: skip
+    project = write_project(folder, requests=requests)
+    shutil.rmtree(project / "base")
+    shutil.copytree(toy.ROOT / "assets/openmoji", project / "base", ignore=shutil.ignore_patterns("judge*"))
+    for stage in STAGES.values():
+        stage(project)
+    lock(project)
+    return project
+
+
+class Retrain(Small):
+    """`expunge retrain` in a project whose stages sleep for two seconds and write the product's formats."""
+
+    stages = ("sae", "export")
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = write_product(folder)
+
+    def command(self) -> list[str]:
+        """The command line."""
+        return [sys.executable, "-m", "expunge", "retrain"]
+
+    def environment(self) -> dict[str, str]:
+        """MLflow and the ledger in the project."""
+        found = toy.environment(EXPUNGE_TOY_SECONDS="2")
+        return {k: v for k, v in found.items() if k not in ("MLFLOW_TRACKING_URI", "EXPUNGE_LEDGER_URL")}
+
+
+class Run(Retrain):
+    """`expunge run export` in that project."""
+
+    flow = False
+
+    def command(self) -> list[str]:
+        """The command line."""
+        return [sys.executable, "-m", "expunge", "run", "export"]

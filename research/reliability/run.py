@@ -32,7 +32,8 @@ from components.requests.requests import load_requests
 from research.reliability.cases import params_case, requests_case, table_case
 from research.reliability.mutate import Case
 from research.reliability.pictures import image_case, image_size
-from research.reliability.show import Row, largest, share
+from research.reliability.show import largest, share
+from research.show import Row
 
 SECONDS, GIB = 2.0, 1.0
 READERS: dict[str, tuple[Callable[[random.Random], Case], Callable[[Path], Any]]] = {

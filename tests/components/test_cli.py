@@ -11,7 +11,9 @@ import yaml
 from components.cli.main import app
 from components.common.files import key_of
 from components.diffusion.folder import folder_digests
+from components.evaluate.evidence import read_params_digest, requests_digest
 from components.registry.lock import dvc_md5
+from components.requests.requests import load_requests
 from tests.toyattacks import attack_params, attack_results, write_attacks
 
 ROOT = Path(__file__).parents[2]
@@ -165,13 +167,17 @@ def write_evaluation(folder, *, passed):
     (folder / "metrics.json").write_text(json.dumps(metrics))
     if not (assets := Path("assets")).exists():
         assets.symlink_to(ROOT / "assets")
-    (folder / "verdict.json").write_text(
-        json.dumps(
-            {"passed": passed, "gates": [gate], "judged": {"base": key_of(folder_digests(ROOT / "assets/openmoji"))}}
-        )
-    )
+    judged = {"base": key_of(folder_digests(ROOT / "assets/openmoji")), "params": read_params_digest(), "requests": requests_digest(load_requests())}  # fmt: skip
+    (folder / "verdict.json").write_text(json.dumps({"passed": passed, "gates": [gate], "judged": judged}))
     outs = [{"path": f"reports/evaluate/{n}", "md5": dvc_md5(folder / n)} for n in ("metrics.json", "verdict.json")]
-    Path("dvc.lock").write_text(yaml.safe_dump({"stages": {"evaluate": {"outs": outs}}}))
+    put_lock(evaluate={"outs": outs})
+
+
+def put_lock(**stages):
+    """Makes dvc.lock say more."""
+    path = Path("dvc.lock")
+    before = yaml.safe_load(path.read_text())["stages"] if path.is_file() else {}
+    path.write_text(yaml.safe_dump({"stages": before | stages}))
 
 
 @pytest.mark.parametrize("passed", [True, False])
@@ -228,11 +234,40 @@ def test_verdict_says_how_far_attackers_get(project, expunge, hits, other, code,
     write_evaluation(project / "reports/evaluate", passed=True)
     judged = json.loads((project / "reports/evaluate/verdict.json").read_text())["judged"]
     params = attack_params("quick")
-    write_attacks(project / "reports/attacks", attack_results(params, ["r-1"], judged | other, hits=hits), params)
+    folder = project / "reports/attacks"
+    write_attacks(folder, attack_results(params, ["r-1"], judged | other, hits=hits), params)
+    assert "reports/attacks/results.json is not what its stage wrote (dvc.lock)" in expunge("verdict").error
+    outs = [
+        {"path": f"reports/attacks/{name}", "md5": dvc_md5(folder / name)} for name in ("results.json", "verdict.json")
+    ]
+    put_lock(attack={"outs": outs})
     found = expunge("verdict")
 
     assert found.code == code
     assert found.out.splitlines()[-1].startswith(said)
+
+
+def test_verdict_on_something_else_than_what_is_there_is_refused(project, expunge):
+    """A request more, another gate, or another judge than the evaluation read: exit code 3, and no verdict is printed."""
+    write_evaluation(project / "reports/evaluate", passed=True)
+    (project / "judge").write_text("one")
+    lock = yaml.safe_load((project / "dvc.lock").read_text())["stages"]["evaluate"]
+    put_lock(
+        evaluate=lock | {"deps": [{"path": "judge", "md5": dvc_md5(project / "judge")}, {"path": "gone", "md5": "x"}]}
+    )
+    assert expunge("verdict").code == 0
+    files = {name: (project / name).read_text() for name in ("requests.yaml", "params.yaml", "judge")}
+    edits = {
+        "requests.yaml": (files["requests.yaml"].replace("kitty", "moggy", 1), "is of other requests than requests.yaml lists"),
+        "params.yaml": (files["params.yaml"].replace("\n  batch: 16\n  seed: 0\n  gates", "\n  batch: 3\n  seed: 0\n  gates", 1), "had other parameters than params.yaml has"),
+        "judge": ("two", "judge is not what stage evaluate read (dvc.lock); restore it"),
+    }  # fmt: skip
+    for name, (text, said) in edits.items():
+        (project / name).write_text(text)
+        found = expunge("verdict")
+        (project / name).write_text(files[name])
+        assert (found.code, found.out) == (3, ""), name
+        assert said in found.error
 
 
 def test_verdict_of_another_version_is_one_sentence(project, expunge):

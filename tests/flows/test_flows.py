@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 from dvc.repo import Repo
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
+from components.common.errors import StageError
 from components.common.lock import Holder
 from components.common.process import stream
 from flows import lifecycle
@@ -152,6 +155,37 @@ def test_a_program_that_does_not_heed_a_signal_ends_for_certain(number):
 
     assert child.returncode == 128 + number
     assert "most recent call first" in said
+
+
+def test_a_cancelled_program_that_hangs_ends_for_certain():
+    """From the moment that a run hears of its cancellation it has the time allowed; before that it may take as long as it likes."""
+    program = (
+        "import threading, time, uuid; from contextlib import nullcontext; from types import SimpleNamespace as Fake\n"
+        "from prefect.states import Cancelling, Running; from flows import lifecycle; now = [Running()]\n"
+        "lifecycle.flow_run_id = lambda: str(uuid.uuid4())\n"
+        "lifecycle.get_client = lambda **_: nullcontext(Fake(read_flow_run=lambda run: Fake(state=now[0])))\n"
+        "with lifecycle.ends_for_certain(0.3):\n"
+        "    cancelled = lifecycle.cancellation(); assert not cancelled(); time.sleep(0.6); print('alive', flush=True)\n"
+        "    now[0] = Cancelling(); assert cancelled(); lock = threading.Lock(); lock.acquire(); lock.acquire()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "alive\n")
+    assert "most recent call first" in done.stderr
+
+
+def test_a_server_that_cannot_keep_its_state_is_not_started(tmp_path, monkeypatch):
+    """A PREFECT_HOME that cannot be written is one sentence at once, not minutes of waiting for a server; one that is missing is made."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr(SubprocessASGIServer, "start", lambda _: pytest.fail("started"))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    wanted = "home cannot be written; give this account the right, or set PREFECT_HOME"
+    settings = temporary_settings({PREFECT_HOME: tmp_path / "new" / "home", PREFECT_API_URL: None})
+    with settings, pytest.raises(StageError, match=wanted):
+        lifecycle._own_server().__enter__()
+    assert (tmp_path / "new" / "home").is_dir()
 
 
 def test_a_program_that_ends_in_time_keeps_its_own_end():

@@ -1,4 +1,3 @@
-import json
 import os
 import time
 
@@ -9,7 +8,7 @@ from components.common.errors import UserError
 from research.reliability import run
 from research.reliability.mutate import Case
 from research.reliability.run import measure_inputs, outcome
-from research.reliability.show import largest, share, write_rows
+from research.reliability.show import largest, share
 
 
 def test_mutated_inputs_are_refused_or_read_right():
@@ -75,13 +74,3 @@ def test_intervals_are_exact():
     assert not share("x", 1, 73, "c")["met"]
     assert not share("x", 0, 0, "c")["met"]
     assert not largest("x", 3, 2, 2, "c")["met"]
-
-
-def test_a_part_replaces_its_own_rows_alone(tmp_path):
-    """What another part measured stays in the report."""
-    path = tmp_path / "show.json"
-    write_rows([share("a", 0, 5, "p one --n 5")], "p one --n 5", path)
-    write_rows([share("b", 0, 5, "p two --n 5")], "p two --n 5", path)
-    write_rows([share("a", 1, 9, "p one --n 9")], "p one --n 9", path)
-
-    assert [(row["what"], row["n"]) for row in json.loads(path.read_text())] == [("b", 5), ("a", 9)]

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -58,6 +59,18 @@ def registered(evaluated, database, tmp_path_factory):
             patch.delenv(name, raising=False)
         register_tree(tree, "ann")
     return tree
+
+
+def test_nothing_registered_is_no_file_and_no_wait(tmp_path, monkeypatch):
+    """Looking into a registry that was never used writes nothing; where it cannot be written, registering is refused at once."""
+    registry = Registry(tmp_path)
+    assert (registry.versions(), registry.aliases(), list(tmp_path.iterdir())) == ([], {}, [])
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    start = time.monotonic()
+    with pytest.raises(StageError, match=r"registry at sqlite:///.*mlflow.db cannot be written; give this account"):
+        registry.set_aliases({"champion": 1})
+
+    assert time.monotonic() - start < 2
 
 
 def runs(tree):

@@ -1,0 +1,155 @@
+"""Cancels flow runs that a worker started, as `prefect flow-run cancel` does, and looks at what is left and at what the next run makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+from tqdm import tqdm
+
+from components.common.errors import StageError
+from components.common.lock import check_free
+from research.reliability import kills, toy
+from research.reliability.projects import Toy
+from research.reliability.show import largest, share
+from research.show import Row
+
+PREFECT = str(Path(sys.executable).with_name("prefect"))
+POOL = "toy"
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+DEPLOY = f"""
+import sys
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.deployments.runner import EntrypointType
+from research.reliability import toy_flow
+with get_client(sync_client=True) as client:
+    client.create_work_pool(WorkPoolCreate(name={POOL!r}, type="process"))
+made = toy_flow.flow.to_deployment(
+    {POOL!r}, parameters={{"root": sys.argv[1]}}, work_pool_name={POOL!r}, job_variables={{"working_dir": sys.argv[1]}},
+    entrypoint_type=EntrypointType.MODULE_PATH,
+)
+made.entrypoint = "research.reliability.toy_flow.flow"
+print(made.apply())
+"""
+
+
+class Site(NamedTuple):
+    """A project, a server and a worker."""
+
+    project: Toy
+    api: str
+    deployment: str
+    mark: str
+
+    def start(self) -> str:
+        """Starts a run and returns its id."""
+        found = httpx.post(f"{self.api}/deployments/{self.deployment}/create_flow_run", json={}).raise_for_status()
+        return str(found.json()["id"])
+
+    def state(self, run: str) -> str:
+        """The state of a run, such as RUNNING."""
+        return str(httpx.get(f"{self.api}/flow_runs/{run}").raise_for_status().json()["state_type"])
+
+    def wait_for_stage(self, run: str, stage: str) -> None:
+        """Waits until a stage of the run has begun."""
+        wanted = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200}
+        for _ in range(600):
+            logs = httpx.post(f"{self.api}/logs/filter", json=wanted).raise_for_status().json()
+            if any(f"Running stage '{stage}'" in log["message"] for log in logs):
+                return
+            if self.state(run) in ENDED:
+                raise StageError(f"{stage} did not begin", json.dumps(logs)[-1000:])
+            time.sleep(0.2)
+        raise StageError(f"{stage} did not begin in time", "look at the worker's log")
+
+    def finish(self, run: str) -> str:
+        """Waits for the end of a run."""
+        for _ in range(1200):
+            if (found := self.state(run)) in ENDED:
+                return found
+            time.sleep(0.3)
+        return "none"
+
+
+def of_run(mark: str, run: str) -> list[int]:
+    """The processes of a run."""
+    wanted = f"PREFECT__FLOW_RUN_ID={run}".encode()
+    found = []
+    for pid in kills.marked(mark):
+        try:
+            if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+def cancelled(site: Site, stage: str, wait: float, wanted: dict[str, bytes]) -> kills.Outcome:
+    """Cancels a run in a stage, and starts another."""
+    site.project.fresh(stage)
+    before, run = site.project.registered(), site.start()
+    site.wait_for_stage(run, stage)
+    time.sleep(wait)
+    environment = os.environ | {"PREFECT_API_URL": site.api}
+    start = time.monotonic()
+    subprocess.run([PREFECT, "flow-run", "cancel", run], env=environment, check=True, stdout=subprocess.DEVNULL)
+    asked = time.monotonic()  # what the program itself takes is not the run's
+    while (left := of_run(site.mark, run)) and time.monotonic() - asked < kills.SECONDS:
+        time.sleep(0.05)
+    seconds = time.monotonic() - asked
+    tqdm.write(f"prefect flow-run cancel took {asked - start:.1f} s")
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    try:
+        check_free(site.project.folder)
+        free = True
+    except StageError:
+        free = False
+    state, more = site.state(run), site.project.registered() - before
+    second = site.finish(site.start())
+    equal = second == "COMPLETED" and site.project.outputs() == wanted
+    return kills.Outcome(seconds, len(left), free, state, more, equal, 0)
+
+
+def measure_worker(times: int, seed: int, command: str) -> list[Row]:
+    """The rows of `times` cancellations in each stage of the toy project, by a process worker."""
+    rng, found = random.Random(seed), []
+    with tempfile.TemporaryDirectory() as name:
+        home, project = Path(name) / "prefect", Toy(Path(name) / "a project")
+        mark = str(rng.getrandbits(64))
+        with kills.server(home) as api:
+            environment = project.environment() | {"PREFECT_API_URL": api, "PREFECT_HOME": str(home), kills.MARK: mark}
+            deploy = [sys.executable, "-c", DEPLOY, str(project.folder)]
+            said = subprocess.run(deploy, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+            start = [PREFECT, "worker", "start", "--pool", POOL, "--type", "process"]
+            worker = subprocess.Popen(
+                start, cwd=project.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            try:
+                site = Site(project, api, said.split()[-1], mark)
+                project.fresh(toy.STAGES[0])
+                if (state := site.finish(site.start())) != "COMPLETED":
+                    raise StageError(f"the undisturbed run ended as {state}", "look at the worker's log")
+                wanted = project.outputs()
+                for stage in tqdm(toy.STAGES * times):
+                    found.append(cancelled(site, stage, rng.uniform(0, toy.STEPS * 0.1), wanted))
+                    tqdm.write(f"worker, {stage}: {', '.join(found[-1].faults('cancel')) or 'fine'} ({found[-1].seconds:.1f} s)")  # fmt: skip
+            finally:
+                worker.terminate()
+                worker.wait()
+    n, faulty = len(found), sum(bool(one.faults("cancel")) for one in found)
+    slowest = max(one.seconds for one in found)
+    return [
+        share("runs of a worker, cancelled: left a process, the lock, a false state or a version, or did not resume", faulty, n, command),
+        largest("runs of a worker, cancelled: slowest end, s", slowest, n, kills.SECONDS, command),
+    ]  # fmt: skip
