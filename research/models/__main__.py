@@ -6,10 +6,17 @@ import argparse
 from pathlib import Path
 
 from research.models.measure import measure_agreement, measure_calls, measure_export, measure_leak
+from research.models.stages import measure_stages
 from research.reliability.show import write_rows
 
-PARTS = {"agree": measure_agreement, "leak": measure_leak, "calls": measure_calls, "export": measure_export}
-COUNTS = {"agree": 10_000, "leak": 1000, "calls": 1000, "export": 3}
+PARTS = {
+    "agree": measure_agreement,
+    "leak": measure_leak,
+    "calls": measure_calls,
+    "export": measure_export,
+    "stages": measure_stages,
+}
+COUNTS = {"agree": 10_000, "leak": 1000, "calls": 1000, "export": 3, "stages": 3}
 SHOW = Path("reports/models/show.json")
 
 
