@@ -6,7 +6,7 @@ transformers 5 put CLIPTextModel's layers at the top, transformers 4 has them un
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import get_ident
 
 import torch
@@ -54,25 +54,27 @@ def rewrite_hookpoint(
 
 
 class _Enough(Exception):  # noqa: N818 - no error: it ends a forward pass whose rest nobody needs
-    """Carries the residual stream out of the encoder."""
+    """Ends the pass of an encoder at the hookpoint."""
 
 
-@torch.no_grad()
 def read_hookpoint(
     encoder: nn.Module, hookpoint: str, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
     """The residual stream (B, L, D) at `hookpoint` for tokens (B, L); the layers after it are not run.
 
-    An encoder whose attention looks ahead, such as BERT, needs the mask (B, L) of what is not padding.
+    An encoder whose attention looks ahead, such as BERT, needs the mask (B, L) of what is not padding. An exporter, which
+    counts the modules that it enters and leaves, is shown the whole pass.
     """
     mask = {} if attention_mask is None else {"attention_mask": attention_mask}
+    reached: list[torch.Tensor] = []
 
     def leave(hidden: torch.Tensor) -> None:
-        raise _Enough(hidden)
+        reached.append(hidden)
+        if not torch.compiler.is_exporting():
+            raise _Enough
 
-    with rewrite_hookpoint(encoder, hookpoint, leave):
-        try:
-            encoder(input_ids, **mask)
-        except _Enough as reached:
-            return reached.args[0]
-    raise AssertionError(f"{hookpoint} is part of the encoder and was not reached")
+    with rewrite_hookpoint(encoder, hookpoint, leave), suppress(_Enough):
+        encoder(input_ids, **mask)
+    if not reached:
+        raise AssertionError(f"{hookpoint} is part of the encoder and was not reached")
+    return reached[0]

@@ -106,9 +106,11 @@ class Towers:
         others = [_match(self.first, tower, prompts, encoded) for tower in self.all[1:]]
         return encoded._replace(others=tuple(others))
 
-    @torch.no_grad()
     def stream(self, encoded: Encoded) -> torch.Tensor:
-        """The residual stream (B, L, D) at the hookpoints, at the first tower's positions, on its device."""
+        """The residual stream (B, L, D) at the hookpoints, at the first tower's positions, on its device.
+
+        It carries a gradient where token embeddings ask for one, as in attacks.
+        """
         parts = [_read(tower, ids) for tower, ids in zip(self.all, encoded.all_ids(), strict=True)]
         others = (
             part.gather(1, _wide(match.forth.to(part.device), part))
