@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import get_ident
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +26,15 @@ def resolve_hookpoint(encoder: nn.Module, hookpoint: str) -> nn.Module:
             f"hookpoint {hookpoint!r} is not a module of {type(encoder).__name__}", f"use one of: {', '.join(layers)}"
         )
     return modules[hookpoint]
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes: under accelerate's offloading not where its weights lie."""
+    for part in module.modules() if hasattr(module, "_hf_hook") else ():
+        device: Any = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return next(module.parameters()).device
 
 
 @contextmanager
