@@ -1,6 +1,7 @@
 """What `expunge init` writes into params.yaml for a family of models: every number that differs from the shipped file, with its source.
 
-The shipped params.yaml is the rest. Shares of depth turn the layers that papers read into those of a shortened encoder.
+The shipped params.yaml is the rest. Shares of depth turn the layers that papers read into those of a shortened encoder. Batches
+are the largest of 1, 2, 4, 8, … that fit 24 GiB by components/cli/memory.py, up to 8; a test checks it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ class Value(NamedTuple):
 
     section: str
     key: str
+    """Within the section, with points between the levels."""
     value: Any
     source: str
 
@@ -77,6 +79,16 @@ PRESETS: dict[Family, tuple[Value, ...]] = {
 }
 
 
+def put(section: Any, key: str, value: Any, comment: str = "") -> None:  # noqa: ANN401 - ruamel's or plain mappings
+    """Sets a key with points between its levels."""
+    *levels, last = key.split(".")
+    for level in levels:
+        section = section[level]
+    section[last] = value
+    if comment:
+        section.yaml_add_eol_comment(comment, last)
+
+
 def hookpoints(family: Family, layers: tuple[int, ...]) -> list[str]:
     """Modules of the text encoders that the SAE reads: the published layers, or the same depth of shorter encoders.
 
@@ -99,8 +111,7 @@ def project_params(shipped: Path, model: Model, base: Path, world: str, family: 
     listed = hookpoints(family, model.layers)
     content["base"]["hookpoint"] = listed[0] if len(listed) == 1 else listed
     for value in PRESETS[family]:
-        content[value.section][value.key] = value.value
-        content[value.section].yaml_add_eol_comment(value.source, value.key)
+        put(content[value.section], value.key, value.value, value.source)
     if len(listed) == 1:
         content["base"].yaml_add_eol_comment(HOOKPOINTS[family][0].source, "hookpoint")
     else:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from research.models.measure import measure_agreement, measure_calls, measure_export, measure_leak
+from research.models.memory import measure_memory
 from research.models.stages import measure_stages
 from research.reliability.show import write_rows
 
@@ -15,8 +16,9 @@ PARTS = {
     "calls": measure_calls,
     "export": measure_export,
     "stages": measure_stages,
+    "memory": measure_memory,
 }
-COUNTS = {"agree": 10_000, "leak": 1000, "calls": 1000, "export": 3, "stages": 3}
+COUNTS = {"agree": 10_000, "leak": 1000, "calls": 1000, "export": 3, "stages": 3, "memory": 3}
 SHOW = Path("reports/models/show.json")
 
 
