@@ -41,7 +41,20 @@ class Line(NamedTuple):
         return int((self.fixed + self.row * rows * area) * 2**20)
 
 
-TRACED: dict[Family, dict[str, Line]] = {}
+TRACED: dict[Family, dict[str, Line]] = {
+    "sd15": {
+        "training": Line(203, 245.7), "frozen": Line(0, 67.5), "drawing": Line(0, 130.2), "decoding": Line(0, 768.1),
+        "searching": Line(-3, 1455.8),
+    },
+    "sd21": {
+        "training": Line(203, 464.4), "frozen": Line(0, 151.9), "drawing": Line(0, 292.8), "decoding": Line(0, 1728.3),
+        "searching": Line(-4, 3089.7),
+    },
+    "sdxl": {
+        "training": Line(115, 687.6), "frozen": Line(0, 200.0), "drawing": Line(0, 315.6), "decoding": Line(0, 3072.5),
+        "searching": Line(-28, 9909.8),
+    },
+}  # fmt: skip
 """training: a step with checkpointing and bf16; frozen: a pass in bf16; drawing: a pass in float32; decoding: of N images;
 searching: a pass in float32 with a gradient and without checkpointing."""
 
@@ -85,7 +98,7 @@ def needs(model: Model, params: Mapping[str, Any]) -> list[Need]:
     traced, area, guidance = TRACED[model.family], (model.side / SIDE[model.family]) ** 2, params["guidance"]
     found = []
     if guidance["steps"]:
-        adapter = held + adapter_bytes(model.folder / "unet", guidance["rank"])
+        adapter = RESERVE + unet + adapter_bytes(model.folder / "unet", guidance["rank"])  # the rest makes room
         rows = recipe.BATCH + recipe.RETAIN_BATCH + (0 if guidance["hold"] == "null-space" else 3 * recipe.BATCH // 2)
         saves = guidance["gradient_checkpointing"] and guidance["precision"] == "bf16"
         step = traced["training"] if saves else traced["searching"]

@@ -63,7 +63,8 @@ class Run(NamedTuple):
     @property
     def end(self) -> str:
         """works, refuses or traceback."""
-        if self.code == UNFORESEEN or self.code < 0 or "Traceback (most recent call last)" in self.said:
+        unforeseen = any(sign in self.said for sign in ("Traceback (most recent call last)", "expunge: unforeseen"))
+        if self.code == UNFORESEEN or self.code < 0 or unforeseen:  # a stage's own code is not that of `expunge run`
             return "traceback"
         if self.code in (0, 1):
             return "works"
@@ -114,6 +115,8 @@ def use(kind: str, work: Path) -> Iterator[tuple[str, Run]]:
     yield command("request", "preview", one, "--suggest")
     yield command("judge", "check")
     shrink(project)
+    for words in (["add", "--all"], ["-c", "user.name=u", "-c", "user.email=u@u", "commit", "--quiet", "-m", "start"]):
+        subprocess.run(["git", *words], cwd=project, check=True)  # `expunge check` asks for a commit
     yield command("params")
     yield command("check")
     yield command("generate", "a dog")  # nothing is trained yet: refused

@@ -146,10 +146,12 @@ def test_init_and_check_say_what_is_needed(published, expunge, tmp_path):
     assert "training an adapter needs " in said.out
     assert "more than 24" not in said.out
     path = tmp_path / "project" / "params.yaml"
-    path.write_text(path.read_text().replace("\n  batch: 1 ", "\n  batch: 100 "))
+    params = yaml.safe_load(path.read_text())
+    params["evaluate"]["batch"] = 100
+    path.write_text(yaml.safe_dump(params))
     said = expunge("base", "check", published["sdxl"], cwd=tmp_path / "project")
     assert "evaluate.batch: 100 needs " in said.out
-    assert "more than 24: lower it to 1" in said.out
+    assert "more than 24: lower it to 3" in said.out
 
 
 def test_trajectories_at_once_are_bounded():
