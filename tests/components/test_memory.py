@@ -88,7 +88,7 @@ def test_weights_and_adapters_are_counted_to_the_byte(standin, kind):
     assert adapter_bytes(folder / "unet", 2) == sum(t.nbytes for t in held)
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+@pytest.mark.parametrize("kind", ["sdxl", pytest.param("sd15", marks=pytest.mark.slow)])
 def test_passes_take_what_is_calculated(standin, kind):
     """On a stand-in with values and PEFT's adapter a step and a pass take, within 5 %, what the line through two traces without values says."""
     unet = load_pipeline(standin(kind)).unet
