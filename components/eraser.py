@@ -227,6 +227,7 @@ class Eraser:
             everywhere=variant != "gated",
         )
 
+    @torch.no_grad()
     def _encode(self, prompts: Sequence[str], requests: tuple[str, ...]) -> tuple[Conditioning, Decision]:
         """(conditioning, decision) under the filters of `requests`; each distinct prompt goes through the encoders once."""
         unique = list(dict.fromkeys(prompts))

@@ -16,7 +16,7 @@ from components.common.closure import ROOT
 from components.common.errors import ArtifactError, StageError, UserError
 from components.common.files import write_text
 from components.common.sections import PARAMS, read_section
-from components.diffusion.inspect import NAMES, Family, inspect_base
+from components.diffusion.inspect import NAMES, Family, Model, inspect_base
 from components.worlds.params import JudgeParams
 
 base = typer.Typer(no_args_is_help=True, help="The model that requests change.")
@@ -73,12 +73,9 @@ def init(
     at, judge = (None if path is None else _seen_from(folder, path) for path in (model.folder, clip))
     assert at is not None  # a model has a folder
     own = Path(world).is_dir()
-    write_text(
-        folder / PARAMS,
-        project_params(
-            shipped(PARAMS), model, at, _seen_from(folder, Path(world)).as_posix() if own else world, family, judge
-        ),
-    )
+    named = _seen_from(folder, Path(world)).as_posix() if own else world
+    write_text(folder / PARAMS, project_params(shipped(PARAMS), model, at, named, family, judge))
+    _say_memory(model, folder / PARAMS)
     write_text(folder / "requests.yaml", "requests: {}\n")
     write_text(folder / ".gitignore", _IGNORED)
     write_text(folder / "inputs" / "README.md", _INPUTS)
@@ -97,12 +94,24 @@ def base_check(
     path: Annotated[str, typer.Argument(help="Folder of a diffusers pipeline.")],
 ) -> None:
     """Says what a model is, or in one sentence what keeps Expunge from opening it and the command that helps."""
-    for line in inspect_base(path).lines():
+    model = inspect_base(path)
+    for line in model.lines():
         typer.echo(line)
+    if PARAMS.is_file():
+        _say_memory(model, PARAMS)
     if PARAMS.is_file() and not read_section("judge", JudgeParams).files():
         typer.echo(
             "params.yaml names no judge of images: give it one under judge.any, such as {reader: clip, path: FOLDER}"
         )
+
+
+def _say_memory(model: Model, params: Path) -> None:
+    """Prints what each piece of work of a project needs of the accelerator's memory, and what to lower where that is too much."""
+    from components.cli.memory import needs  # noqa: PLC0415 - used here alone
+    from components.cli.params import read_params  # noqa: PLC0415 - slow to import
+
+    for need in needs(model, read_params(params)):
+        typer.echo(need.sentence())
 
 
 def shipped(name: Path) -> Path:

@@ -1,6 +1,7 @@
 """What `expunge init` writes into params.yaml for a family of models: every number that differs from the shipped file, with its source.
 
-The shipped params.yaml is the rest. Shares of depth turn the layers that papers read into those of a shortened encoder.
+The shipped params.yaml is the rest. Shares of depth turn the layers that papers read into those of a shortened encoder. Batches
+are the largest of 1, 2, 4, 8, … that fit 24 GiB by components/cli/memory.py, up to 8; a test checks it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ class Value(NamedTuple):
 
     section: str
     key: str
+    """Within the section, with points between the levels."""
     value: Any
     source: str
 
@@ -55,26 +57,80 @@ _SHARED = (
     Value("sae", "auxk", 512, "Gao et al. 2024"),
     Value("sae", "dead_after", 500000, "tokens; ten times the shipped, for eight times the latents"),
     Value("features", "fit", "sample", "docs/decisions/0022: nine times faster at large widths"),
+    Value("attack", "sizes.quick.known", 60, "images of the base, and as many without the target; half of the shipped"),
+    Value("probe", "sizes.quick.known", 60, "as the attacks"),
+    Value("probe", "sizes.quick.steps", 50, "as base.solver_steps"),
+    Value("probe", "sizes.full.steps", 50, "as base.solver_steps"),
     Value("guidance", "precision", "bf16", "to fit 24 GiB"),
     Value("guidance", "gradient_checkpointing", True, "to fit 24 GiB"),
 )  # fmt: skip
+_TEXT = [
+    "slips",
+    "inflections",
+    "languages",
+    "special-tokens",
+    "unicode",
+    "hierarchies",
+    "ring-a-bell",
+    "mma",
+    "adaptive",
+]
+"""Attacks that need no gradient of the U-Net."""
+_TIERS = [
+    {"tier": "T0", "at_most": 0.05, "n": 142},
+    {"tier": "T1", "at_most": 0.05, "n": 142},
+    {"tier": "T2", "attack": "adaptive", "at_most": 0.1, "n": 142},
+]
+_IMAGES = ["completion", "inpainting", "added-noise", "start-latent", "purification"]
+"""Probes that need no gradient of the U-Net."""
+
+
+def _drawing(batch: int, pixels: int) -> tuple[Value, ...]:
+    """Images drawn at once by evaluation, attacks and probes alike."""
+    source = f"24 GiB at {pixels} pixels in float32, by components/cli/memory.py"
+    return tuple(Value(section, "batch", batch, source) for section in ("evaluate", "attack", "probe"))
+
+
+def _without_relearning(*more: str) -> tuple[Value, ...]:
+    """Probes that fit: relearning trains every weight of a copy of the U-Net."""
+    return tuple(
+        Value("probe", f"sizes.{size}.probes", [*_IMAGES, *more], "others need more than 24 GiB")
+        for size in ("quick", "full")
+    )
+
+
 PRESETS: dict[Family, tuple[Value, ...]] = {
     "sd15": (
         *_SHARED,
+        *_drawing(8, 512),
+        *_without_relearning("textual-inversion"),
         Value("sae", "k", 32, "between ItD's 32 and 64"),
-        Value("evaluate", "batch", 8, "24 GiB at 512 pixels in float32"),
     ),
     "sd21": (
         *_SHARED,
+        *_drawing(8, 768),
+        *_without_relearning("textual-inversion"),
         Value("sae", "k", 48, "between ItD's 32 and 64; wider encoder"),
-        Value("evaluate", "batch", 4, "24 GiB at 768 pixels in float32"),
     ),
     "sdxl": (
         *_SHARED,
+        *_drawing(2, 1024),
+        *_without_relearning(),
+        Value("attack", "sizes.full.attacks", _TEXT, "a gradient of this U-Net needs more than 24 GiB"),
+        Value("attack", "sizes.full.gates", _TIERS, "of the attacks above"),
         Value("sae", "k", 64, "ItD's most; two encoders"),
-        Value("evaluate", "batch", 1, "24 GiB at 1024 pixels in float32"),
     ),
 }
+
+
+def put(section: Any, key: str, value: Any, comment: str = "") -> None:  # noqa: ANN401 - ruamel's or plain mappings
+    """Sets a key with points between its levels."""
+    *levels, last = key.split(".")
+    for level in levels:
+        section = section[level]
+    section[last] = value
+    if comment:
+        section.yaml_add_eol_comment(comment, last)
 
 
 def hookpoints(family: Family, layers: tuple[int, ...]) -> list[str]:
@@ -99,8 +155,7 @@ def project_params(shipped: Path, model: Model, base: Path, world: str, family: 
     listed = hookpoints(family, model.layers)
     content["base"]["hookpoint"] = listed[0] if len(listed) == 1 else listed
     for value in PRESETS[family]:
-        content[value.section][value.key] = value.value
-        content[value.section].yaml_add_eol_comment(value.source, value.key)
+        put(content[value.section], value.key, value.value, value.source)
     if len(listed) == 1:
         content["base"].yaml_add_eol_comment(HOOKPOINTS[family][0].source, "hookpoint")
     else:

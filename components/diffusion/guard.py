@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from threading import get_ident
 from typing import Any
 
@@ -31,6 +32,7 @@ class Guard:
         self._allowed: dict[int, Conditioning | None] = {}
         self.remove = unet.register_forward_pre_hook(self._check, with_kwargs=True).remove
         object.__setattr__(unet, _ATTRIBUTE, self)  # no module, and nothing to save
+        object.__setattr__(unet, "save_pretrained", partial(_save, unet))
 
     @contextmanager
     def allow(self, cond: Conditioning | None) -> Iterator[None]:
@@ -55,6 +57,11 @@ class Guard:
         wanted = self._allowed[get_ident()]
         if wanted is None:
             return
+        if (kwargs.get("cross_attention_kwargs") or {}).get("scale", 1.0) != 1.0:
+            raise UserError(
+                "cross_attention_kwargs has a scale, which would weigh the eraser's adapters too",
+                "weigh a LoRA of your own by pipe.set_adapters",
+            )
         states = args[2] if len(args) > 2 else kwargs["encoder_hidden_states"]
         pooled = (kwargs.get("added_cond_kwargs") or {}).get("text_embeds")
         if not (_ends_in(states, wanted.states) and (wanted.pooled is None or _ends_in(pooled, wanted.pooled))):
@@ -62,6 +69,16 @@ class Guard:
                 "the U-Net is given a prompt that this eraser did not read",
                 "pass `**erased.for_pipeline()` and no prompt, and the images_per_prompt that was stated",
             )
+
+
+def _save(unet: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - what save_pretrained takes
+    """`save_pretrained` of a U-Net without adapters; `UserError` with some, whose layers would be written in a form that nothing opens."""
+    if getattr(unet, "peft_config", None):
+        raise UserError(
+            "save_pretrained would write a U-Net with adapters in a form that nothing opens",
+            "write the erased model: expunge export diffusers DIR",
+        )
+    type(unet).save_pretrained(unet, *args, **kwargs)
 
 
 def _ends_in(given: torch.Tensor | None, wanted: torch.Tensor) -> bool:

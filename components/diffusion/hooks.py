@@ -6,8 +6,9 @@ transformers 5 put CLIPTextModel's layers at the top, transformers 4 has them un
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import get_ident
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +26,15 @@ def resolve_hookpoint(encoder: nn.Module, hookpoint: str) -> nn.Module:
             f"hookpoint {hookpoint!r} is not a module of {type(encoder).__name__}", f"use one of: {', '.join(layers)}"
         )
     return modules[hookpoint]
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes: under accelerate's offloading not where its weights lie."""
+    for part in module.modules() if hasattr(module, "_hf_hook") else ():
+        device: Any = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return next(module.parameters()).device
 
 
 @contextmanager
@@ -54,25 +64,27 @@ def rewrite_hookpoint(
 
 
 class _Enough(Exception):  # noqa: N818 - no error: it ends a forward pass whose rest nobody needs
-    """Carries the residual stream out of the encoder."""
+    """Ends the pass of an encoder at the hookpoint."""
 
 
-@torch.no_grad()
 def read_hookpoint(
     encoder: nn.Module, hookpoint: str, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
     """The residual stream (B, L, D) at `hookpoint` for tokens (B, L); the layers after it are not run.
 
-    An encoder whose attention looks ahead, such as BERT, needs the mask (B, L) of what is not padding.
+    An encoder whose attention looks ahead, such as BERT, needs the mask (B, L) of what is not padding. An exporter, which
+    counts the modules that it enters and leaves, is shown the whole pass.
     """
     mask = {} if attention_mask is None else {"attention_mask": attention_mask}
+    reached: list[torch.Tensor] = []
 
     def leave(hidden: torch.Tensor) -> None:
-        raise _Enough(hidden)
+        reached.append(hidden)
+        if not torch.compiler.is_exporting():
+            raise _Enough
 
-    with rewrite_hookpoint(encoder, hookpoint, leave):
-        try:
-            encoder(input_ids, **mask)
-        except _Enough as reached:
-            return reached.args[0]
-    raise AssertionError(f"{hookpoint} is part of the encoder and was not reached")
+    with rewrite_hookpoint(encoder, hookpoint, leave), suppress(_Enough):
+        encoder(input_ids, **mask)
+    if not reached:
+        raise AssertionError(f"{hookpoint} is part of the encoder and was not reached")
+    return reached[0]

@@ -104,12 +104,15 @@ def _weights(part: Path) -> str:
                 f"use_safetensors=False).save_pretrained('{part.parent}-safetensors')\"",
             )
         raise UserError(f"{part} holds no weights", "download the model again, with its *.safetensors")
-    plain = [p for p in found if p.stem.partition(".")[0] == p.stem or ("-of-" in p.stem and "." not in p.stem)]
-    return (
-        ""
-        if plain
-        else f"{part.name}: the {found[0].stem.split('.')[1]} variant alone is there; it is opened as float32"
-    )
+    if all("." not in path.stem for path in weight_files(part)):
+        return ""
+    return f"{part.name}: the {found[0].stem.split('.')[1]} variant alone is there; it is opened as float32"
+
+
+def weight_files(part: Path) -> list[Path]:
+    """The safetensors files of a part that are opened: the plain ones, or those of a variant where there are no others."""
+    found = sorted(part.glob("*.safetensors"))
+    return [path for path in found if "." not in path.stem] or found
 
 
 def _single_file(path: Path) -> UserError:
@@ -118,7 +121,7 @@ def _single_file(path: Path) -> UserError:
         return UserError(f"{path} is a pickle, which is not opened", "get the model as safetensors")
     if path.suffix != ".safetensors":
         return UserError(f"{path} is no model", "name the folder of a diffusers pipeline")
-    keys = _keys(path)
+    keys = read_header(path)
     kind = next((name for part, name in _SINGLE if any(part in key for key in keys)), None)
     if kind is None:
         return UserError(f"{path} is no whole model (its tensors are no pipeline's)", "name the folder of a pipeline")
@@ -131,8 +134,8 @@ def _single_file(path: Path) -> UserError:
     )
 
 
-def _keys(path: Path) -> list[str]:
-    """Names of the tensors of a safetensors file, from its header; none for a file that is none."""
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file, by name of the tensor; empty for a file that is none."""
     with path.open("rb") as file:
         head = file.read(8)
         size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
@@ -140,7 +143,7 @@ def _keys(path: Path) -> list[str]:
             content = json.loads(file.read(size)) if 0 < size <= _HEADER else {}
         except ValueError:
             content = {}
-    return list(content) if isinstance(content, dict) else []
+    return content if isinstance(content, dict) else {}
 
 
 def _no_pipeline(path: Path) -> UserError:

@@ -17,6 +17,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from components.common.seeding import generator
 from components.diffusion.conditioning import Conditioning, denoise, joined
+from components.diffusion.hooks import device_of
 
 
 class Trajectory(NamedTuple):
@@ -50,16 +51,19 @@ def trajectories(
     steps: int,  # solver steps
     guidance_scale: float,
 ) -> Iterator[Trajectory]:
-    """Yields the state before each solver step and, last, the finished latents at timestep 0, on the U-Net's device."""
+    """Yields the state before each solver step and, last, the finished latents at timestep 0, where the U-Net computes.
+
+    A U-Net in another float type than float32 is asked in its own; the states stay in float32.
+    """
     scheduler = solver(pipe)
     scheduler.set_timesteps(steps)
-    x = latents.to(pipe.unet.device) * scheduler.init_noise_sigma
-    both = joined([uncond.expand(len(x)), cond]).to(x.device)
+    x = latents.to(device_of(pipe.unet)) * scheduler.init_noise_sigma
+    both = joined([uncond.expand(len(x)), cond]).map(lambda part: part.to(x.device, pipe.unet.dtype))
     said = None
     for timestep in scheduler.timesteps:
         yield Trajectory(int(timestep), x, said)
         doubled = scheduler.scale_model_input(torch.cat([x, x]), timestep)
-        out_uncond, out_cond = denoise(pipe.unet, doubled, timestep, both).to(x.dtype).chunk(2)
+        out_uncond, out_cond = denoise(pipe.unet, doubled.to(pipe.unet.dtype), timestep, both).to(x.dtype).chunk(2)
         said = out_uncond, out_cond
         x = scheduler.step(out_uncond + guidance_scale * (out_cond - out_uncond), timestep, x).prev_sample
     yield Trajectory(0, x, said)
@@ -68,7 +72,13 @@ def trajectories(
 @torch.no_grad()
 def decode_latents(pipe: StableDiffusionPipeline, latents: torch.Tensor) -> np.ndarray:
     """Scaled latents (B, Z, h, w) to images (B, H, W, 3) uint8."""
-    decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
+    vae = pipe.vae
+    upcast = vae.dtype == torch.float16 and vae.config.get("force_upcast")  # SDXL's overflows, as diffusers knows
+    if upcast:
+        vae.to(torch.float32)
+    decoded = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0].float()
+    if upcast:
+        vae.to(torch.float16)
     return ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 

@@ -25,10 +25,11 @@ from transformers import CLIPTokenizer
 from components.common.errors import UserError
 from components.diffusion.conditioning import Conditioning, joined
 from components.diffusion.encode import Encoded, Matched, tokenize
-from components.diffusion.hooks import read_hookpoint, resolve_hookpoint, rewrite_hookpoint
+from components.diffusion.hooks import device_of, read_hookpoint, resolve_hookpoint, rewrite_hookpoint
 
 Rewrite = Callable[[torch.Tensor], torch.Tensor]
 """The residual stream (B, L, D) to another one."""
+_SAMPLE = 16
 
 
 class Tower(NamedTuple):
@@ -45,10 +46,8 @@ class Tower(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        """Where the encoder computes: under accelerate's offloading not where its weights lie."""
-        hook = getattr(self.encoder, "_hf_hook", None)
-        executes: Any = getattr(hook, "execution_device", None)
-        return torch.device(executes) if executes is not None else next(self.encoder.parameters()).device
+        """Where the encoder computes."""
+        return device_of(self.encoder)
 
     def run(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(states (B, L, D_t), pooled (B, E) or None) of tokens (B, L)."""
@@ -68,6 +67,7 @@ class Towers:
         """
         self.all, self.zero_uncond = tuple(towers), zero_uncond
         self.time_ids = torch.tensor([list(time_ids)], dtype=torch.float32) if time_ids else None
+        self._samples = [_sample(tower.encoder) for tower in self.all]
         for tower in self.all:
             if tower.hookpoint is not None:
                 _check_hookpoint(tower, tower.hookpoint)
@@ -88,8 +88,8 @@ class Towers:
         return self.first.tokenizer.model_max_length
 
     def check_unchanged(self) -> None:
-        """`UserError` if a LoRA or learned tokens were loaded into a tower: no filter was fitted on those."""
-        for tower in self.all:
+        """`UserError` if a LoRA or learned tokens were loaded into a tower, or its weights were changed: no filter was fitted on those."""
+        for tower, before in zip(self.all, self._samples, strict=True):
             if getattr(tower.encoder, "peft_config", None):
                 raise UserError(
                     "a text encoder carries a LoRA, which no filter was fitted on", "load it without its text part"
@@ -99,6 +99,12 @@ class Towers:
                     f"the tokenizer has learned the token {min(learned)!r}, which no filter was fitted on",
                     "unload it: pipe.unload_textual_inversion()",
                 )
+            now = _sample(tower.encoder)
+            if now.shape == before.shape and not torch.equal(now, before.to(now)):
+                raise UserError(
+                    "the weights of a text encoder are not what they were, and no filter was fitted on these",
+                    "open pipeline and eraser again, without what was fused into the text encoder",
+                )
 
     def tokenize(self, prompts: Sequence[str]) -> Encoded:
         """Tokens of `prompts` at full length, as the stock pipeline has them; longer prompts are cut, as it cuts them."""
@@ -106,9 +112,11 @@ class Towers:
         others = [_match(self.first, tower, prompts, encoded) for tower in self.all[1:]]
         return encoded._replace(others=tuple(others))
 
-    @torch.no_grad()
     def stream(self, encoded: Encoded) -> torch.Tensor:
-        """The residual stream (B, L, D) at the hookpoints, at the first tower's positions, on its device."""
+        """The residual stream (B, L, D) at the hookpoints, at the first tower's positions, on its device.
+
+        It carries a gradient where token embeddings ask for one, as in attacks.
+        """
         parts = [_read(tower, ids) for tower, ids in zip(self.all, encoded.all_ids(), strict=True)]
         others = (
             part.gather(1, _wide(match.forth.to(part.device), part))
@@ -164,6 +172,12 @@ class Towers:
             pooled = None if cond.pooled is None else torch.zeros_like(cond.pooled)
             return cond._replace(states=torch.zeros_like(cond.states), pooled=pooled)
         return cond
+
+
+def _sample(encoder: nn.Module) -> torch.Tensor:
+    """The first values of every matrix, one after another, which a fused LoRA changes; none of an encoder that is offloaded."""
+    weights = [weight.detach() for weight in encoder.parameters() if weight.ndim > 1 and not weight.is_meta]
+    return torch.cat([weight.flatten()[:_SAMPLE] for weight in weights] or [torch.zeros(0)])
 
 
 def _check_hookpoint(tower: Tower, hookpoint: str) -> None:

@@ -88,7 +88,7 @@ def export_graph(
     """Writes the graph with a dynamic batch, and has onnx check it; `example` holds two prompts."""
     towers = 1 + len(example.others)
     batch = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH)}
-    with torch.no_grad():  # so that reading the stream, which asks for it too, leaves no trace in the graph
+    with torch.no_grad():
         program = torch.onnx.export(
             ExportedFilter(encoder).eval(),
             tuple(torch.from_numpy(array) for array in feed_of(example, len(encoder.requests)).values()),

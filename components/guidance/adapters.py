@@ -15,7 +15,7 @@ from peft.utils import get_peft_model_state_dict
 from torch.nn.utils import parametrize
 
 from components.common.artifacts import fill_artifact, read_artifact
-from components.common.errors import ArtifactError
+from components.common.errors import ArtifactError, UserError
 from components.common.files import VERSION, new_folder, read_sidecar, write_sidecar
 from components.diffusion.folder import TEXT_PARTS, check_made_for, part_digests
 
@@ -180,6 +180,7 @@ def _refuse_none(name: str, folder: Path) -> None:
 def use_adapters(pipe: StableDiffusionPipeline, names: Iterable[str]) -> Iterator[None]:
     """Within the block the U-Net draws with the named adapters, summed, beside those that were active; after it with these alone."""
     wanted, before = list(names), active_adapters(pipe.unet)
+    check_loaded(pipe.unet, wanted)
     if wanted:
         _only(pipe.unet, [*before, *wanted])
     try:
@@ -187,6 +188,26 @@ def use_adapters(pipe: StableDiffusionPipeline, names: Iterable[str]) -> Iterato
     finally:
         if wanted:
             _only(pipe.unet, before)
+
+
+def check_loaded(unet: UNet2DConditionModel, names: Iterable[str]) -> None:
+    """`UserError` unless the named adapters are in the U-Net at their full weight, and no LoRA is fused into their layers."""
+    layers = [module for module in unet.modules() if isinstance(module, LoraLayer)]
+    for name in names:
+        own = [layer for layer in layers if name in layer.lora_A]
+        if not own:
+            raise UserError(f"the adapter {name} was taken out of the U-Net", "open pipeline and eraser again")
+        if any(layer.merged for layer in own):
+            raise UserError(
+                f"a LoRA is fused into the layers of the adapter {name}, which cannot act in them",
+                "unfuse it (pipe.unfuse_lora()), or fuse and unload it before the eraser is opened",
+            )
+        weights = {layer.scaling[name] for layer in own if not isinstance(layer.scaling[name], torch.Tensor)}
+        if weights - {1.0}:
+            raise UserError(
+                f"the adapter {name} was given the weight {min(weights):g}, and it erases at 1",
+                "weigh LoRAs of your own alone: pipe.set_adapters",
+            )
 
 
 def active_adapters(unet: UNet2DConditionModel) -> list[str]:

@@ -18,7 +18,8 @@ from diffusers import StableDiffusionPipeline
 from peft.tuners.lora import LoraLayer
 
 from components.common.errors import UserError
-from components.guidance.adapters import use_adapters
+from components.diffusion.hooks import device_of
+from components.guidance.adapters import check_loaded, use_adapters
 
 
 @contextmanager
@@ -29,17 +30,18 @@ def gate_adapters(pipe: StableDiffusionPipeline, masks: Mapping[str, torch.Tenso
     prompts; no adapter acts on the empty ones. `UserError` for a batch of any other size.
     """
     acting = {name: mask for name, mask in masks.items() if bool(mask.any())}
+    check_loaded(pipe.unet, acting)
     layers = [module for module in pipe.unet.modules() if isinstance(module, LoraLayer)]
     before = [dict(layer.scaling) for layer in layers]
 
     def scale(_unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401 - a forward hook's
-        rows = len(args[0] if args else kwargs["sample"])
+        rows, device = len(args[0] if args else kwargs["sample"]), device_of(pipe.unet)
         for name, mask in acting.items():
             weight = _by_row(mask, rows)
             for layer, scales in zip(layers, before, strict=True):
                 if name in scales:
                     like: Any = layer.lora_A[name].weight  # a Tensor, which Module cannot say
-                    layer.scaling[name] = scales[name] * weight.to(like.device, like.dtype)[:, None, None]
+                    layer.scaling[name] = scales[name] * weight.to(device, like.dtype)[:, None, None]
 
     hook = pipe.unet.register_forward_pre_hook(scale, with_kwargs=True)
     try:

@@ -34,6 +34,15 @@ NEIGHBOUR_SHARE = 0.125
 PAIR_SHARE = 0.625
 """Of the prompts to retain those that show two concepts: nearly all that is ever lost lies there."""
 
+TRAJECTORY_BATCH, TRAJECTORY_AREA = 48, 2**16
+"""Trajectories at once, and most positions of their latents together, which bounds the memory; no trajectory depends on it."""
+
+
+def trajectory_batch(side: int) -> int:
+    """Trajectories at once of latents with this side: 48 up to 32, 16 of Stable Diffusion 1.5, 4 of XL."""
+    return max(1, min(TRAJECTORY_BATCH, TRAJECTORY_AREA // side**2))
+
+
 # The training (train.py)
 
 BATCH = 6

@@ -10,6 +10,7 @@ output is taken for the frozen model's, without a pass, and its term is 0.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ from components.collect.record import RequestRecord
 from components.common.checkpoint import load_checkpoint, save_checkpoint
 from components.common.seeding import generator
 from components.diffusion.conditioning import denoise, joined
+from components.diffusion.hooks import device_of
+from components.diffusion.text import towers_of
 from components.guidance import recipe
 from components.guidance.losses import guidance_loss
 from components.guidance.params import GuidanceParams
@@ -60,7 +63,21 @@ def train_adapter(
         return
     data = prepare(pipe, record, table, params, guidance_scale=guidance_scale)
     adapter = start_adapter(pipe, table, params)
-    yield from train_guidance(pipe.unet, adapter, data, params, checkpoint=checkpoint)
+    with unet_alone(pipe):
+        yield from train_guidance(pipe.unet, adapter, data, params, checkpoint=checkpoint)
+
+
+@contextmanager
+def unet_alone(pipe: StableDiffusionPipeline) -> Iterator[None]:
+    """Within the block the other models of the pipeline wait in the host's memory: SDXL's take 3 GiB, which training needs."""
+    others = [(part, device_of(part)) for part in (pipe.vae, *(tower.encoder for tower in towers_of(pipe).all))]
+    for part, _ in others:
+        part.to("cpu")
+    try:
+        yield
+    finally:
+        for part, device in others:
+            part.to(device)
 
 
 def train_guidance(

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from components.common.seeding import stream_seed
 from components.diffusion.conditioning import Conditioning, denoise
 from components.diffusion.sampling import start_noise, trajectories
+from components.guidance import recipe
 from components.guidance.params import GuidanceParams
 
 
@@ -68,14 +69,13 @@ def cache_trajectories(
     scope: str,  # names the stream of the noise
     solver_steps: int,
     guidance_scale: float,
-    batch: int = 48,
 ) -> TrajectoryCache:
     """One frozen trajectory for each row of `drawn`, every solver step of it, in the host's memory.
 
     The outputs of sampling itself are used, so that only an aim that differs from what is drawn costs another pass.
     """
     parts: list[TrajectoryCache] = []
-    count = len(drawn.states)
+    count, batch = len(drawn.states), recipe.trajectory_batch(pipe.unet.config.sample_size)
     for start in tqdm(range(0, count, batch), desc=f"trajectories {scope}", unit="batch", mininterval=5):
         rows = torch.arange(start, min(start + batch, count))
         noise = start_noise(pipe, [stream_seed(params.seed, scope, int(r)) for r in rows])

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -116,8 +117,9 @@ def test_presets_have_a_source_for_every_number(tmp_path, family):
     assert 32 <= params["sae"]["k"] <= 64
     assert (params["guidance"]["precision"], params["guidance"]["gradient_checkpointing"]) == ("bf16", True)
     for value in PRESETS[family]:
-        assert params[value.section][value.key] == value.value
-        assert any(f"{value.key}: " in line and f"# {value.source}" in line for line in text.splitlines())
+        found = reduce(lambda level, key: level[key], value.key.split("."), params[value.section])
+        assert found == value.value
+        assert any(f"{value.key.split('.')[-1]}:" in line and f"# {value.source}" in line for line in text.splitlines())
     assert "data/base/text.json" in yaml.safe_load((tmp_path / "dvc.yaml").read_text())["stages"]["sae"]["deps"]
 
 

@@ -72,7 +72,9 @@ class Examination(NamedTuple):
 
 
 def _plain(known: Known) -> dict[str, Any]:
-    return {"sensitivity": known.sensitivity.rate, "specificity": known.specificity.rate, "n": [c.n for c in known]}
+    """The shares, null of nothing, as where there are fewer images than distortions."""
+    sensitivity, specificity = (count.rate if count.n else None for count in known)
+    return {"sensitivity": sensitivity, "specificity": specificity, "n": [count.n for count in known]}
 
 
 def examine(

@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import beta
 
 from components.common.errors import UserError
+from components.common.files import canonical
 from components.evaluate.attacks.correction import Count, Known, corrected_rate, rogan_gladen
 from components.evaluate.attacks.known import DISTORTIONS, examine
 
@@ -93,3 +94,6 @@ def test_examining_counts_what_the_judge_finds(judge, record):
     assert found.by_distortion["none"] == Known(Count(4, 4), Count(4, 4))
     assert found.known.sensitivity == Count(sum(k.sensitivity.hits for k in found.by_distortion.values()), 24)
     assert found.record()["by_distortion"]["none"] == {"sensitivity": 1.0, "specificity": 1.0, "n": [4, 4]}
+    few = examine(judge, record, shown[:2], absent[:2]).record()  # fewer than distortions
+    assert few["by_distortion"]["cut"] == {"sensitivity": None, "specificity": None, "n": [0, 0]}
+    canonical(few)

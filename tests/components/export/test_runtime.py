@@ -8,7 +8,7 @@ from components.common.errors import ArtifactError, UserError
 from components.diffusion.encode import Encoded
 from components.diffusion.folder import TEXT_PARTS, part_digests
 from components.diffusion.text import load_towers
-from components.export.graph import ExportedFilter, export_graph
+from components.export.graph import ExportedFilter, data_of, export_graph
 from components.export.parity import measure_parity, open_session, write_report
 from components.export.report import REPORT, read_sealed, write_no_graph, write_sealed
 from components.export.runtime import OnnxTextEncoder
@@ -157,3 +157,37 @@ def test_runtime_refuses_what_the_graph_cannot_do(graph):
         OnnxTextEncoder(graph).encode(Encoded(torch.zeros(1, 77, dtype=torch.int64), torch.ones(1, 77).bool()))
     with pytest.raises(UserError, match="onnxruntime has no MadeUpProvider here; use one of"):
         OnnxTextEncoder(graph, provider="MadeUpProvider")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_a_graph_over_the_limit_has_its_weights_beside_it(kind, standin, spelt_filter, tmp_path):
+    """With a limit that the encoders pass, as bigG's 2.8 GB do ONNX's 2 GiB: a small graph, its weights in a file, the same decisions; either file altered or gone is refused."""
+    folder = standin(kind)
+    hookpoints = ["encoder.layers.1"] if kind == "sd15" else ["encoder.layers.1", "encoder.layers.2"]
+    towers = load_towers(folder, hookpoints)
+    width = sum(tower.encoder.config.hidden_size for tower in towers.all)
+    item = spelt_filter("cat", width, towers.first.tokenizer)._replace(
+        directions=torch.randn(4, width, generator=torch.Generator().manual_seed(0))
+    )
+    encoder = FilteredTextEncoder(towers, {"r": item})
+    weights = sum(part.numel() * part.element_size() for part in encoder.parameters())
+    encoded = towers.tokenize(["a cat", "a dog", "#! a cat", "", "two cats and a dog"])
+    path = tmp_path / "filter.onnx"
+    export_graph(encoder, encoded.rows(slice(2)), path, opset=18, inline=2**20)
+    assert weights > 2**20 > path.stat().st_size
+    assert 0.9 * weights < data_of(path).stat().st_size < 1.1 * weights
+    session = open_session(path)
+    parity = measure_parity(session, ExportedFilter(encoder), encoded)
+    assert (parity.decisions_agree, parity.flagged) == (True, 3)
+    assert parity.max_abs_hidden < 1e-4
+    write_report(path, parity, encoder, providers=session.get_providers(), inputs=part_digests(folder, TEXT_PARTS))
+    assert OnnxTextEncoder(path).encode(encoded)[1].flagged.flatten().tolist() == [True, False, True, False, True]
+
+    whole = data_of(path).read_bytes()
+    data_of(path).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ArtifactError, match=r"filter.onnx.data has sha256 .* as parity.json says; restore"):
+        OnnxTextEncoder(path)
+    data_of(path).unlink()
+    with pytest.raises(ArtifactError, match=r"filter\.onnx\.data is missing; restore"):
+        OnnxTextEncoder(path)
