@@ -23,7 +23,9 @@ def attack(
     attacks: Annotated[
         list[str] | None, typer.Option("--attack", help="One attack; default those of the size; repeatable.")
     ] = None,
-    size: Annotated[str, typer.Option(help="A size of params.yaml, such as quick or full; default the one that it names.")] = "",
+    size: Annotated[
+        str, typer.Option(help="A size of params.yaml, such as quick or full; default the one that it names.")
+    ] = "",
     dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
 ) -> None:
     """Attacks the erased model by text, and says how far an attacker gets; a stopped run goes on. Exits with 1 if a gate fails."""
@@ -56,7 +58,9 @@ def probe(
     probes: Annotated[
         list[str] | None, typer.Option("--probe", help="One probe; default those of the size; repeatable.")
     ] = None,
-    size: Annotated[str, typer.Option(help="A size of params.yaml, such as quick or full; default the one that it names.")] = "",
+    size: Annotated[
+        str, typer.Option(help="A size of params.yaml, such as quick or full; default the one that it names.")
+    ] = "",
     dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
 ) -> None:
     """Probes the erased model beyond text: real images, latents, learned embeddings, fine-tuning. Exits with 1 if a gate fails."""
