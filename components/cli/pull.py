@@ -57,7 +57,8 @@ def reproduce(
         raise typer.Exit(1 if found.differences else 0)
     for name, released, rebuilt in found.differences:
         typer.echo(f"{name:<60} {(released or 'missing')[:12]:<12}  {(rebuilt or 'missing')[:12]}")
-    how = "pulled from the DVC remote" if found.pulled else "computed"
+    how = "computed, or taken from this machine's DVC cache" if found.cached else "computed"
+    how = "pulled from the DVC remote" if found.pulled else how
     typer.echo(f"{found.compared - len(found.differences)} of {found.compared} digests are equal; outputs were {how}.")
     if found.differences:
         for name, (released, here) in found.packages.items():

@@ -37,6 +37,8 @@ class Rebuilt(NamedTuple):
     """Packages of another version, as released and here."""
     pulled: bool
     """Whether outputs came from the DVC remote instead of being computed."""
+    cached: bool
+    """Whether outputs may have come from a DVC cache outside the clone, which `.dvc/config.local` can name."""
 
 
 def reproduce(
@@ -62,6 +64,7 @@ def reproduce(
         [Difference(name, here.get(name), there.get(name)) for name in names if here.get(name) != there.get(name)],
         compare_packages(release.record["packages"], found.record["packages"]),
         pulled,
+        cached=not from_scratch and _shares_cache(clone),
     )
 
 
@@ -127,6 +130,12 @@ def _pull(clone: Path, say: Callable[[str], None]) -> bool:
     if done.returncode != 0:
         say("the DVC remote lacks objects or cannot be reached: what is missing is computed")
     return done.returncode == 0
+
+
+def _shares_cache(clone: Path) -> bool:
+    """Whether the clone's DVC cache lies outside of it; in doubt it does."""
+    said = _dvc(clone, "cache", "dir", quiet=True)
+    return said.returncode != 0 or not (clone / said.stdout.strip()).resolve().is_relative_to(clone.resolve())
 
 
 def _digests(record: Mapping[str, Any]) -> dict[str, str]:

@@ -29,6 +29,20 @@ def test_a_release_is_rebuilt_on_a_fresh_clone_with_equal_digests(project, tmp_p
     assert (tmp_path / "clone/models/filter/model.safetensors").is_file()
 
 
+@pytest.mark.slow
+def test_a_cache_of_this_machine_is_told(project, tmp_path, release, expunge):
+    """Where .dvc/config.local names a cache, outputs may come from it: nothing claims that they were computed, unless --from-scratch has them so."""
+    put(project / ".dvc/config.local", f"[cache]\n    dir = {tmp_path / 'cache'}\n")
+    (project / ".dvc/config.local").chmod(0o600)
+
+    said = expunge("reproduce", release.folder, "--into", tmp_path / "clone", cwd=project)
+
+    assert "digests are equal; outputs were computed, or taken from this machine's DVC cache." in said.out
+    assert (tmp_path / "clone/.dvc/config.local").stat().st_mode & 0o777 == 0o600
+    said = expunge("reproduce", release.folder, "--into", tmp_path / "again", "--from-scratch", cwd=project)
+    assert "digests are equal; outputs were computed." in said.out
+
+
 def test_a_difference_is_named_and_ends_with_1(project, release, expunge, monkeypatch):
     """A stage that writes another byte: the file, both digests, why that may be, and exit 1, also as JSON."""
     monkeypatch.setenv("NOISE", "x")
