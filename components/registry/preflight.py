@@ -60,11 +60,14 @@ def check_registry(root: Path) -> None:
     """`StageError` unless the model registry answers within seconds, can be written, and the experiment is alive."""
     if run := os.environ.get("MLFLOW_RUN_ID"):
         raise UserError(f"MLFLOW_RUN_ID is {run!r}, so that MLflow would write into that run", "unset MLFLOW_RUN_ID")
-    from components.registry.registry import MODEL, tracking_uri  # noqa: PLC0415 - slow to import
+    from components.registry.registry import MODEL  # noqa: PLC0415 - slow to import
+    from components.registry.tracking import never_used, tracking_uri  # noqa: PLC0415
 
     uri = tracking_uri(root)
     where = f"the model registry at {re.sub(r'//[^/@]*@', '//', uri)}"
     _check_reachable(uri, where)
+    if never_used(uri):
+        return
     from mlflow import MlflowClient  # noqa: PLC0415
 
     try:
