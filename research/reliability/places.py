@@ -98,7 +98,7 @@ def places(work: Path) -> list[Place]:
     """All places; `work` is a folder for what they share."""
     interpreter = sys.base_prefix
     nobody = (str(_closed(Path(interpreter))), "{work}/interpreter", interpreter)
-    plain = {"LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": None, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    plain = {"LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": None, "PYTHONUTF8": None}
     homeless = {"HOME": None, "XDG_STATE_HOME": None, "USER": None, "LOGNAME": None}
     everything = frozenset({*TOY, *EMBEDDED} - {"help"})
     return [
