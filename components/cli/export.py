@@ -40,9 +40,11 @@ def export_diffusers(
     base, requests = read_section("base", BaseParams), guided_requests(named)
     from components.export.merged import merged_files, write_merged  # noqa: PLC0415 - slow to import
     from components.guidance.fuse import write_fused  # noqa: PLC0415
+    from components.registry.working import check_own_adapters  # noqa: PLC0415
 
     adapters = check_export(folder, base.path, requests, merged_files)
     several = prompts_to_fuse(adapters) if len(adapters) > 1 and not summed else None
+    check_own_adapters(Path(), adapters)
     if dry_run:
         typer.echo(f"would write {base.path} without {', '.join(adapters)} into {folder}")
         return
@@ -70,9 +72,11 @@ def export_adapter(
     base, requests = read_section("base", BaseParams), guided_requests(named)
     from components.export.kohya import kohya_files, write_kohya  # noqa: PLC0415 - slow to import
     from components.guidance.fuse import fused_files, write_fused  # noqa: PLC0415
+    from components.registry.working import check_own_adapters  # noqa: PLC0415
 
     adapters = check_export(folder, base.path, requests, fused_files if form == "diffusers" else kohya_files)
     several = prompts_to_fuse(adapters) if form == "diffusers" or len(adapters) > 1 else None
+    check_own_adapters(Path(), adapters)
     if dry_run:
         typer.echo(f"would write one adapter in place of {', '.join(adapters)} into {folder}")
         return
@@ -92,14 +96,13 @@ def check_export(
     from components.diffusion.folder import check_folder  # noqa: PLC0415 - slow to import
     from components.export.merged import check_target  # noqa: PLC0415
     from components.guidance.adapters import check_adapters  # noqa: PLC0415
-    from components.registry.working import check_base, check_own_adapters  # noqa: PLC0415
+    from components.registry.working import check_base  # noqa: PLC0415
 
     check_base(Path())
     check_folder(base)
     check_target(folder, base, written)
     adapters = {request_id: GUIDANCE / request_id for request_id in requests}
     check_adapters(adapters, base)
-    check_own_adapters(Path(), adapters)
     return adapters
 
 

@@ -79,7 +79,8 @@ def writing(root: Path, flow_run: str = "") -> Iterator[Holder]:
 def stage_running(root: Path = Path()) -> Iterator[None]:
     """Holds the place of the running stage; ends this process when the writer that started it dies.
 
-    `StageError` if another stage or a writer that did not start this stage is at work. Outside a dvc project there is no lock.
+    `StageError` if another stage or a writer that did not start this stage is at work, or the writer that started it has ended
+    already. Outside a dvc project there is no lock.
     """
     if not (root / ".dvc").is_dir():
         yield
@@ -90,6 +91,8 @@ def stage_running(root: Path = Path()) -> Iterator[None]:
         try:
             if _is_ours(root):
                 threading.Thread(target=_die_with_writer, args=(root,), daemon=True).start()
+            elif os.environ.get(TOKEN):  # killed while this process was importing
+                raise StageError("the run that started this stage has ended", "run it again; it goes on where it ended")
             else:
                 with _held(root, WRITER, end):
                     pass

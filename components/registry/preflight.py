@@ -60,11 +60,13 @@ def check_registry(root: Path) -> None:
     if run := os.environ.get("MLFLOW_RUN_ID"):
         raise UserError(f"MLFLOW_RUN_ID is {run!r}, so that MLflow would write into that run", "unset MLFLOW_RUN_ID")
     from components.registry.registry import MODEL  # noqa: PLC0415 - slow to import
-    from components.registry.tracking import asking, shown_uri, tracking_uri  # noqa: PLC0415
+    from components.registry.tracking import asking, never_used, shown_uri, tracking_uri  # noqa: PLC0415
 
     uri = tracking_uri(root)
     where = f"the model registry at {shown_uri(uri)}"
     _check_reachable(uri, where)
+    if never_used(uri):
+        return
     with asking(uri) as client:
         found = client.get_experiment_by_name(MODEL)
         if found is not None and found.lifecycle_stage != "active":

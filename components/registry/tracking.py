@@ -42,8 +42,9 @@ def tracking_uri(root: Path) -> str:
 
 
 def never_used(uri: str) -> bool:
-    """Whether a tracking URI names a SQLite file that does not exist yet: nothing was ever registered, and asking would write it."""
-    return uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).exists()
+    """Whether a tracking URI names a SQLite file that does not exist, or is empty: nothing was ever registered, and asking would write it."""
+    path = Path(uri.removeprefix(_SQLITE))
+    return uri.startswith(_SQLITE) and not (path.exists() and path.stat().st_size)
 
 
 def is_server(uri: str) -> bool:

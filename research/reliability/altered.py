@@ -100,8 +100,10 @@ KINDS: dict[str, tuple[Reader, ...]] = {
 """What is altered, and what reads it: a command, or a function of the library."""
 MEANING = ("requests.yaml", "params.yaml")
 """Files in which a byte of a comment is the user's own business: only what they say is altered."""
-UNREAD = ("ledger", "probe", "promote")
-"""Sections of params.yaml that no stage reads."""
+READ = (
+    "requests", "world", "base", "judge", "corpus", "concepts", "sae", "features", "guidance", "evaluate", "attack", "export",
+)  # fmt: skip
+"""What stages read of these files."""
 COPIED = (
     "models", "assets", "data", "reports/evaluate", "reports/attacks", "components", "flows",
     "params.yaml", "requests.yaml", "dvc.yaml", "dvc.lock",
@@ -138,23 +140,23 @@ def project(folder: Path) -> None:
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
 
 
-def _altered(path: Path, whole: bytes, rng: random.Random) -> tuple[int, bytes]:
+def bit_changed(path: Path, whole: bytes, rng: random.Random) -> tuple[int, bytes]:
     """A place in the file, and its bytes with one bit of that one changed."""
     while True:
         at = rng.randrange(len(whole))
         altered = bytearray(whole)
         altered[at] ^= 1 << rng.randrange(8)
-        if path.name not in MEANING or path.parent.name == RELEASE or _says(bytes(altered)) != _says(whole):
+        if path.name not in MEANING or path.parent.name == RELEASE or says(bytes(altered)) != says(whole):
             return at, bytes(altered)
 
 
-def _says(content: bytes) -> object:
-    """What a YAML file says, sections that no stage reads aside; the bytes where it says nothing."""
+def says(content: bytes) -> object:
+    """What a YAML file says to stages; the bytes where it says nothing."""
     try:
         found = yaml.safe_load(content)
     except (yaml.YAMLError, UnicodeDecodeError):
         return content
-    return {k: v for k, v in found.items() if k not in UNREAD} if isinstance(found, dict) else content
+    return {k: v for k, v in found.items() if k in READ} if isinstance(found, dict) else content
 
 
 def measure_altered(times: int, seed: int, command: str, kinds: Sequence[str] = ()) -> list[Row]:
@@ -177,7 +179,7 @@ def measure_altered(times: int, seed: int, command: str, kinds: Sequence[str] = 
                 for _ in range(times):
                     path = rng.choice(sorted(p for p in Path().glob(pattern) if p.is_file()))
                     whole = path.read_bytes()
-                    at, altered = _altered(path, whole, rng)
+                    at, altered = bit_changed(path, whole, rng)
                     path.write_bytes(altered)
                     for reader in readers:
                         code, said = ends(reader)

@@ -98,7 +98,7 @@ def places(work: Path) -> list[Place]:
     """All places; `work` is a folder for what they share."""
     interpreter = sys.base_prefix
     nobody = (str(_closed(Path(interpreter))), "{work}/interpreter", interpreter)
-    plain = {"LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": None, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    plain = {"LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": None, "PYTHONUTF8": None}
     homeless = {"HOME": None, "XDG_STATE_HOME": None, "USER": None, "LOGNAME": None}
     everything = frozenset({*TOY, *EMBEDDED} - {"help"})
     return [
@@ -200,7 +200,7 @@ def _state(folder: Path) -> dict[str, str]:
     return found
 
 
-def _broken(folder: Path) -> list[str]:
+def broken(folder: Path) -> list[str]:
     """Files that are half of something."""
     found = [str(p.relative_to(folder)) for p in folder.rglob(".*.partial")]
     try:
@@ -271,7 +271,7 @@ def measure_places(command: str, named: Callable[[str], bool] = lambda _: True) 
                         refuses, before = what in place.refused, _state(folder)
                         ended = _ends(place, folder, home, work, arguments)
                         n += 1
-                        found = [ended.fault(what, refuses=refuses), *(f"half-written: {b}" for b in _broken(folder))]
+                        found = [ended.fault(what, refuses=refuses), *(f"half-written: {b}" for b in broken(folder))]
                         if ended.code in REFUSALS and _state(folder) != before:
                             found.append("half-written: what it leaves is not what was there")
                         for fault in filter(None, found):

@@ -159,6 +159,7 @@ class Run(Retrain):
     """`expunge run export` in that project."""
 
     flow = False
+    stages = ("export",)
 
     def command(self) -> list[str]:
         """The command line."""

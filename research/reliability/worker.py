@@ -115,6 +115,8 @@ def cancelled(site: Site, stage: str, wait: float, wanted: dict[str, bytes]) -> 
         free = True
     except StageError:
         free = False
+    while site.state(run) not in ENDED and time.monotonic() - asked < kills.SECONDS:
+        time.sleep(0.2)  # it is the worker that writes the last state of a process that it has ended
     state, more = site.state(run), site.project.registered() - before
     second = site.finish(site.start())
     equal = second == "COMPLETED" and site.project.outputs() == wanted

@@ -1,11 +1,12 @@
 import os
+import random
 import time
 
 import pytest
 import yaml
 
 from components.common.errors import UserError
-from research.reliability import run
+from research.reliability import altered, places, run
 from research.reliability.mutate import Case
 from research.reliability.run import measure_inputs, outcome
 from research.reliability.show import largest, share
@@ -74,3 +75,43 @@ def test_intervals_are_exact():
     assert not share("x", 1, 73, "c")["met"]
     assert not share("x", 0, 0, "c")["met"]
     assert not largest("x", 3, 2, 2, "c")["met"]
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "refuses", "found"),
+    [
+        (0, "done", False, ""),
+        (3, "expunge: x is missing; restore it", True, ""),
+        (3, "expunge: x is missing; restore it", False, "did not work"),
+        (0, "done", True, "did not refuse in one sentence"),
+        (2, "Usage: expunge", True, "did not refuse in one sentence"),
+        (5, "expunge: unforeseen KeyError", True, "did not refuse in one sentence"),
+        (4, "Traceback (most recent call last)\nexpunge: y", True, "traceback"),
+    ],
+)
+def test_a_command_in_a_place_works_or_refuses_as_it_should(code, said, refuses, found):
+    """A refusal where the command must work is as wrong as the reverse; a traceback always is."""
+    assert places.Ended(code, said).fault("check", refuses=refuses) == found
+    assert places.Ended(1, "").fault("verdict", refuses=False) == ""
+
+
+def test_half_written_files_are_found(tmp_path):
+    """A partial file, YAML that cannot be read, and an image of no bytes."""
+    (tmp_path / "requests.yaml").write_text("requests: {}\n")
+    (tmp_path / "dvc.lock").write_text("stages: {}\n")
+    assert places.broken(tmp_path) == []
+    (tmp_path / ".requests.yaml.partial").touch()
+    (tmp_path / places.OUT).touch()
+    assert places.broken(tmp_path) == [".requests.yaml.partial", places.OUT]
+    (tmp_path / "requests.yaml").write_text("requests: {")
+    assert len(places.broken(tmp_path)) == 3
+
+
+def test_a_byte_is_altered_in_what_a_file_says(tmp_path):
+    """Exactly one bit differs; in requests.yaml and params.yaml never in a comment or in a section that no stage reads."""
+    path, rng = tmp_path / "params.yaml", random.Random(0)
+    whole = b"# a long comment that nobody reads\npromote: {size: quick, margin: {}}\nsae: {k: 3}\n"
+    for _ in range(50):
+        at, content = altered.bit_changed(path, whole, rng)
+        assert at >= whole.index(b"sae") - 1 or altered.says(content) == content
+        assert (int.from_bytes(whole) ^ int.from_bytes(content)).bit_count() == 1

@@ -127,6 +127,19 @@ def test_a_stage_ends_with_its_writer(root, start):
     check_free(root)
 
 
+def test_a_stage_whose_writer_ended_before_it_began_does_not_run(root, monkeypatch):
+    """A writer that is killed while its stage still imports leaves no stage that trains for nobody; one by hand runs."""
+    with stage_running(root):
+        pass
+    monkeypatch.setenv(TOKEN, "of-a-writer-that-was-killed")
+    with (
+        pytest.raises(StageError, match="the run that started this stage has ended; run it again"),
+        stage_running(root),
+    ):
+        pytest.fail("it ran")
+    check_free(root)
+
+
 @pytest.mark.parametrize("where", ["between stages", "in a stage"])
 def test_dvc_by_hand_is_detected(root, start, where):
     """A live `dvc` holds its repository's lock between stages and paths within one: either way a writer is refused."""

@@ -24,12 +24,13 @@ ROOT = Path(__file__).parents[3]
 ALL_OF_CROSS_ATTENTION = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 
 
-def fabricate(pipe, folder, unet, *, seed, layers=ALL_OF_CROSS_ATTENTION):
-    """An adapter with random weights, written to `folder` as one trained on `unet`."""
+def fabricate(pipe, folder, unet, *, seed, layers=ALL_OF_CROSS_ATTENTION, record=None):
+    """An adapter with random weights, written to `folder` as one trained on `unet` for a record."""
     rng = torch.Generator().manual_seed(seed)
     for parameter in attach(pipe.unet, "made", rank=4, seed=seed, layers=layers):
         parameter.data = 0.3 * torch.randn(parameter.shape, generator=rng)
-    write_adapter(folder, pipe.unet, "made", params={}, inputs=part_digests(unet.parent, MADE_FOR), facts={})
+    inputs = part_digests(unet.parent, MADE_FOR) | ({"concepts": digest(record)} if record else {})
+    write_adapter(folder, pipe.unet, "made", params={}, inputs=inputs, facts={})
     pipe.unet.delete_adapters("made")
 
 
@@ -131,13 +132,15 @@ def test_merged_altered_adapter_leaves_the_old_export(base, tmp_path):
     assert digest(out) == before
 
 
-def test_cli_export_diffusers(base, tmp_path, monkeypatch, expunge):
+def test_cli_export_diffusers(base, tiny_pipe, tmp_path, monkeypatch, expunge):
     """A dry run writes nothing, the command writes a folder, and a folder that is not ours is refused in one sentence."""
     params = (ROOT / "params.yaml").read_text().replace("path: assets/openmoji", f"path: {base}")
     (tmp_path / "params.yaml").write_text(params)
     (tmp_path / "requests.yaml").write_text("requests:\n  r-1: {target: cat, kind: object, anchor: dog}\n")
-    (tmp_path / "models" / "guidance").mkdir(parents=True)
-    (tmp_path / "r-1").rename(tmp_path / "models" / "guidance" / "r-1")
+    record = tmp_path / "data" / "concepts" / "r-1"
+    record.mkdir(parents=True)
+    (record / "request.json").write_text("{}")
+    fabricate(tiny_pipe, tmp_path / "models" / "guidance" / "r-1", base / "unet", seed=0, record=record)
     monkeypatch.chdir(tmp_path)
     export = partial(expunge, "export", "diffusers")
     dry = export("out", "--dry-run")
@@ -162,7 +165,6 @@ def test_cli_fuses_several_requests(base, tiny_pipe, tmp_path, monkeypatch, expu
     asked = {"r-1": "{target: cat, kind: object, anchor: dog}", "r-2": "{target: car, kind: object, anchor: bicycle}"}
     (tmp_path / "requests.yaml").write_text("requests:\n" + "".join(f"  {i}: {text}\n" for i, text in asked.items()))
     for seed, (name, word) in enumerate({"r-1": "cat", "r-2": "car"}.items()):
-        fabricate(tiny_pipe, tmp_path / "models" / "guidance" / name, base / "unet", seed=seed, layers=LAYERS)
         rows = [
             (name, "select", f"a {word}", (word,), "", True, False),
             (name, "select", "an owl", ("owl",), "", False, False),
@@ -173,6 +175,8 @@ def test_cli_fuses_several_requests(base, tiny_pipe, tmp_path, monkeypatch, expu
         folder.mkdir(parents=True)
         table.to_parquet(folder / TABLE)
         write_record(folder, make_record(name, load_requests(tmp_path / "requests.yaml")[name], load_world("openmoji")))
+        adapter = tmp_path / "models" / "guidance" / name
+        fabricate(tiny_pipe, adapter, base / "unet", seed=seed, layers=LAYERS, record=folder)
     monkeypatch.chdir(tmp_path)
     export = partial(expunge, "export")
     adapter, fused, summed = export("adapter", "one"), export("diffusers", "out"), export("diffusers", "sum", "--sum")
@@ -193,7 +197,7 @@ def test_cli_fuses_several_requests(base, tiny_pipe, tmp_path, monkeypatch, expu
     assert absent.code == 3
     assert "prompts.parquet is missing; run the stage that writes it" in absent.error
 
-    fabricate(tiny_pipe, tmp_path / "models" / "guidance" / "r-2", base / "unet", seed=1)
+    fabricate(tiny_pipe, tmp_path / "models" / "guidance" / "r-2", base / "unet", seed=1, record=prompts.parent)
     refused, summed = export("diffusers", "new"), export("diffusers", "new", "--sum", "--dry-run")
     assert refused.code == 2
     assert "does not change the keys and values of cross-attention alone" in refused.error

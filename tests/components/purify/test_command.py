@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from components.common.files import digest
 from components.diffusion.folder import part_digests
 from components.diffusion.load import load_pipeline
 from components.guidance.adapters import MADE_FOR, attach, write_adapter
@@ -14,12 +15,16 @@ ROOT = Path(__file__).parents[3]
 BASE = ROOT / "assets" / "openmoji"
 
 
-def fabricate(pipe, folder):
-    """An adapter with small random weights, written as one trained on the base that ships."""
+def fabricate(pipe, project):
+    """An adapter with small random weights for r-1, written as one trained on the base that ships for the record that lies there."""
+    record = project / "data" / "concepts" / "r-1"
+    record.mkdir(parents=True)
+    (record / "request.json").write_text("{}")
     rng = torch.Generator().manual_seed(0)
     for parameter in attach(pipe.unet, "made", rank=4):
         parameter.data = 0.01 * torch.randn(parameter.shape, generator=rng)
-    write_adapter(folder, pipe.unet, "made", params={}, inputs=part_digests(BASE, MADE_FOR), facts={})
+    inputs = part_digests(BASE, MADE_FOR) | {"concepts": digest(record)}
+    write_adapter(project / "models" / "guidance" / "r-1", pipe.unet, "made", params={}, inputs=inputs, facts={})
 
 
 @pytest.fixture
@@ -38,7 +43,7 @@ def project(tmp_path, monkeypatch):
 def test_cli_purify_writes_the_image_and_the_before_after(project, expunge):
     """A dry run writes nothing; then the image, and three side by side, with a notice of the resizing."""
     pipe = load_pipeline(BASE)
-    fabricate(pipe, project / "models" / "guidance" / "r-1")
+    fabricate(pipe, project)
     options = ("purify", "cat.png", "--steps", "4", "--output", "out.png")
     code, out, error = expunge(*options, "--dry-run")
     assert code == 0, error

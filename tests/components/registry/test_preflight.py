@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from components.common.errors import StageError, TransientError, UserError
 from components.common.preflight import PreflightError, check_disk, check_git, preflight
 from components.registry.preflight import check_judges, check_ready, check_registry
+from components.registry.registry import Registry
 
 ROOT = Path(__file__).parents[3]
 
@@ -32,11 +33,15 @@ def project(tmp_path, monkeypatch):
 
 
 def test_a_project_that_is_ready_passes_and_stays_as_it_is(project):
-    """Nothing is found wrong with a good project, and no file but MLflow's own appears."""
+    """Nothing is found wrong with a good project, and no file appears; an empty database, as a full disk leaves it, is none."""
     before = set(project.iterdir())
     check_ready(project)
 
-    assert {p.name for p in set(project.iterdir()) - before} <= {"mlflow.db"}
+    assert set(project.iterdir()) == before
+    (project / "mlflow.db").touch()
+    check_registry(project)
+    assert Registry(project).versions() == []
+    assert (project / "mlflow.db").stat().st_size == 0
 
 
 def test_all_problems_are_listed_at_once(project, monkeypatch):

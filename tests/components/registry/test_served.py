@@ -39,7 +39,8 @@ def drawing(project, tiny_pipe, spelt_filter):
         torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(3))
     write_adapter(
         project / "models/guidance/r-1", tiny_pipe.unet, "default", facts={},
-        params=read_section("guidance", GuidanceParams, params).model_dump(), inputs=part_digests(project / "base", MADE_FOR),
+        params=read_section("guidance", GuidanceParams, params).model_dump(),
+        inputs=part_digests(project / "base", MADE_FOR) | {"concepts": digest(project / "data/concepts/r-1")},
     )  # fmt: skip
     made_from = {"filter": digest(project / "models/filter" / SIDECAR)}
     report = project / "models/onnx/parity.json"
