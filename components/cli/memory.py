@@ -26,6 +26,10 @@ STATES = 4
 """Rows of a white-box attack's or a textual inversion's objective."""
 RELEARNING = 8
 """Rows of a step of relearning, which trains every weight of a copy of the U-Net."""
+READ = 256
+"""Prompts that the text encoders read at once."""
+BLOCK = 12
+"""Tensors as wide as an encoder that one of its blocks has alive at most: the perceptron's two of four widths, stream and norms."""
 SIDE: dict[Family, int] = {"sd15": 512, "sd21": 768, "sdxl": 1024}
 """Pixels of the images of the traced architectures."""
 
@@ -90,13 +94,22 @@ def adapter_bytes(unet: Path, rank: int) -> int:
     return 4 * 4 * rank * sum(sum(shape) for shape in layers)
 
 
+def reading_bytes(model: Model) -> int:
+    """Bytes beside the weights of reading prompts, at most: SDXL's encoders keep the states of every layer."""
+    kept = sum(
+        width * (layers + 1 if len(model.widths) > 1 else 1)
+        for width, layers in zip(model.widths, model.layers, strict=True)
+    )
+    return 4 * READ * 77 * (kept + BLOCK * max(model.widths))
+
+
 def needs(model: Model, params: Mapping[str, Any]) -> list[Need]:
     """What each piece of work of a project needs, from its parameters as params.yaml has them."""
     encoders = PIPELINES["StableDiffusionXLPipeline" if model.family == "sdxl" else "StableDiffusionPipeline"]
     unet = weight_bytes(model.folder / "unet")
     held = RESERVE + unet + sum(weight_bytes(model.folder / part) for part in ("vae", *encoders))
     traced, area, guidance = TRACED[model.family], (model.side / SIDE[model.family]) ** 2, params["guidance"]
-    found = []
+    found = [Need("reading prompts", held + reading_bytes(model), "use a larger GPU")]
     if guidance["steps"]:
         adapter = RESERVE + unet + adapter_bytes(model.folder / "unet", guidance["rank"])  # the rest makes room
         rows = recipe.BATCH + recipe.RETAIN_BATCH + (0 if guidance["hold"] == "null-space" else 3 * recipe.BATCH // 2)

@@ -10,14 +10,15 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from components.cli.memory import GIB, LIMIT, TRACED, adapter_bytes, needs, weight_bytes
+from components.cli.memory import GIB, LIMIT, READ, TRACED, adapter_bytes, needs, reading_bytes, weight_bytes
 from components.cli.presets import PRESETS, put
 from components.common.closure import ROOT
 from components.diffusion.inspect import NAMES, inspect_base
 from components.diffusion.load import load_pipeline
+from components.diffusion.text import load_towers
 from components.guidance.adapters import attach
 from components.guidance.recipe import trajectory_batch
-from research.models.memory import UNETS, VAE, add_adapter, drawing_bytes, line, training_bytes
+from research.models.memory import UNETS, VAE, Live, add_adapter, drawing_bytes, line, training_bytes
 from tests.fakefolder import fake_pipeline
 from tests.standins import KINDS
 
@@ -104,6 +105,18 @@ def test_passes_take_what_is_calculated(standin, kind):
     assert trained == pytest.approx(training.fixed + 32 * training.row, rel=0.05)
     unet.disable_gradient_checkpointing()
     assert trained < training_bytes(unet, 32, checkpointing=False, bf16=False)
+
+
+def test_reading_prompts_takes_no_more_than_is_calculated(standin):
+    """The encoders of a stand-in of SDXL read a batch: less than the bound, and more than a third of it."""
+    folder, prompts = standin("sdxl"), ["a cat"] * READ
+    towers = load_towers(folder)
+    with Live() as live:
+        for tower in towers.all:
+            live.know(tower.encoder.parameters())
+        towers.encode(prompts)
+    bound = reading_bytes(inspect_base(str(folder)))
+    assert bound / 3 < live.peak <= bound
 
 
 @pytest.mark.parametrize("family", list(NAMES))
