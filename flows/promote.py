@@ -47,7 +47,7 @@ def rollback(by: str, version: int | None = None, root: str = ".") -> dict[str, 
 def _report(kind: str, act: Act, by: str, root: Path) -> dict[str, Any]:
     if act.lagging:
         mend_aliases(root, by)
-    facts = act._replace(lagging="")._asdict()
+    facts = {name: value for name, value in act._asdict().items() if name != "lagging"}
     get_run_logger().info("%s version %d", act.did, act.version)
     title = f"Version {act.version} {kind.replace('_', ' ')}"
     publish(f"expunge-{kind.replace('_', '-')}", title, act_rows(facts | {"by": by}), header=["what", "value"])

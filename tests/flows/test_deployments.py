@@ -28,8 +28,8 @@ def test_recheck_evaluates_the_release_and_not_the_tree(tmp_path, monkeypatch):
         assert ended() is False
         ran.append(command[-1])
         params = yaml.safe_load((cwd / "params.yaml").read_text())
-        assert params["base"]["path"] == str(tmp_path / "assets/base")
-        assert params["judge"] == {"path": str(tmp_path / "judge"), "clip": ""}
+        assert params["base"]["path"] == "assets/base"
+        assert (cwd / "assets/base").resolve() == tmp_path / "assets/base"
         assert (params["evaluate"]["seed"], len(params["evaluate"]["gates"])) == (11, 1)
         assert (cwd / "models/filter/artifact.json").read_bytes() == (
             release.folder / "filter/artifact.json"
@@ -41,6 +41,7 @@ def test_recheck_evaluates_the_release_and_not_the_tree(tmp_path, monkeypatch):
             shutil.copytree(release.folder / "report/attacks", cwd / "reports/attacks")
         return status[0]
 
+    (tmp_path / "assets/base").mkdir(parents=True)
     status, policy = [0], POLICY._replace(gates=GATES[:1])
     monkeypatch.setattr(recheck, "stream", stream)
     again = recheck.evaluate_again(release, policy, 11, tmp_path, print)
