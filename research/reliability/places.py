@@ -114,7 +114,7 @@ def places(work: Path) -> list[Place]:
         Place("nobody in a project of root's", WRITES, script=_AS_NOBODY, arguments=nobody, namespace=True),
         Place("no git", frozenset({"check", "retrain"}), environment={"PATH": str(_without_git(work / "bin"))}),
         Place("spaces and letters in the path", folder="ein Projekt für 猫 'n'"),
-        Place("another working directory", everything, below="base"),
+        Place("another working directory", everything, below="data"),
         Place("umask 077", script=f"umask 077; {_RUN}", umask=0o077),
         Place("umask 022", script=f"umask 022; {_RUN}"),
         Place("clone with core.autocrlf", autocrlf=True),
