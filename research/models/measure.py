@@ -129,7 +129,7 @@ def measure_agreement(count: int, command: str) -> list[Row]:
                 ),
             }
             wanted = decided.pop("encoder")
-            wrong = sum(other != wanted for other in decided.values()).bool()
+            wrong = torch.stack([other != wanted for other in decided.values()]).any(0)
             tqdm.write(
                 f"{kind}: {int(wanted.sum())} of {len(texts)} flagged; {[texts[i] for i in wrong.nonzero()][:5]}"
             )

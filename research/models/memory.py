@@ -126,7 +126,7 @@ def add_adapter(unet: nn.Module, *, rank: int) -> None:
             setattr(unet.get_submodule(parent), name, Adapted(module, rank))
 
 
-def inputs_of(unet: UNet2DConditionModel, rows: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def inputs_of(unet: Any, rows: int) -> tuple[tuple[Any, ...], dict[str, Any]]:  # noqa: ANN401 - a U-Net, whose configuration is untyped
     """What the U-Net is asked for N rows."""
     config, side = unet.config, unet.config.sample_size
     added = None
@@ -168,7 +168,7 @@ def drawing_bytes(unet: UNet2DConditionModel, rows: int, *, bf16: bool = False) 
     return live.peak
 
 
-def decoding_bytes(vae: AutoencoderKL, side: int, images: int) -> int:
+def decoding_bytes(vae: Any, side: int, images: int) -> int:  # noqa: ANN401 - an AutoencoderKL
     """Peak bytes beside the weights of decoding images whose latents have this side."""
     with torch.no_grad(), Live() as live:
         live.know(vae.parameters())
@@ -191,7 +191,7 @@ def trace(family: Family) -> Mapping[str, Line]:
         vae = AutoencoderKL(**VAE).requires_grad_(False).eval()
         drawing = line(lambda rows: drawing_bytes(unet, rows), SIZES["drawing"])
         frozen = line(lambda rows: drawing_bytes(unet, rows, bf16=True), SIZES["frozen"])
-        decoding = line(lambda n: decoding_bytes(vae, unet.config.sample_size, n), SIZES["decoding"])
+        decoding = line(lambda n: decoding_bytes(vae, UNETS[family]["sample_size"], n), SIZES["decoding"])
         add_adapter(unet, rank=16)
         training = line(lambda rows: training_bytes(unet, rows), SIZES["training"])
         unet.disable_gradient_checkpointing()
