@@ -234,9 +234,10 @@ def _project(place: Place, source: Path, folder: Path) -> Iterator[None]:
         if place.autocrlf and source.name == "embedded":
             clone = ["git", "clone", "--quiet", "-c", "core.autocrlf=true", "--no-checkout", str(ROOT), str(folder)]
             subprocess.run(clone, check=True)
-            names = ("assets", "components", "requests.yaml", "params.yaml", "dvc.yaml", "dvc.lock", "reports/evaluate", ".gitattributes")  # fmt: skip
+            names = ("assets", "components", "requests.yaml", "params.yaml", "dvc.yaml", "dvc.lock", "reports/evaluate", "reports/attacks", ".gitattributes")  # fmt: skip
             subprocess.run(["git", "checkout", "--quiet", "HEAD", "--", *names], cwd=folder, check=True)
-            shutil.copytree(source / "models", folder / "models")
+            for name in ("models", "data"):
+                shutil.copytree(source / name, folder / name)
         else:
             subprocess.run(["cp", "--archive", f"{source}/.", str(folder)], check=True)
         if place.owner:

@@ -52,9 +52,13 @@ class Site(NamedTuple):
     mark: str
 
     def start(self) -> str:
-        """Starts a run and returns its id."""
-        found = httpx.post(f"{self.api}/deployments/{self.deployment}/create_flow_run", json={}).raise_for_status()
-        return str(found.json()["id"])
+        """Starts a run and returns its id; a server whose database is busy answers 503 and is asked again."""
+        for _ in range(30):
+            found = httpx.post(f"{self.api}/deployments/{self.deployment}/create_flow_run", json={})
+            if found.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            time.sleep(1)
+        return str(found.raise_for_status().json()["id"])
 
     def state(self, run: str) -> str:
         """The state of a run, such as RUNNING."""
