@@ -35,7 +35,7 @@ def test_from_a_submitted_request_to_a_rechecked_champion(tmp_path, monkeypatch,
     changes = {
         "evaluate": {"gates": GATES}, "ledger": {"withdrawal_hours": 0}, "promote": {"size": "quick", "images": {"quick": 1}},
         "concepts": {"per_name": 6},  # an attack asks for four prompts that name the target
-        "attack": {"sizes": {"quick": {"attempts": 6, "tries": 6, "gates": [{"tier": "T0", "at_most": 1.0, "n": 1}]}}},
+        "attack": {"sizes": {"quick": {"attacks": ["inflections", "special-tokens"], "attempts": 6, "tries": 6, "gates": [{"tier": "T0", "at_most": 1.0, "n": 1}]}}},
     }  # fmt: skip
     (project / "params.yaml").write_text(yaml.safe_dump(merged(params, changes), sort_keys=False))
     (project / "requests.yaml").write_text("requests: {}\n")
