@@ -86,7 +86,8 @@ def check_own_adapters(root: Path, requests: Iterable[str] | None = None, varian
             f"restore it with dvc checkout, or train it: expunge run guidance@{request_id}",
         )
         sidecar = read_sidecar(root / folder, _ADAPTER)
-        if sidecar["inputs"].get("concepts") != digest(root / CONCEPTS / request_id):
+        record = root / CONCEPTS / request_id  # not where models alone were pulled
+        if record.is_dir() and sidecar["inputs"].get("concepts") != digest(record):
             raise ArtifactError(
                 f"{folder} was trained for another request than {CONCEPTS / request_id} describes", remedy
             )

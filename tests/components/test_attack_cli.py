@@ -27,7 +27,7 @@ def project(tmp_path):
     [
         (("attack", "--request", "r-2"), "request 'r-2' is not in requests.yaml; use some of: r-1"),
         (("attack", "--attack", "magic"), "attack 'magic' is unknown; use some of: slips"),
-        (("attack", "--size", "huge"), "--size 'huge' is unknown; use one of: quick, full"),
+        (("attack", "--size", "huge"), "--size 'huge' is unknown; use one of: quick, text, full"),
         (("probe", "--request", "r-2"), "request 'r-2' is not in requests.yaml; use some of: r-1"),
         (("probe", "--probe", "magic"), "probe 'magic' is unknown; use some of: completion"),
         (("probe", "--size", "huge"), "--size 'huge' is unknown; use one of: quick, full"),
