@@ -281,6 +281,7 @@ def make_run() -> list[dict[str, Any]]:
     with clone(outputs=False) as folder:
         (folder / ".venv").symlink_to(ROOT / ".venv")
         (folder / ".venv" / "installed").touch()
+        (folder / ".dvc" / "config.local").unlink()  # a fresh machine has no cache
         begun = time.perf_counter()
         environment = os.environ | {"PYTHONPATH": str(folder)}
         done = subprocess.run(["make", "run"], cwd=folder, env=environment, capture_output=True, text=True, check=False)

@@ -91,7 +91,7 @@ def main(out: Path = OUT) -> None:
                 met=not wrong, command="python -m research.prompts",
             ),
             row(
-                "the four real requests: prompts read right (50 of each, read one by one by a person)",
+                "the four real requests: prompts read right (50 of each, read one by one)",
                 "yes" if read else "not since the page changed", n=4 * SHOWN, goal="yes",
                 met=read and not wrong, command="python -m research.prompts",
             ),
