@@ -157,11 +157,12 @@ def run(stage: str, dry_run: DryRun = False) -> None:  # noqa: FBT002 - a comman
     load_requests()
     refresh_code()
     root = project_root()
-    from components.registry.lock import guard_lock  # noqa: PLC0415 - slow to import
+    from components.registry.lock import check_stage, guard_lock  # noqa: PLC0415 - slow to import
 
     with nullcontext() if dry_run else writing(root):
         if not dry_run:
             guard_lock(root)
+        check_stage(root, stage)
         raise SystemExit(4 if stream(["dvc", "repro", *(["--dry"] if dry_run else []), "--", stage], root) else 0)
 
 

@@ -75,6 +75,14 @@ def dump_yaml(content: object) -> str:
     return text.getvalue()
 
 
+def check_stage(root: Path, name: str) -> None:
+    """`UserError` unless the root's dvc.yaml has a stage of this name, or stages `name@…`."""
+    with _repo(root) as repo:
+        names = sorted({stage.name for stage in repo.index.stages if stage.path_in_repo == _GRAPH})
+    if name not in {*names, *(known.partition("@")[0] for known in names)}:
+        raise UserError(f"stage {name!r} is unknown", f"use one of: {', '.join(names)}")
+
+
 def current_lock(root: Path) -> dict[str, Any]:
     """The locked stages that dvc.yaml still has; `ArtifactError` if one of them would run again, for whatever reason."""
     with _repo(root) as repo:

@@ -156,7 +156,9 @@ def test_generated_histories(kinds):
                 for gate in IRA:
                     by.override(version, gate, "due", until)
             elif name == "aliases":
-                store.named = {"champion": min(version, 3)}  # one that the ledger does not know is refused: `check_same`
+                store.named = {
+                    "champion": min(version, 3)
+                }  # one that the ledger does not know is refused: `check_same`
             elif name == "crash":
                 store.dies = True
                 by.promote(version, digest)

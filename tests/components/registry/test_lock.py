@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
-from components.registry.lock import guard_lock
+from components.common.errors import UserError
+from components.registry.lock import check_stage, guard_lock
 
 ROOT = Path(__file__).parents[3]
 WHOLE = (ROOT / "dvc.lock").read_text()
@@ -53,3 +54,14 @@ def test_a_merge_conflict_is_left_alone(project):
 
     assert not guard_lock(project)
     assert (project / "dvc.lock").read_text() == text
+
+
+def test_an_unknown_stage_is_named_with_those_there_are(project):
+    """A stage and a group of stages are known; any other name is refused."""
+    (project / "dvc.yaml").write_text("stages:\n  one: {cmd: 'true'}\n  each: {foreach: [a], do: {cmd: 'true'}}\n")
+    check_stage(project, "one")
+    check_stage(project, "each")
+    check_stage(project, "each@a")
+
+    with pytest.raises(UserError, match="stage 'each@b' is unknown; use one of: each@a, one"):
+        check_stage(project, "each@b")
