@@ -78,6 +78,7 @@ def _locked(path: Path, *, dry_run: bool) -> Iterator[Path]:
     if dry_run:
         yield path
         return
+    read_bytes(path, LIMIT)  # where it cannot be read, no lock is left
     lock = path.with_name(f".{path.name}.lock")
     try:
         file = lock.open("a")

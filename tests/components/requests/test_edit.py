@@ -165,3 +165,14 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     """The lock has nowhere to lie: an error, not a traceback."""
     with pytest.raises(ArtifactError, match=r"cannot be opened .*; make the folder writable"):
         add_request(GHOST, tmp_path / "none" / "requests.yaml")
+
+
+def test_nothing_is_left_where_no_project_is(tmp_path):
+    """Refusing to edit a file that does not exist makes none, no lock either."""
+    path = tmp_path / "requests.yaml"
+    with pytest.raises(UserError, match=r"requests\.yaml does not exist"):
+        remove_request("r-1", path)
+    with pytest.raises(UserError, match=r"requests\.yaml does not exist"):
+        add_request({"target": "cat", "kind": "object"}, path)
+
+    assert list(tmp_path.iterdir()) == []
