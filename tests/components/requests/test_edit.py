@@ -163,8 +163,10 @@ def test_ten_writers_at_once_lose_nothing(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     """The lock has nowhere to lie: an error, not a traceback."""
+    (tmp_path / "requests.yaml").write_text("requests: {}\n")
+    (tmp_path / ".requests.yaml.lock").mkdir()  # refuses root too
     with pytest.raises(ArtifactError, match=r"cannot be opened .*; make the folder writable"):
-        add_request(GHOST, tmp_path / "none" / "requests.yaml")
+        add_request(GHOST, tmp_path / "requests.yaml")
 
 
 def test_nothing_is_left_where_no_project_is(tmp_path):
