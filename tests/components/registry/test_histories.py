@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from components.common.errors import ExpungeError
+from components.common.errors import ArtifactError, ExpungeError
 from components.ledger import releases
 from components.ledger.events import Ledger
 from components.ledger.releases import read_history
@@ -128,7 +128,8 @@ def faults(events, kinds, four_eyes):
 def test_generated_histories(kinds):
     """In 200 histories with good, bad and swapped releases, crashes and races, none promotes without digest, gates and approval.
 
-    After each act that went through, and after any act once a crash is over, the aliases are those of the ledger.
+    After each act that went through, and after any act once a crash is over, the aliases are those of the ledger; a champion
+    that it does not know, where it has none, is refused instead.
     """
     folder, made, other = kinds
     Ledger(f"sqlite:///{folder}/empty.db").close()
@@ -192,6 +193,11 @@ def test_generated_histories(kinds):
             store.race, store.dies = None, False
             if went and name not in ("register", "aliases"):
                 assert store.named == read_history(ledger).aliases()
+        known = read_history(ledger)
+        if known.champion is None and store.named.get("champion", 1) not in known.releases:
+            with pytest.raises(ArtifactError, match="the ledger does not know it"):
+                Registrar(ledger, store, policy, "ann").repair()
+            store.named = {}  # as a person does who means this ledger
         Registrar(ledger, store, policy, "ann").repair()
         assert store.named == read_history(ledger).aliases()
         assert ledger.verify().seq == len(ledger.events())
