@@ -6,9 +6,12 @@ B prompts, L token positions (the tokenizer's full length)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
+from tokenizers import Tokenizer
 from transformers import CLIPTokenizer
 
 from components.diffusion.trie import ANY, WORD_END
@@ -67,19 +70,52 @@ def content_mask(input_ids: torch.Tensor, eos_token_id: int) -> torch.Tensor:
     return mask
 
 
+class Tokens(NamedTuple):
+    """One prompt's tokens, as many as fit, BOS and EOS among them and without padding."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+    """The characters (start, end) of each token."""
+
+
+def tokens_of(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> list[Tokens]:
+    """The tokens of each prompt; longer prompts are cut, as the stock pipeline cuts them.
+
+    A call of a transformers tokenizer first sets padding and truncation on its one backend and then encodes, so that two threads
+    (a pipeline beside an eraser, say) get each other's. This asks a copy that nobody sets anything on.
+    """
+    length, left = tokenizer.model_max_length, tokenizer.truncation_side == "left"
+    found = []
+    for encoding in _backend(tokenizer).encode_batch(list(prompts)):
+        ids, spans = encoding.ids, encoding.offsets
+        if len(ids) > length:
+            ids, spans = (row[:1] + row[1 - length :] if left else row[: length - 1] + row[-1:] for row in (ids, spans))
+        found.append(Tokens(ids, spans))
+    return found
+
+
+_BACKENDS: WeakKeyDictionary[CLIPTokenizer, tuple[int, Tokenizer]] = WeakKeyDictionary()
+
+
+def _backend(tokenizer: CLIPTokenizer) -> Tokenizer:
+    """The tokenizer's own backend, copied once for each size of its vocabulary, which grows by learned tokens."""
+    size = len(tokenizer)
+    known = _BACKENDS.get(tokenizer)
+    if known is None or known[0] != size:
+        backend = deepcopy(tokenizer.backend_tokenizer)
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = tokenizer.split_special_tokens
+        known = _BACKENDS[tokenizer] = size, backend
+    return known[1]
+
+
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Encoded:
     """Tokens of `prompts` at the tokenizer's full length; longer prompts are cut, as the stock pipeline cuts them."""
-    rows = tokenizer(
-        list(prompts),
-        padding="max_length",
-        truncation=True,
-        max_length=tokenizer.model_max_length,
-        return_attention_mask=False,
-    ).input_ids
-    ids = torch.tensor(rows, dtype=torch.int64).reshape(
-        len(rows), tokenizer.model_max_length
-    )  # "pt" takes twice as long
-    return Encoded(ids, content_mask(ids, special_tokens(tokenizer)[0]))
+    (eos, pad), length = special_tokens(tokenizer), tokenizer.model_max_length
+    rows = [tokens.ids + [pad] * (length - len(tokens.ids)) for tokens in tokens_of(tokenizer, prompts)]
+    ids = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), length)
+    return Encoded(ids, content_mask(ids, eos))
 
 
 def special_tokens(tokenizer: CLIPTokenizer) -> tuple[int, int]:

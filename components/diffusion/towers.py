@@ -24,7 +24,7 @@ from transformers import CLIPTokenizer
 
 from components.common.errors import UserError
 from components.diffusion.conditioning import Conditioning, joined
-from components.diffusion.encode import Encoded, Matched, tokenize
+from components.diffusion.encode import Encoded, Matched, tokenize, tokens_of
 from components.diffusion.hooks import device_of, read_hookpoint, resolve_hookpoint, rewrite_hookpoint
 
 Rewrite = Callable[[torch.Tensor], torch.Tensor]
@@ -233,8 +233,7 @@ def _match(first: Tower, other: Tower, prompts: Sequence[str], encoded: Encoded)
 
 def _token_ends(tokenizer: CLIPTokenizer, prompt: str) -> list[int]:
     """The character after each content token of `prompt`, as many tokens as fit."""
-    encoded: Any = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
-    return [end for _, end in encoded["offset_mapping"]][: tokenizer.model_max_length - 2]
+    return [end for _, end in tokens_of(tokenizer, [prompt])[0].spans[1:-1]]
 
 
 def _lead(here: Sequence[int], there: Sequence[int], length: int) -> torch.Tensor:

@@ -21,6 +21,7 @@ from rapidfuzz.distance import OSA
 from transformers import CLIPTokenizer
 
 from components.common.lexicon import COMMON, WORD, words
+from components.diffusion.encode import tokens_of
 from components.filter.normal import Reading, readings
 from components.filter.targets import TargetNames
 
@@ -261,9 +262,7 @@ def positions(
     for row, (prompt, hits) in enumerate(zip(prompts, found, strict=True)):
         if not hits:
             continue
-        spans = tokenizer(
-            prompt, truncation=True, max_length=tokenizer.model_max_length, return_offsets_mapping=True
-        ).offset_mapping
+        spans = tokens_of(tokenizer, [prompt])[0].spans
         for hit in hits:
             for at, (start, end) in enumerate(spans):
                 if hit.request in column and start < hit.end and end > hit.start:

@@ -1,5 +1,8 @@
+import copy
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from accelerate.state import AcceleratorState
 from components.common.errors import ArtifactError, UserError
 from components.common.words import mentions
 from components.diffusion.device import accelerator_device
-from components.diffusion.encode import content_mask, find_tokens, spelling_patterns, tokenize, word_ends
+from components.diffusion.encode import content_mask, find_tokens, spelling_patterns, tokenize, tokens_of, word_ends
 from components.diffusion.folder import check_folder
 from components.diffusion.hooks import read_hookpoint, resolve_hookpoint, rewrite_hookpoint
 from components.diffusion.sampling import sample, solver, start_noise
@@ -90,6 +93,38 @@ def test_content_mask_of_a_prompt_that_is_cut(tokenizer):
 
     assert encoded.input_ids.shape[1] == tokenizer.model_max_length
     assert int(encoded.scored.sum()) == tokenizer.model_max_length - 1
+
+
+def test_tokens_see_what_the_tokenizer_learned(tokenizer):
+    """A token that is learned after the first reading is one token from then on."""
+    tokenizer = copy.deepcopy(tokenizer)
+    before = tokenize(tokenizer, ["a <snoopy>"]).input_ids
+    tokenizer.add_tokens("<snoopy>")
+
+    ids = tokenize(tokenizer, ["a <snoopy>"]).input_ids
+    assert ids[0].tolist().count(tokenizer.convert_tokens_to_ids("<snoopy>")) == 1
+    assert not torch.equal(ids, before)
+
+
+def test_another_thread_cannot_change_the_tokens(tokenizer):
+    """Whatever padding and truncation a second thread sets on the same tokenizer, these tokens stay."""
+    stop, texts = threading.Event(), ["a cat", "dog " * 200]
+    wanted, spans = tokenize(tokenizer, texts).input_ids, tokens_of(tokenizer, texts)[1].spans
+
+    def call():
+        while not stop.is_set():
+            tokenizer(texts, padding="longest")
+            tokenizer(texts, truncation=True, max_length=5)
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(call)
+        try:
+            for _ in range(300):
+                assert torch.equal(tokenize(tokenizer, texts).input_ids, wanted)
+                assert tokens_of(tokenizer, texts)[1].spans == spans
+        finally:
+            stop.set()
+        other.result()
 
 
 def test_hookpoint_of_both_module_trees(tiny_encoder):

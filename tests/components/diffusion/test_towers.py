@@ -1,5 +1,6 @@
 """Towers on the stand-ins: states, pooled output and decisions are the stock pipeline's, whatever the configuration says."""
 
+import copy
 import itertools
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from components.common.errors import UserError
-from components.diffusion.encode import spelling_patterns, word_ends
+from components.diffusion.encode import spelling_patterns, tokenize, tokens_of, word_ends
 from components.diffusion.load import load_pipeline
 from components.diffusion.text import load_towers, towers_of
 from components.filter.artifact import RequestFilter
@@ -58,6 +59,25 @@ def stock(pipe, prompt, **how):
     """(states, uncond, pooled, pooled uncond) as diffusers has them."""
     found = pipe.encode_prompt(prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True, **how)
     return found if len(found) == 4 else (*found, None, None)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_tokens_are_those_of_the_tokenizer_itself(towers, side):
+    """Tokens, where they are cut and what pads them are those of a call of the tokenizer, for every tower and cut on either side."""
+    for tower in towers.all:
+        tokenizer = copy.deepcopy(tower.tokenizer)
+        tokenizer.truncation_side = side
+        wanted = tokenizer(
+            PROMPTS,
+            padding="max_length",
+            truncation=True,
+            max_length=tokenizer.model_max_length,
+            return_offsets_mapping=True,
+        )
+
+        assert tokenize(tokenizer, PROMPTS).input_ids.tolist() == wanted.input_ids
+        for tokens, spans in zip(tokens_of(tokenizer, PROMPTS), wanted.offset_mapping, strict=True):
+            assert tokens.spans == [tuple(span) for span in spans[: len(tokens.spans)]]
 
 
 def test_conditioning_is_the_stock_pipelines(pipe, towers):
