@@ -23,6 +23,7 @@ from components.common.closure import ROOT, closure
 from components.common.errors import ArtifactError
 from components.common.files import canonical, write_text
 from components.common.sections import read_section
+from components.evaluate.attacks.params import AttackParams
 from components.worlds.judges import READERS, reader_module
 from components.worlds.params import JudgeParams
 
@@ -30,6 +31,8 @@ GRAPH, PARAMS, CODE = Path("dvc.yaml"), Path("params.yaml"), Path("code.json")
 WORLDS = Path("components/worlds")
 OPENS_WORLD, OPENS_JUDGE, OPENS_REFERENCES = WORLDS / "load.py", WORLDS / "judges.py", WORLDS / "references.py"
 READS_REQUESTS = Path("components/collect/record.py")
+ATTACK = "attack"
+"""Section of params.yaml that names the second judge, and that the stage of the same name reads."""
 INPUTS = "inputs"
 """Folder of a project for what its requests bring along: prompts and reference images."""
 DRAWN_FROM = ("world.yaml", "templates.yaml", "drawings.yaml")
@@ -82,9 +85,17 @@ def is_data(dep: str) -> bool:
 
 
 def with_deps(
-    graph: dict[str, Any], world: str, root: Path, judge: JudgeParams | None = None, project: Path | None = None
+    graph: dict[str, Any],
+    world: str,
+    root: Path,
+    judge: JudgeParams | None = None,
+    project: Path | None = None,
+    second_judge: Path | None = None,
 ) -> dict[str, Any]:
-    """`graph`, the content of dvc.yaml, with the code of every stage and the files of its judges; other dependencies stay."""
+    """`graph`, the content of dvc.yaml, with the code of every stage and the files of its judges; other dependencies stay.
+
+    The second judge is the attacks' alone.
+    """
     for stage in graph["stages"].values():
         spec = stage.get("do", stage)
         found = re.search(r"-m (\S+)", spec["cmd"])
@@ -94,7 +105,8 @@ def with_deps(
             judges = (
                 [p.as_posix() for p in judge.files()] if judge is not None and OPENS_JUDGE.as_posix() in code else []
             )
-            spec["deps"] = sorted([*data, *judges, *code])
+            second = [second_judge.as_posix()] if second_judge is not None and ATTACK in (spec.get("params") or ()) else []
+            spec["deps"] = sorted([*data, *judges, *second, *code])
     return graph
 
 
@@ -138,7 +150,8 @@ def main(root: Path = Path()) -> int:
     at_home = (root / "components").is_dir()
     before = (root / GRAPH if at_home else product_graph()).read_text(encoding="utf-8")
     codes: dict[str, str] = {}
-    graph = with_deps(yaml.load(before), world, root if at_home else ROOT, judge, root)
+    second = read_section(ATTACK, AttackParams, root / PARAMS).second_judge
+    graph = with_deps(yaml.load(before), world, root if at_home else ROOT, judge, root, second)
     if not at_home:
         graph, codes = for_project(graph, world)
     if "--check" in sys.argv:
