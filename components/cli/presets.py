@@ -61,6 +61,8 @@ _SHARED = (
     Value("probe", "sizes.quick.known", 60, "as the attacks"),
     Value("probe", "sizes.quick.steps", 50, "as base.solver_steps"),
     Value("probe", "sizes.full.steps", 50, "as base.solver_steps"),
+    Value("attack", "second_judge", None, "the next judge of a target's kind"),
+    Value("probe", "second_judge", None, "as the attacks"),
     Value("guidance", "precision", "bf16", "to fit 24 GiB"),
     Value("guidance", "gradient_checkpointing", True, "to fit 24 GiB"),
 )  # fmt: skip

@@ -207,6 +207,14 @@ def test_worlds_of_ones_own_are_dependencies(tmp_path):
     assert "components/worlds/${world}/world.yaml" in code_deps("components.collect.stage_concepts", "open", ROOT)
 
 
+def test_only_the_attacks_depend_on_the_second_judge():
+    """A second judge is a dependency of the stage that asks it, by its folder, and of no other."""
+    graph = with_deps(yaml.safe_load((ROOT / "dvc.yaml").read_text()), "openmoji", ROOT, None, ROOT, Path("other/judge"))
+
+    having = [name for name, stage in graph["stages"].items() if "other/judge" in stage.get("do", stage)["deps"]]
+    assert having == ["attack"]
+
+
 def test_judge_check_names_the_judge_of_every_name(expunge, monkeypatch):
     """In this repository every name of requests.yaml has the embedded judge."""
     monkeypatch.chdir(ROOT)
