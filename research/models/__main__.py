@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from research.models.before import measure_before
 from research.models.measure import measure_agreement, measure_calls, measure_export, measure_leak
 from research.models.memory import measure_memory
 from research.models.size import measure_size
@@ -19,8 +20,9 @@ PARTS = {
     "stages": measure_stages,
     "memory": measure_memory,
     "size": measure_size,
+    "before": measure_before,
 }
-COUNTS = {"agree": 10_000, "leak": 1000, "calls": 1000, "export": 3, "stages": 3, "memory": 3, "size": 3000}
+COUNTS = {"agree": 10_000, "leak": 1000, "calls": 1000, "export": 3, "stages": 3, "memory": 3, "size": 3000, "before": 1}
 SHOW = Path("reports/models/show.json")
 
 
