@@ -105,7 +105,9 @@ def with_deps(
             judges = (
                 [p.as_posix() for p in judge.files()] if judge is not None and OPENS_JUDGE.as_posix() in code else []
             )
-            second = [second_judge.as_posix()] if second_judge is not None and ATTACK in (spec.get("params") or ()) else []
+            second = (
+                [second_judge.as_posix()] if second_judge is not None and ATTACK in (spec.get("params") or ()) else []
+            )
             spec["deps"] = sorted([*data, *judges, *second, *code])
     return graph
 

@@ -22,7 +22,16 @@ PARTS = {
     "size": measure_size,
     "before": measure_before,
 }
-COUNTS = {"agree": 10_000, "leak": 1000, "calls": 1000, "export": 3, "stages": 3, "memory": 3, "size": 3000, "before": 1}
+COUNTS = {
+    "agree": 10_000,
+    "leak": 1000,
+    "calls": 1000,
+    "export": 3,
+    "stages": 3,
+    "memory": 3,
+    "size": 3000,
+    "before": 1,
+}
 SHOW = Path("reports/models/show.json")
 
 

@@ -36,7 +36,7 @@ def is_worse(before: dict[str, Any], now: dict[str, Any], name: str) -> bool:
 def measure_before(_count: int, command: str) -> list[Row]:
     """Rows on the embedded world: metrics that both evaluations have, and those that got worse beyond their intervals."""
     path = (EVALUATE / METRICS).as_posix()
-    then = json.loads(subprocess.run(["git", "show", f"{BEFORE}:{path}"], capture_output=True, check=True).stdout)  # noqa: S607
+    then = json.loads(subprocess.run(["git", "show", f"{BEFORE}:{path}"], capture_output=True, check=True).stdout)
     now = dict(measured(json.loads((EVALUATE / METRICS).read_text(encoding="utf-8"))["requests"]))
     both = [(at, old, now[at]) for at, old in measured(then["requests"]) if at in now]
     worse = ["/".join(at) for at, old, new in both if is_worse(old, new, at[-1])]

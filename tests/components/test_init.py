@@ -209,7 +209,9 @@ def test_worlds_of_ones_own_are_dependencies(tmp_path):
 
 def test_only_the_attacks_depend_on_the_second_judge():
     """A second judge is a dependency of the stage that asks it, by its folder, and of no other."""
-    graph = with_deps(yaml.safe_load((ROOT / "dvc.yaml").read_text()), "openmoji", ROOT, None, ROOT, Path("other/judge"))
+    graph = with_deps(
+        yaml.safe_load((ROOT / "dvc.yaml").read_text()), "openmoji", ROOT, None, ROOT, Path("other/judge")
+    )
 
     having = [name for name, stage in graph["stages"].items() if "other/judge" in stage.get("do", stage)["deps"]]
     assert having == ["attack"]
