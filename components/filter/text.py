@@ -194,7 +194,8 @@ class Names:
         word = seen[at].text
         if not word.isascii():
             return
-        for form, kind in {**self._drawn_out(word), **self._slips(word)}.items():
+        begun = {word[:n]: "long" for n in range(_LONG, len(word)) if word[:n] in self._solid}  # "kittengirl"
+        for form, kind in {**begun, **self._drawn_out(word), **self._slips(word)}.items():
             yield at, at, self._solid[form], kind
         for n in range(2, self._width + 1):
             for first in range(max(0, at - n + 1), min(at, len(seen) - n) + 1):
