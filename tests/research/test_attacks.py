@@ -1,7 +1,9 @@
 import json
 
+import pandas as pd
 import pytest
 
+from research.attack_round import with_found
 from research.attacks import attack_rows, bound_row, compared, probe_rows, row
 from research.show import publish
 
@@ -70,3 +72,27 @@ def test_rows_of_others_stay(tmp_path):
     publish([row("b", 2, 1, "", met=False)], path)
 
     assert [(r["what"], r["value"]) for r in json.loads(path.read_text(encoding="utf-8"))] == [("a", 1), ("b", 2)]
+
+
+def test_what_got_through_joins_the_calibration():
+    """Prompts that drew the target join the request's table with the counterpart of their origin, each a name of its own; others do not."""
+    table = pd.DataFrame(
+        {
+            "prompt": ["a cat", "a kitty"],
+            "split": ["calibrate", "evaluate"],
+            "role": ["alias", "target"],
+            "counterpart": ["a dog", "a dog"],
+            "name_used": ["cat", "kitty"],
+        }
+    )
+    outcomes = [
+        {"prompt": "p q", "origin": "a cat", "variants": {"gated": {"first": [False, True]}}},
+        {"prompt": "r s", "origin": "a cat", "variants": {"gated": {"first": [False, False]}}},
+    ]
+    found = with_found(table, outcomes)
+
+    assert found["prompt"].tolist() == ["a cat", "a kitty", "p q"]
+    assert found.iloc[2].to_dict() == {
+        "prompt": "p q", "split": "calibrate", "role": "target", "counterpart": "a dog", "name_used": "p q",
+    }  # fmt: skip
+    assert with_found(table, outcomes[1:]) is table
