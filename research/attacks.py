@@ -2,7 +2,7 @@
 
     expunge attack --size full       # hours; a stopped run goes on
     expunge probe --size full
-    python -m research.attacks show
+    python -m research.attacks show                   # of a project that is not the shipped one: show "four requests"
 
 Rows that other studies wrote into the same file stay.
 """
@@ -165,14 +165,16 @@ def probe_rows(results: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def show() -> None:
-    """Writes all rows for which there is evidence."""
+def show(project: str = "") -> None:
+    """Writes all rows for which there is evidence; `project` says in every row which project it is, if it is not the one that ships."""
     results, _ = read_attacks()
     rows = attack_rows(results) + clean_rows(results) + unrelated_rows(read_evaluation(EVALUATE)[0])
     if (PROBES_OUT / RESULTS).is_file():
         rows += probe_rows(json.loads((PROBES_OUT / RESULTS).read_text(encoding="utf-8")))
+    if project:
+        rows = [each | {"what": f"{project}: {each['what']}", "command": f"{COMMAND} '{project}'"} for each in rows]
     publish(rows, SHOW)
 
 
 if __name__ == "__main__":
-    {"show": show}[sys.argv[1]]()
+    {"show": show}[sys.argv[1]](*sys.argv[2:])
