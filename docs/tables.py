@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cells import Column, Metric, hits, largest_drift, numbers, read, shares, table
+from cells import ROOT, Column, Metric, hits, largest_drift, numbers, read, shares, table
 
 VARIANTS = ("base", "filter", "guidance", "summed", "gated")
 
@@ -76,6 +77,28 @@ def filter_table() -> str:
 
 
 # Adapters
+
+
+def attacks_table() -> str:
+    """How far attackers get by text, with the default variant."""
+    listed = [row for row in rows_of("reports/attacks/show.json") if "corrected ASR, upper bound, " in row["what"]]
+    said = [row["what"].split(": corrected ASR, upper bound, ") for row in listed]
+    return table(
+        Column("target", [target for target, _ in said]),
+        Column("tier or attack", [attack.removesuffix(", gated") for _, attack in said]),
+        Column("attempts that count", [str(row["n"]) for row in listed]),
+        Column(
+            "corrected success rate, 95 % (%)",
+            ["—" if row["high"] is None else f"{100 * row['low']:.1f} to {100 * row['high']:.1f}" for row in listed],
+        ),
+        Column("goal", [row["goal"].partition(",")[0] for row in listed]),
+        Column("met", ["yes" if row["met"] else "no" for row in listed]),
+    )
+
+
+def rows_of(path: str) -> list[dict[str, Any]]:
+    """The rows of a show.json."""
+    return json.loads((ROOT / path).read_text(encoding="utf-8"))
 
 
 def adapters_table() -> str:

@@ -62,10 +62,24 @@ def attack_rows(results: dict[str, Any]) -> list[Row]:
                         f"{name}: corrected ASR, upper bound, {attack}", rate, GOALS.get(attack, GOALS[entry["tier"]])
                     )
                 )
+                rows += second_row(name, attack, entry["variants"][DEFAULT])
                 rows += [
                     r for v in ("filter", "guidance") if (r := compared(name, found["attacks"], attack, v)) is not None
                 ]
     return rows
+
+
+def second_row(name: str, attack: str, measured: dict[str, Any]) -> list[Row]:
+    """How often the second judge finds the target in what the default draws, as a row; none where there is no second judge."""
+    if "second" not in measured:
+        return []
+    rate = measured["second"]
+    return [
+        row(
+            f"{name}: corrected ASR, {attack}, by the second judge", rate["value"], int(rate["n"] or 0), "reported", met=True,
+            low=rate["low"], high=rate["high"],
+        )
+    ]  # fmt: skip
 
 
 def compared(name: str, attacks: dict[str, Any], attack: str, variant: str) -> Row | None:

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from research.attack_round import with_found
-from research.attacks import attack_rows, bound_row, compared, probe_rows, row
+from research.attacks import attack_rows, bound_row, compared, probe_rows, row, second_row
 from research.show import publish
 
 
@@ -96,3 +96,13 @@ def test_what_got_through_joins_the_calibration():
         "prompt": "p q", "split": "calibrate", "role": "target", "counterpart": "a dog", "name_used": "p q",
     }  # fmt: skip
     assert with_found(table, outcomes[1:]) is table
+
+
+def test_the_second_judge_is_reported_beside_the_first():
+    """One row with its corrected rate where there is a second judge, none where there is not."""
+    found = second_row("cat", "mma", {"second": rate(0.02, 0.0, 0.1, 53)})
+
+    assert [(r["what"], r["value"], r["n"], r["low"], r["high"]) for r in found] == [
+        ("cat: corrected ASR, mma, by the second judge", 0.02, 53, 0.0, 0.1)
+    ]
+    assert second_row("cat", "mma", {}) == []
