@@ -32,7 +32,31 @@ _WORD = re.compile(
 _GAP = 3  # signs between the fragments of a name
 _LONG, _MIDDLE = 5, 4
 """Letters of names of which every one-edit form is a slip, and of which a form that sounds alike is."""
-_ENDS = ("like", "ish", "esque", "core", "punk", "wave", "ness", "ized", "ify", "oid", "zilla", "y", "ie", "z", "o")
+_ENDS = (
+    "like",
+    "ish",
+    "esque",
+    "core",
+    "punk",
+    "wave",
+    "ness",
+    "ized",
+    "ify",
+    "oid",
+    "zilla",
+    "y",
+    "ie",
+    "z",
+    "o",
+    "es",
+    "ies",
+    "ed",
+    "ing",
+    "let",
+    "ling",
+    "girl",
+    "boy",
+)
 _STARTS = ("mini", "super", "mega", "ultra", "micro", "cyber", "robo", "hyper", "anti", "semi")
 _RUN = re.compile(r"(.)\1+")
 
@@ -93,6 +117,10 @@ class Names:
         for phrase in (*self._phrases, *self._shields):
             self._longest[phrase[0]] = max(self._longest[phrase[0]], len(phrase))
         self._width = max((len(phrase) for phrase in self._phrases), default=1)
+        self._forms: dict[int, set[str]] = defaultdict(set)
+        """By their number of words, the names without spaces."""
+        for phrase in self._phrases:
+            self._forms[len(phrase)].add("".join(phrase))
         self._begins = {solid[:n] for solid in self._solid for n in range(1, len(solid) + 1)}
         self._near: dict[str, list[str]] = defaultdict(list)
         self._sounds: dict[str, list[str]] = defaultdict(list)
@@ -194,13 +222,14 @@ class Names:
         word = seen[at].text
         if not word.isascii():
             return
-        begun = {word[:n]: "long" for n in range(_LONG, len(word)) if word[:n] in self._solid}  # "kittengirl"
-        for form, kind in {**begun, **self._drawn_out(word), **self._slips(word)}.items():
+        for form, kind in {**self._begun(word, 1), **self._drawn_out(word), **self._slips(word)}.items():
             yield at, at, self._solid[form], kind
         for n in range(2, self._width + 1):
             for first in range(max(0, at - n + 1), min(at, len(seen) - n) + 1):
                 solid = "".join(w.text for w in seen[first : first + n])
-                alike = {**self._drawn_out(solid), **self._slips(solid)} if solid.isascii() else {}
+                alike = (
+                    {**self._begun(solid, n), **self._drawn_out(solid), **self._slips(solid)} if solid.isascii() else {}
+                )
                 for form, kind in alike.items():
                     yield first, first + n - 1, self._solid[form], kind
 
@@ -217,6 +246,11 @@ class Names:
                 if OSA.distance(word, form, score_cutoff=edits) <= edits:
                     out.setdefault(form, "sound")
         return out
+
+    def _begun(self, solid: str, words: int) -> dict[str, str]:
+        """Names of so many words with which `solid` begins: "kittengirl"."""
+        begins = (solid[:n] for n in range(_LONG, len(solid)))
+        return {form: "long" for form in begins if form in self._forms[words]}
 
     def _drawn_out(self, word: str) -> dict[str, str]:
         """Forms that `word` repeats letters of, or gives a beginning or an end."""
