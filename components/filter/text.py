@@ -177,7 +177,7 @@ class Names:
 
     def _is_word(self, part: Sequence[_Word], request: str) -> bool:
         known = [self._known[language] for language in self._languages[request]]
-        return all(any(text in listed for listed in known for text in _numbers(w.text)) for w in part)
+        return all(any(text in listed for listed in known for text in self._numbers(w.text)) for w in part)
 
     def _candidates(
         self, seen: Sequence[_Word], reading: Reading
@@ -192,7 +192,11 @@ class Names:
                 yield from self._misspelt(seen, at)
 
     def _is_known(self, word: str) -> bool:
-        return word in self._listed or any(text in self._known["en"] for text in _numbers(word))
+        return word in self._listed or any(text in self._known["en"] for text in self._numbers(word))
+
+    def _numbers(self, word: str) -> Iterator[str]:
+        """What makes `word` a real word if one knows it; a wrong plural of a name, "neones", is none because the name is one."""
+        return (text for text in _numbers(word) if text == word or text not in self._solid)
 
     def _apart(
         self, seen: Sequence[_Word], at: int, reading: Reading

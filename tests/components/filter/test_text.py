@@ -36,7 +36,7 @@ def kinds(prompt):
         ("apart", "cat", ["k i t t e n", "c-a-t", "c.a.t", "c, a, t", "kit ten", "fe\nline", "kit_ten", "fe-line"]),
         ("apart", "neon", ["n-e-o-n", "ne on", "neonsign", "luminoustube"]),
         ("long", "cat", ["caaaat", "kiiiittennnn", "catt", "catlike", "kittenish", "superkitten", "kittengirl", "kittenned", "cating"]),
-        ("long", "neon", ["neonlet", "neones", "a luminous tubegirl", "luminous tubeing", "glowinggirl"]),
+        ("long", "neon", ["neonlet", "neones", "a luminous tubegirl", "luminous tubeing"]),
         ("slip", "cat", ["kittep", "kitteg", "kitti", "kittin", "kiten", "ktiten", "felinne", "kittys", "k!tten"]),
         ("slip", "neon", ["neon sgin", "luminous tubee", "nnon"]),
         ("sound", "neon", ["nion", "nean"]),
