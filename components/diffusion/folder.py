@@ -34,12 +34,16 @@ def check_folder(folder: Path) -> None:
     component without weights, and, where the folder has a sidecar, for bytes that are not the ones it names.
     """
     named = read_index(folder)
-    kind = named.get("_class_name")
+    kind = str(named.get("_class_name") or "pipeline without a name")
     if kind not in SUPPORTED:
         raise UserError(f"{folder} is a {kind}, which is not supported", f"use a {' or '.join(SUPPORTED)}")
     for part, wanted in SUPPORTED[kind].items():
-        found = (named.get(part) or [None, None])[1]
-        if str(found).removesuffix("Fast") != wanted:
+        found = _class_of(named.get(part))
+        if not found:
+            raise UserError(
+                f"{folder} has no {part} (model_index.json names none)", "use a pipeline with all its parts"
+            )
+        if found.removesuffix("Fast") != wanted:
             raise UserError(f"{part} of {folder} is a {found}, which is not supported", f"use a {wanted}")
     variant_of(folder)
     _check_widths(folder)
@@ -51,6 +55,11 @@ def check_folder(folder: Path) -> None:
                 raise ArtifactError(f"{path} is missing", "restore it: git checkout or dvc checkout")
             if digest(path) != wanted:
                 raise ArtifactError(f"{path} was altered or cut short", "restore it: git checkout or dvc checkout")
+
+
+def _class_of(named: object) -> str:
+    """The class of a part as model_index.json has it, `[library, class]`; empty where it says null, as for a part left out."""
+    return str(named[1] or "") if isinstance(named, list) and len(named) == 2 else ""
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -92,12 +101,17 @@ def variant_of(folder: Path) -> str | None:
         if not lacking:
             return variant
         missing = missing or lacking
-    pickled = any(path.suffix in (".bin", ".ckpt", ".pt") for path in (folder / missing[0]).glob("*"))
-    fact = "holds pickles and no safetensors file" if pickled else "holds no safetensors file"
-    remedy = (
-        "save it as safetensors: pipe.save_pretrained(FOLDER)" if pickled else "restore its weights, as safetensors"
-    )
-    raise ArtifactError(f"{folder / missing[0]} {fact}", remedy)
+    here = folder / missing[0]
+    if any(here.glob("*.safetensors")):
+        fact, remedy = (
+            "lacks a file of its weights, or the variant that the other parts have",
+            "download the model again",
+        )
+    elif any(path.suffix in (".bin", ".ckpt", ".pt") for path in here.glob("*")):
+        fact, remedy = "holds pickles and no safetensors file", "save it as safetensors: pipe.save_pretrained(FOLDER)"
+    else:
+        fact, remedy = "holds no safetensors file", "restore its weights, as safetensors"
+    raise ArtifactError(f"{here} {fact}", remedy)
 
 
 def _weights(part: Path, variant: str | None) -> list[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from components.common.errors import UserError
+from components.diffusion.folder import check_folder
 
 Family = Literal["sd15", "sd21", "sdxl"]
 NAMES: dict[Family, str] = {
@@ -21,6 +22,8 @@ PIPELINES = {
     "StableDiffusionXLPipeline": ("text_encoder", "text_encoder_2"),
 }
 """Pipelines that are supported, and their text encoders."""
+_IMAGES = ("unet", "vae")
+_AGAIN = "download the model again"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _HEADER = 100 * 2**20
 _SINGLE: tuple[tuple[str, str], ...] = (
@@ -71,21 +74,25 @@ def inspect_base(named: str) -> Model:
     index = path / "model_index.json"
     if not index.is_file():
         raise _no_pipeline(path)
-    kind = str(_read(index).get("_class_name"))
+    kind = str(_read(index).get("_class_name") or "pipeline without a name")
     if kind not in PIPELINES:
         raise UserError(f"{path} is a {kind}, which is not supported", f"use a {' or '.join(PIPELINES)}")
-    notes = tuple(note for part in (*PIPELINES[kind], "unet", "vae") if (note := _weights(path / part)))
-    encoders = [_read(path / part / "config.json") for part in PIPELINES[kind]]
-    unet, vae = (_read(path / part / "config.json") for part in ("unet", "vae"))
+    notes = tuple(note for part in (*PIPELINES[kind], *_IMAGES) if (note := _weights(path / part)))
+    encoders, (unet, vae) = ([path / part / "config.json" for part in named] for named in (PIPELINES[kind], _IMAGES))
+    layers, widths = (tuple(_number(c, key) for c in encoders) for key in ("num_hidden_layers", "hidden_size"))
+    linear, cross = (_read(unet).get(key) for key in ("use_linear_projection", "cross_attention_dim"))
     scheduler = _read(path / "scheduler" / "scheduler_config.json")
-    layers, widths = (tuple(int(c[key]) for c in encoders) for key in ("num_hidden_layers", "hidden_size"))
-    if unet.get("cross_attention_dim") != sum(widths):
+    if cross != sum(widths):
         raise UserError(
-            f"the U-Net of {path} reads states of width {unet.get('cross_attention_dim')}, its text encoders make {sum(widths)}",
+            f"the U-Net of {path} reads states of width {cross}, its text encoders make {sum(widths)}",
             "put parts of one model together",
         )
-    family: Family = "sdxl" if len(encoders) > 1 else "sd21" if unet.get("use_linear_projection") else "sd15"
-    side = int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+    family: Family = "sdxl" if len(encoders) > 1 else "sd21" if linear else "sd15"
+    levels = _read(vae).get("block_out_channels")
+    if not isinstance(levels, list):
+        raise UserError(f"{vae} has no list block_out_channels", _AGAIN)
+    side = _number(unet, "sample_size") * 2 ** (len(levels) - 1)
+    check_folder(path)
     return Model(
         path, family, layers, widths, side, str(scheduler.get("prediction_type", "epsilon")),
         str(scheduler.get("_class_name")), notes,
@@ -158,7 +165,15 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path} is missing", "download the model again") from error
+        raise UserError(f"{path} is missing", _AGAIN) from error
     except ValueError as error:
-        raise UserError(f"{path} is not JSON", "download the model again") from error
+        raise UserError(f"{path} is not JSON", _AGAIN) from error
     return content if isinstance(content, dict) else {}
+
+
+def _number(path: Path, key: str) -> int:
+    """A whole number of a configuration; `UserError` for anything else, such as the two sides of a model for oblong images."""
+    value = _read(path).get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{path} has {key}: {json.dumps(value)}, not a number", "use a published model's configuration")
+    return value

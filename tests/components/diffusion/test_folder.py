@@ -91,6 +91,21 @@ def test_a_model_whose_parts_do_not_fit_is_refused(copied, part, key, value, sai
         check_folder(folder)
 
 
+@pytest.mark.parametrize("named", [[None, None], None, "absent"])
+def test_a_pipeline_without_a_part_is_refused_in_plain_words(copied, named):
+    """A part that model_index.json has as null, or does not name, is missing; no class called None is spoken of."""
+    folder = copied("sd15", "plain")
+    index = json.loads((folder / "model_index.json").read_text())
+    index = index | {"tokenizer": named} if named != "absent" else {k: v for k, v in index.items() if k != "tokenizer"}
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+    with pytest.raises(UserError) as caught:
+        check_folder(folder)
+    assert str(caught.value) == (
+        f"{folder} has no tokenizer (model_index.json names none); use a pipeline with all its parts"
+    )
+
+
 def test_a_single_part_and_a_folder_of_pickles_are_refused(copied):
     """A VAE's folder says what it is; pickles are named, with the way out."""
     folder = copied("sd15")
@@ -108,6 +123,10 @@ def test_an_incomplete_set_of_shards_is_refused(copied):
     next(folder.glob("unet/*-of-*.safetensors")).unlink()
     assert variant_of(folder) == "fp16"
     next(folder.glob("unet/*.fp16.safetensors")).unlink()
+    with pytest.raises(ArtifactError, match="unet lacks a file of its weights, or the variant that the other parts"):
+        check_folder(folder)
+    for path in folder.glob("unet/*.safetensors"):
+        path.unlink()
     with pytest.raises(ArtifactError, match="unet holds no safetensors file; restore its weights"):
         check_folder(folder)
 
