@@ -30,6 +30,7 @@ def fake_pipeline(folder: Path, family: str = "sd15", variant: str = "", suffix:
         write_json(folder / part / "config.json", {"hidden_size": width, "num_hidden_layers": layers})
         parts.append((part, "model"))
         tokenizer = part.replace("text_encoder", "tokenizer")
+        write_json(folder / tokenizer / "tokenizer.json", {})
         encoder = "CLIPTextModelWithProjection" if number else "CLIPTextModel"
         index |= {part: ["transformers", encoder], tokenizer: ["transformers", "CLIPTokenizer"]}
     write_json(folder / "model_index.json", index)

@@ -65,6 +65,8 @@ def init(
     load_world(world)
     if clip is not None and not (clip / "config.json").is_file():
         raise UserError(f"--clip {clip} is no transformers model (it has no config.json)", "name its folder")
+    if clip is not None and not any(clip.glob("*.safetensors")):
+        raise UserError(f"--clip {clip} holds no safetensors file", "save it again with save_pretrained")
     for line in model.lines():
         typer.echo(line)
     if dry_run:

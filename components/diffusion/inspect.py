@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-import struct
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from components.common.errors import UserError
-from components.diffusion.folder import check_folder
+from components.diffusion.folder import check_folder, read_header
 
 Family = Literal["sd15", "sd21", "sdxl"]
 NAMES: dict[Family, str] = {
@@ -25,7 +24,6 @@ PIPELINES = {
 _IMAGES = ("unet", "vae")
 _AGAIN = "download the model again"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_HEADER = 100 * 2**20
 _SINGLE: tuple[tuple[str, str], ...] = (
     ("joint_blocks.", "Stable Diffusion 3"), ("double_blocks.", "FLUX"),
     ("conditioner.embedders.1.", "StableDiffusionXLPipeline"), ("cond_stage_model.", "StableDiffusionPipeline"),
@@ -62,7 +60,13 @@ def inspect_base(named: str) -> Model:
     """The model that a path names; `UserError` says in one sentence what keeps it from being opened, and the way out."""
     path = Path(named)
     if not path.exists():
-        if named.count("/") == 1 and not named.startswith((".", "/", "~")) and path.suffix != ".safetensors":
+        first = named.partition("/")[0]
+        if (
+            named.count("/") == 1
+            and first not in (".", "..", "~", "")
+            and not Path(first).exists()
+            and path.suffix != ".safetensors"
+        ):
             local = Path("models") / named.partition("/")[2]
             raise UserError(
                 f"{named} is no folder, but may be the name of a model on a hub",
@@ -107,8 +111,10 @@ def _weights(part: Path) -> str:
             raise UserError(
                 f"{part} holds pickles alone, which are not opened",
                 "if you trust them, convert once: "
-                f"python -c \"import diffusers as d; d.DiffusionPipeline.from_pretrained('{part.parent}', "
-                f"use_safetensors=False).save_pretrained('{part.parent}-safetensors')\"",
+                + _python(
+                    f"import diffusers as d; d.DiffusionPipeline.from_pretrained({_text(part.parent)}, "
+                    f"use_safetensors=False).save_pretrained({_text(f'{part.parent}-safetensors')})"
+                ),
             )
         raise UserError(f"{part} holds no weights", "download the model again, with its *.safetensors")
     if all("." not in path.stem for path in weight_files(part)):
@@ -137,25 +143,26 @@ def _single_file(path: Path) -> UserError:
     out = path.with_suffix("")
     return UserError(
         f"{path} is a model in a single file; Expunge opens folders",
-        f"convert it once: python -c \"from diffusers import {kind} as P; P.from_single_file('{path}').save_pretrained('{out}')\"",
+        "convert it once: "
+        + _python(
+            f"from diffusers import {kind} as P; P.from_single_file({_text(path)}).save_pretrained({_text(out)})"
+        ),
     )
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file, by name of the tensor; empty for a file that is none."""
-    with path.open("rb") as file:
-        head = file.read(8)
-        size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        try:
-            content = json.loads(file.read(size)) if 0 < size <= _HEADER else {}
-        except ValueError:
-            content = {}
-    return content if isinstance(content, dict) else {}
+def _python(code: str) -> str:
+    """The command that runs `code`, for a shell."""
+    return f"python -c {shlex.quote(code)}"
+
+
+def _text(path: object) -> str:
+    """A path as Python has it, in double quotes, whatever is in it."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def _no_pipeline(path: Path) -> UserError:
     if (path / "config.json").is_file() and (kind := _read(path / "config.json").get("_class_name")):
-        return UserError(f"{path} is a {kind} alone, not a whole pipeline", "name the folder that holds it")
+        return UserError(f"{path} is one part of a pipeline alone ({kind})", "name the folder that holds it")
     if any(p.suffix in _PICKLES for p in path.glob("*")):
         return UserError(f"{path} is a folder of pickles, which are not opened", "get the model as a diffusers folder")
     return UserError(f"{path} is no diffusers pipeline (it has no model_index.json)", "name the folder that has one")

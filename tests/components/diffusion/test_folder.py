@@ -18,6 +18,7 @@ from components.diffusion.folder import (
     variant_of,
 )
 from components.diffusion.load import load_pipeline
+from components.diffusion.text import load_towers
 from tests.standins import KINDS
 
 
@@ -141,3 +142,49 @@ def test_made_for_another_model_is_one_sentence(standin):
         check_made_for({"text_encoder": "0" * 64}, here, "the filter", folder)
     with pytest.raises(ArtifactError, match="the filter was made for an unknown text_encoder"):
         check_made_for({}, here, "the filter", folder)
+
+
+def cut(path):
+    """A download that stopped."""
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def point(path):
+    """What `git clone` leaves where Git LFS is not installed."""
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3438167540\n")
+
+
+@pytest.mark.parametrize("spoil", [cut, point])
+def test_a_weight_file_that_is_not_whole_is_refused(copied, spoil):
+    """A file that was cut short and a pointer of Git LFS are found by the header, before anything is loaded."""
+    folder = copied("sd15", "plain")
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    spoil(path)
+
+    with pytest.raises(ArtifactError) as caught:
+        check_folder(folder)
+    assert str(caught.value) == f"{path} is no safetensors file, or was cut short; download the model again"
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused(copied):
+    """vocab.json without merges.txt makes no tokenizer."""
+    folder = copied("sd15", "plain")
+    (folder / "tokenizer" / "merges.txt").unlink()
+
+    with pytest.raises(
+        ArtifactError, match=r"tokenizer has no tokenizer\.json, nor vocab\.json and merges\.txt; download"
+    ):
+        check_folder(folder)
+
+
+def test_weights_of_another_shape_are_one_sentence(copied):
+    """What diffusers and transformers refuse to load is an error of the artifact, with their first sentence in it."""
+    folder = copied("sd15", "plain")
+    for part, key, value in (("text_encoder", "intermediate_size", 48), ("unet", "block_out_channels", [16, 16])):
+        path = folder / part / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+    for load in (load_pipeline, load_towers):
+        with pytest.raises(ArtifactError, match=r"cannot be opened \(.*\); download the model again") as caught:
+            load(folder)
+        assert "\n" not in str(caught.value)
