@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 from safetensors import SafetensorError
@@ -31,6 +32,9 @@ _VARIANTS = (None, "fp16", "bf16")
 _HEADER = 100 * 2**20
 _AGAIN = "download the model again"
 _PREDICTIONS = ("epsilon", "v_prediction")
+LOADING = RLock()
+"""Held while models and adapters are opened. For that while diffusers, transformers and PEFT replace how every module in the process
+gets its parameters, and two threads that do so at once leave all later modules without values."""
 
 
 def check_folder(folder: Path) -> None:
@@ -102,9 +106,10 @@ def _header_size(path: Path) -> int:
 
 @contextmanager
 def opening(folder: Path) -> Iterator[None]:
-    """`ArtifactError` for whatever transformers and diffusers say of a model that they cannot open."""
+    """`ArtifactError` for whatever transformers and diffusers say of a model that they cannot open; other threads wait."""
     try:
-        yield
+        with LOADING:
+            yield
     except (OSError, RuntimeError, TypeError, ValueError, KeyError, AttributeError, SafetensorError) as error:
         said = " ".join(str(error).split()).split(". ")[0][:200]
         raise ArtifactError(f"{folder} cannot be opened ({said})", _AGAIN) from error

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from components.common.errors import UserError
+from components.diffusion.folder import LOADING
 from components.requests.requests import Kind
 from components.worlds.base import Judge, Panel, Scorer, Subject
 from components.worlds.panel import JudgePanel
@@ -77,9 +78,10 @@ def open_reader(params: ReaderParams, subjects: Sequence[Subject]) -> Judge:
 
 @contextmanager
 def reading(reader: str, path: Path) -> Iterator[None]:
-    """`UserError` for whatever transformers says of a folder that holds no model of a reader's kind."""
+    """`UserError` for whatever transformers says of a folder that holds no model of a reader's kind; other threads wait."""
     try:
-        yield
+        with LOADING:
+            yield
     except (OSError, RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
         said = " ".join(str(error).split()).split(". ")[0][:200]
         raise UserError(f"the judge {reader} cannot read {path} ({said})", "mend judge in params.yaml") from error
