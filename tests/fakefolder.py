@@ -23,12 +23,17 @@ def write_header(path: Path, *names: str) -> None:
 def fake_pipeline(folder: Path, family: str = "sd15", variant: str = "", suffix: str = ".safetensors") -> Path:
     """A pipeline of a family as published, with weight files that hold nothing."""
     kind = "StableDiffusionXLPipeline" if family == "sdxl" else "StableDiffusionPipeline"
-    write_json(folder / "model_index.json", {"_class_name": kind})
+    index = {"_class_name": kind, "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
     parts = [("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model")]
     for number, (width, layers) in enumerate(WIDTHS[family]):
         part = "text_encoder" + ("_2" if number else "")
         write_json(folder / part / "config.json", {"hidden_size": width, "num_hidden_layers": layers})
         parts.append((part, "model"))
+        tokenizer = part.replace("text_encoder", "tokenizer")
+        write_json(folder / tokenizer / "tokenizer.json", {})
+        encoder = "CLIPTextModelWithProjection" if number else "CLIPTextModel"
+        index |= {part: ["transformers", encoder], tokenizer: ["transformers", "CLIPTokenizer"]}
+    write_json(folder / "model_index.json", index)
     width = sum(width for width, _ in WIDTHS[family])
     side = {"sd15": 64, "sd21": 96, "sdxl": 128}[family]
     unet = {"sample_size": side, "cross_attention_dim": width, "use_linear_projection": family != "sd15"}
@@ -39,4 +44,7 @@ def fake_pipeline(folder: Path, family: str = "sd15", variant: str = "", suffix:
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     for part, stem in parts:
         write_header(folder / part / f"{stem}{variant}{suffix}")
+        if "-of-" in variant:
+            shards = {"weight_map": {"x": f"{stem}{variant}{suffix}"}}
+            write_json(folder / part / f"{stem}.safetensors.index.json", shards)
     return folder

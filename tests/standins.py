@@ -49,6 +49,18 @@ _SCHEDULE: dict[str, Any] = {
 }  # fmt: skip
 
 
+SMALL: dict[str, dict[str, Any]] = {
+    "corpus": {"captions": 300, "english": 300, "benign": {"calibrate": 900, "evaluate": 300}},
+    "concepts": {"per_name": 6, "retain": 40, "mixed": 8},
+    "sae": {"d_sae": 256, "k": 16, "steps": 30, "batch": 512, "auxk": 64, "dead_after": 50000},
+    "features": {"fpr": 0.05, "min_contrast": 0.01},
+    "guidance": {"steps": 2, "precision": "no"},
+    "base": {"solver_steps": 2},
+    "evaluate": {"sizes": {"quick": {"templates": 2, "seeds": 1, "retain": 4}}, "size": "quick", "batch": 8},
+}
+"""Sections of a project's params.yaml that are small enough for every stage to run on a stand-in in seconds."""
+
+
 @cache
 def vocabulary() -> tuple[dict[str, int], list[str]]:
     """CLIP's tokens by name, 49,408, and its 48,894 merges, from the list that open_clip's wheel ships."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,7 +50,9 @@ def attack(
         )
         return
     run_stage(lambda: run(requests=named, attacks=attacks, size=size, out=out))
-    raise typer.Exit(0 if read_attacks(out)[1]["passed"] else 1)
+    verdict = read_attacks(out)[1]
+    typer.echo(untried(verdict))
+    raise typer.Exit(0 if verdict["passed"] else 1)
 
 
 def probe(
@@ -88,11 +90,13 @@ def probe(
     for gate in verdict["gates"]:
         said = gate.get("reason") or f"{gate['probe']}: at most {gate['value']:.3f} recovered (n = {gate['n']})"
         typer.echo(f"{'pass' if gate['passed'] else 'FAIL'}  {gate['request']}  {said}")
+    if verdict["not_tried"]:
+        typer.echo(untried(verdict))
     raise typer.Exit(0 if verdict["passed"] else 1)
 
 
-def attacks_line(evaluated: Mapping[str, str]) -> tuple[str, bool]:
-    """A line about the last attacks, and False if they fail or are on something else than what was `evaluated`, by digest."""
+def attacks_lines(evaluated: Mapping[str, str]) -> tuple[str, bool]:
+    """Lines about the last attacks, and False if they fail or are on something else than what was `evaluated`, by digest."""
     from components.evaluate.attacks.evidence import attacked_same, summary_line  # noqa: PLC0415 - slow to import
     from components.evaluate.attacks.summary import ATTACKS, PAGE, VERDICT, read_attacks  # noqa: PLC0415
 
@@ -101,7 +105,12 @@ def attacks_line(evaluated: Mapping[str, str]) -> tuple[str, bool]:
     results, verdict = read_attacks()
     if name := attacked_same(verdict["judged"], evaluated):
         return f"Attacks: FAIL. The {name} that was attacked is not the one that was evaluated: expunge attack", False
-    return summary_line(results, verdict, ATTACKS / PAGE), bool(verdict["passed"])
+    return f"{summary_line(results, verdict, ATTACKS / PAGE)}\n{untried(verdict)}", bool(verdict["passed"])
+
+
+def untried(verdict: Mapping[str, Any]) -> str:
+    """A line that names every attack or probe that a verdict knows of and that was not run."""
+    return f"Not tried: {', '.join(verdict['not_tried'])}."
 
 
 def check_requests(named: list[str] | None) -> None:

@@ -65,6 +65,8 @@ def init(
     load_world(world)
     if clip is not None and not (clip / "config.json").is_file():
         raise UserError(f"--clip {clip} is no transformers model (it has no config.json)", "name its folder")
+    if clip is not None and not any(clip.glob("*.safetensors")):
+        raise UserError(f"--clip {clip} holds no safetensors file", "save it again with save_pretrained")
     for line in model.lines():
         typer.echo(line)
     if dry_run:
@@ -106,12 +108,16 @@ def base_check(
 
 
 def _say_memory(model: Model, params: Path) -> None:
-    """Prints what each piece of work of a project needs of the accelerator's memory, and what to lower where that is too much."""
+    """Prints what each piece of work of a project needs of the accelerator's memory, what to lower where that is too much, and what is left out."""
     from components.cli.memory import needs  # noqa: PLC0415 - used here alone
     from components.cli.params import read_params  # noqa: PLC0415 - slow to import
+    from components.cli.presets import left_out  # noqa: PLC0415
 
-    for need in needs(model, read_params(params)):
+    own = read_params(params)
+    for need in needs(model, own):
         typer.echo(need.sentence())
+    if said := left_out(read_params(shipped(PARAMS)), own):
+        typer.echo(said)
 
 
 def shipped(name: Path) -> Path:

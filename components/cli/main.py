@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from components.cli.attack import attack, attacks_line, probe
+from components.cli.attack import attack, attacks_lines, probe
 from components.cli.export import export
 from components.cli.images import images
 from components.cli.init import base, init
@@ -204,8 +204,8 @@ def verdict(
         typer.echo(f"{mark}  {about:<14} {gate['variant']:<9} {gate['metric']:<20} {gate['reason']} (n={gate['n']})")
     for line in summarise(metrics, found, EVALUATE):
         typer.echo(line)
-    line, withstood = attacks_line(found["judged"])
-    typer.echo(line)
+    lines, withstood = attacks_lines(found["judged"])
+    typer.echo(lines)
     raise typer.Exit(0 if found["passed"] and withstood else 1)
 
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.diffusion.inspect import PIPELINES, Family, Model, read_header, weight_files
+from components.diffusion.folder import read_header
+from components.diffusion.inspect import PIPELINES, Family, Model, weight_files
 from components.guidance import recipe
 
 GIB = 2**30

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,6 +124,17 @@ PRESETS: dict[Family, tuple[Value, ...]] = {
         Value("sae", "k", 64, "ItD's most; two encoders"),
     ),
 }
+
+
+def left_out(shipped: Mapping[str, Any], params: Mapping[str, Any]) -> str:
+    """Says which of the shipped attacks and probes no size of a project's parameters runs, by name; empty where all run."""
+    missing = []
+    for section, key in (("attack", "attacks"), ("probe", "probes")):
+        all_of, here = ([n for size in p[section]["sizes"].values() for n in size[key]] for p in (shipped, params))
+        missing += [name for name in dict.fromkeys(all_of) if name not in here]
+    if not missing:
+        return ""
+    return f"never run by any size in params.yaml: {', '.join(missing)}; verdicts name them as not tried"
 
 
 def put(section: Any, key: str, value: Any, comment: str = "") -> None:  # noqa: ANN401 - ruamel's or plain mappings

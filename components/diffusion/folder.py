@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from typing import Any
+
+from safetensors import SafetensorError
 
 from components.common.errors import ArtifactError, UserError
 from components.common.files import SIDECAR, digest, key_of
@@ -24,7 +29,12 @@ TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 IMAGE_PARTS = ("scheduler", "unet", "vae")
 _WEIGHED = ("text_encoder", "text_encoder_2", "unet", "vae")
 _VARIANTS = (None, "fp16", "bf16")
+_HEADER = 100 * 2**20
+_AGAIN = "download the model again"
 _PREDICTIONS = ("epsilon", "v_prediction")
+LOADING = RLock()
+"""Held while models and adapters are opened. For that while diffusers, transformers and PEFT replace how every module in the process
+gets its parameters, and two threads that do so at once leave all later modules without values."""
 
 
 def check_folder(folder: Path) -> None:
@@ -34,14 +44,18 @@ def check_folder(folder: Path) -> None:
     component without weights, and, where the folder has a sidecar, for bytes that are not the ones it names.
     """
     named = read_index(folder)
-    kind = named.get("_class_name")
+    kind = str(named.get("_class_name") or "pipeline without a name")
     if kind not in SUPPORTED:
         raise UserError(f"{folder} is a {kind}, which is not supported", f"use a {' or '.join(SUPPORTED)}")
     for part, wanted in SUPPORTED[kind].items():
-        found = (named.get(part) or [None, None])[1]
-        if str(found).removesuffix("Fast") != wanted:
+        found = _class_of(named.get(part))
+        if not found:
+            raise UserError(
+                f"{folder} has no {part} (model_index.json names none)", "use a pipeline with all its parts"
+            )
+        if found.removesuffix("Fast") != wanted:
             raise UserError(f"{part} of {folder} is a {found}, which is not supported", f"use a {wanted}")
-    variant_of(folder)
+    _check_files(folder)
     _check_widths(folder)
     sidecar = folder / SIDECAR
     if sidecar.is_file():
@@ -51,6 +65,59 @@ def check_folder(folder: Path) -> None:
                 raise ArtifactError(f"{path} is missing", "restore it: git checkout or dvc checkout")
             if digest(path) != wanted:
                 raise ArtifactError(f"{path} was altered or cut short", "restore it: git checkout or dvc checkout")
+
+
+def _check_files(folder: Path) -> None:
+    """`ArtifactError` for a tokenizer without its vocabulary and for a weight file that is missing, cut short or another thing."""
+    variant = variant_of(folder)
+    for part in parts_of(folder):
+        here = {path.name for path in (folder / part).glob("*")}
+        if part.startswith("tokenizer") and not ("tokenizer.json" in here or {"vocab.json", "merges.txt"} <= here):
+            raise ArtifactError(f"{folder / part} has no tokenizer.json, nor vocab.json and merges.txt", _AGAIN)
+        for path in _weights(folder / part, variant) if part in _WEIGHED else ():
+            if path.suffix == ".safetensors" and not is_whole(path):
+                raise ArtifactError(f"{path} is no safetensors file, or was cut short", _AGAIN)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a safetensors file is as long as its header says; a file that Git LFS or a download left unfinished is not."""
+    header, size = read_header(path), path.stat().st_size
+    ends = [spec["data_offsets"][1] for name, spec in header.items() if name != "__metadata__"]
+    return size == 8 + _header_size(path) + max(ends, default=0)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file, by name of the tensor; empty for a file that is none."""
+    size = _header_size(path)
+    with path.open("rb") as file:
+        file.seek(8)
+        try:
+            content = json.loads(file.read(size)) if 0 < size <= _HEADER else {}
+        except ValueError:
+            content = {}
+    return content if isinstance(content, dict) else {}
+
+
+def _header_size(path: Path) -> int:
+    with path.open("rb") as file:
+        head = file.read(8)
+    return struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+
+
+@contextmanager
+def opening(folder: Path) -> Iterator[None]:
+    """`ArtifactError` for whatever transformers and diffusers say of a model that they cannot open; other threads wait."""
+    try:
+        with LOADING:
+            yield
+    except (OSError, RuntimeError, TypeError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        said = " ".join(str(error).split()).split(". ")[0][:200]
+        raise ArtifactError(f"{folder} cannot be opened ({said})", _AGAIN) from error
+
+
+def _class_of(named: object) -> str:
+    """The class of a part as model_index.json has it, `[library, class]`; empty where it says null, as for a part left out."""
+    return str(named[1] or "") if isinstance(named, list) and len(named) == 2 else ""
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -92,12 +159,17 @@ def variant_of(folder: Path) -> str | None:
         if not lacking:
             return variant
         missing = missing or lacking
-    pickled = any(path.suffix in (".bin", ".ckpt", ".pt") for path in (folder / missing[0]).glob("*"))
-    fact = "holds pickles and no safetensors file" if pickled else "holds no safetensors file"
-    remedy = (
-        "save it as safetensors: pipe.save_pretrained(FOLDER)" if pickled else "restore its weights, as safetensors"
-    )
-    raise ArtifactError(f"{folder / missing[0]} {fact}", remedy)
+    here = folder / missing[0]
+    if any(here.glob("*.safetensors")):
+        fact, remedy = (
+            "lacks a file of its weights, or the variant that the other parts have",
+            "download the model again",
+        )
+    elif any(path.suffix in (".bin", ".ckpt", ".pt") for path in here.glob("*")):
+        fact, remedy = "holds pickles and no safetensors file", "save it as safetensors: pipe.save_pretrained(FOLDER)"
+    else:
+        fact, remedy = "holds no safetensors file", "restore its weights, as safetensors"
+    raise ArtifactError(f"{here} {fact}", remedy)
 
 
 def _weights(part: Path, variant: str | None) -> list[Path]:

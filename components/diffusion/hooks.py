@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from threading import get_ident
+from threading import Lock, get_ident
 from typing import Any
 
 import torch
 from torch import nn
 
 from components.common.errors import UserError
+
+_REGISTERING = Lock()
+"""Torch numbers hooks by a counter that it reads and then raises: two threads could get one number, and one of the hooks would be lost."""
 
 
 def resolve_hookpoint(encoder: nn.Module, hookpoint: str) -> nn.Module:
@@ -56,7 +59,9 @@ def rewrite_hookpoint(
             return None
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
-    handle = resolve_hookpoint(encoder, hookpoint).register_forward_hook(hook)
+    module = resolve_hookpoint(encoder, hookpoint)
+    with _REGISTERING:
+        handle = module.register_forward_hook(hook)
     try:
         yield
     finally:

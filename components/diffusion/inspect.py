@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-import struct
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from components.common.errors import UserError
+from components.diffusion.folder import check_folder, read_header
 
 Family = Literal["sd15", "sd21", "sdxl"]
 NAMES: dict[Family, str] = {
@@ -21,8 +21,9 @@ PIPELINES = {
     "StableDiffusionXLPipeline": ("text_encoder", "text_encoder_2"),
 }
 """Pipelines that are supported, and their text encoders."""
+_IMAGES = ("unet", "vae")
+_AGAIN = "download the model again"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_HEADER = 100 * 2**20
 _SINGLE: tuple[tuple[str, str], ...] = (
     ("joint_blocks.", "Stable Diffusion 3"), ("double_blocks.", "FLUX"),
     ("conditioner.embedders.1.", "StableDiffusionXLPipeline"), ("cond_stage_model.", "StableDiffusionPipeline"),
@@ -59,7 +60,13 @@ def inspect_base(named: str) -> Model:
     """The model that a path names; `UserError` says in one sentence what keeps it from being opened, and the way out."""
     path = Path(named)
     if not path.exists():
-        if named.count("/") == 1 and not named.startswith((".", "/", "~")) and path.suffix != ".safetensors":
+        first = named.partition("/")[0]
+        if (
+            named.count("/") == 1
+            and first not in (".", "..", "~", "")
+            and not Path(first).exists()
+            and path.suffix != ".safetensors"
+        ):
             local = Path("models") / named.partition("/")[2]
             raise UserError(
                 f"{named} is no folder, but may be the name of a model on a hub",
@@ -71,21 +78,25 @@ def inspect_base(named: str) -> Model:
     index = path / "model_index.json"
     if not index.is_file():
         raise _no_pipeline(path)
-    kind = str(_read(index).get("_class_name"))
+    kind = str(_read(index).get("_class_name") or "pipeline without a name")
     if kind not in PIPELINES:
         raise UserError(f"{path} is a {kind}, which is not supported", f"use a {' or '.join(PIPELINES)}")
-    notes = tuple(note for part in (*PIPELINES[kind], "unet", "vae") if (note := _weights(path / part)))
-    encoders = [_read(path / part / "config.json") for part in PIPELINES[kind]]
-    unet, vae = (_read(path / part / "config.json") for part in ("unet", "vae"))
+    notes = tuple(note for part in (*PIPELINES[kind], *_IMAGES) if (note := _weights(path / part)))
+    encoders, (unet, vae) = ([path / part / "config.json" for part in named] for named in (PIPELINES[kind], _IMAGES))
+    layers, widths = (tuple(_number(c, key) for c in encoders) for key in ("num_hidden_layers", "hidden_size"))
+    linear, cross = (_read(unet).get(key) for key in ("use_linear_projection", "cross_attention_dim"))
     scheduler = _read(path / "scheduler" / "scheduler_config.json")
-    layers, widths = (tuple(int(c[key]) for c in encoders) for key in ("num_hidden_layers", "hidden_size"))
-    if unet.get("cross_attention_dim") != sum(widths):
+    if cross != sum(widths):
         raise UserError(
-            f"the U-Net of {path} reads states of width {unet.get('cross_attention_dim')}, its text encoders make {sum(widths)}",
+            f"the U-Net of {path} reads states of width {cross}, its text encoders make {sum(widths)}",
             "put parts of one model together",
         )
-    family: Family = "sdxl" if len(encoders) > 1 else "sd21" if unet.get("use_linear_projection") else "sd15"
-    side = int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+    family: Family = "sdxl" if len(encoders) > 1 else "sd21" if linear else "sd15"
+    levels = _read(vae).get("block_out_channels")
+    if not isinstance(levels, list):
+        raise UserError(f"{vae} has no list block_out_channels", _AGAIN)
+    side = _number(unet, "sample_size") * 2 ** (len(levels) - 1)
+    check_folder(path)
     return Model(
         path, family, layers, widths, side, str(scheduler.get("prediction_type", "epsilon")),
         str(scheduler.get("_class_name")), notes,
@@ -100,8 +111,10 @@ def _weights(part: Path) -> str:
             raise UserError(
                 f"{part} holds pickles alone, which are not opened",
                 "if you trust them, convert once: "
-                f"python -c \"import diffusers as d; d.DiffusionPipeline.from_pretrained('{part.parent}', "
-                f"use_safetensors=False).save_pretrained('{part.parent}-safetensors')\"",
+                + _python(
+                    f"import diffusers as d; d.DiffusionPipeline.from_pretrained({_text(part.parent)}, "
+                    f"use_safetensors=False).save_pretrained({_text(f'{part.parent}-safetensors')})"
+                ),
             )
         raise UserError(f"{part} holds no weights", "download the model again, with its *.safetensors")
     if all("." not in path.stem for path in weight_files(part)):
@@ -130,25 +143,26 @@ def _single_file(path: Path) -> UserError:
     out = path.with_suffix("")
     return UserError(
         f"{path} is a model in a single file; Expunge opens folders",
-        f"convert it once: python -c \"from diffusers import {kind} as P; P.from_single_file('{path}').save_pretrained('{out}')\"",
+        "convert it once: "
+        + _python(
+            f"from diffusers import {kind} as P; P.from_single_file({_text(path)}).save_pretrained({_text(out)})"
+        ),
     )
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file, by name of the tensor; empty for a file that is none."""
-    with path.open("rb") as file:
-        head = file.read(8)
-        size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        try:
-            content = json.loads(file.read(size)) if 0 < size <= _HEADER else {}
-        except ValueError:
-            content = {}
-    return content if isinstance(content, dict) else {}
+def _python(code: str) -> str:
+    """The command that runs `code`, for a shell."""
+    return f"python -c {shlex.quote(code)}"
+
+
+def _text(path: object) -> str:
+    """A path as Python has it, in double quotes, whatever is in it."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def _no_pipeline(path: Path) -> UserError:
     if (path / "config.json").is_file() and (kind := _read(path / "config.json").get("_class_name")):
-        return UserError(f"{path} is a {kind} alone, not a whole pipeline", "name the folder that holds it")
+        return UserError(f"{path} is one part of a pipeline alone ({kind})", "name the folder that holds it")
     if any(p.suffix in _PICKLES for p in path.glob("*")):
         return UserError(f"{path} is a folder of pickles, which are not opened", "get the model as a diffusers folder")
     return UserError(f"{path} is no diffusers pipeline (it has no model_index.json)", "name the folder that has one")
@@ -158,7 +172,15 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path} is missing", "download the model again") from error
+        raise UserError(f"{path} is missing", _AGAIN) from error
     except ValueError as error:
-        raise UserError(f"{path} is not JSON", "download the model again") from error
+        raise UserError(f"{path} is not JSON", _AGAIN) from error
     return content if isinstance(content, dict) else {}
+
+
+def _number(path: Path, key: str) -> int:
+    """A whole number of a configuration; `UserError` for anything else, such as the two sides of a model for oblong images."""
+    value = _read(path).get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{path} has {key}: {json.dumps(value)}, not a number", "use a published model's configuration")
+    return value

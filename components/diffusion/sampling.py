@@ -33,7 +33,8 @@ class Trajectory(NamedTuple):
 def start_noise(pipe: StableDiffusionPipeline, seeds: Sequence[int]) -> torch.Tensor:
     """Unit noise (B, Z, h, w), each image's from its own seed."""
     shape = (pipe.unet.config.in_channels, pipe.unet.config.sample_size, pipe.unet.config.sample_size)
-    return torch.stack([torch.randn(shape, generator=generator(seed, "image")) for seed in seeds])
+    rngs = [generator(seed, "image") for seed in seeds]
+    return torch.stack([torch.randn(shape, generator=rng, dtype=torch.float32) for rng in rngs])
 
 
 def solver(pipe: StableDiffusionPipeline) -> Any:  # noqa: ANN401 - a DPMSolverMultistepScheduler, which diffusers cannot say

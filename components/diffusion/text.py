@@ -10,7 +10,7 @@ import torch
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from components.common.errors import UserError
-from components.diffusion.folder import check_folder, read_index, variant_of
+from components.diffusion.folder import check_folder, opening, read_index, variant_of
 from components.diffusion.towers import Tower, Towers
 
 CLASSES = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
@@ -23,10 +23,10 @@ def load_towers(folder: Path, hookpoints: Sequence[str] | None = None, device: t
     parts = []
     for suffix in _suffixes(index):
         name = f"text_encoder{suffix}"
-        encoder: Any = CLASSES[index[name][1]].from_pretrained(
-            folder / name, dtype=torch.float32, local_files_only=True, use_safetensors=True, variant=variant_of(folder)
-        )
-        tokenizer = CLIPTokenizer.from_pretrained(folder / f"tokenizer{suffix}", local_files_only=True)
+        how = {"dtype": torch.float32, "use_safetensors": True, "variant": variant_of(folder)}
+        with opening(folder):
+            encoder: Any = CLASSES[index[name][1]].from_pretrained(folder / name, local_files_only=True, **how)
+            tokenizer = CLIPTokenizer.from_pretrained(folder / f"tokenizer{suffix}", local_files_only=True)
         parts.append((tokenizer, encoder.eval().requires_grad_(False).to(device)))
     return _towers(parts, hookpoints, zero_uncond=bool(index.get("force_zeros_for_empty_prompt")), time_ids=())
 

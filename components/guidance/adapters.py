@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from components.common.artifacts import fill_artifact, read_artifact
 from components.common.errors import ArtifactError, UserError
 from components.common.files import VERSION, new_folder, read_sidecar, write_sidecar
-from components.diffusion.folder import TEXT_PARTS, check_made_for, part_digests
+from components.diffusion.folder import LOADING, TEXT_PARTS, check_made_for, part_digests
 
 FORMAT = "expunge/adapter"
 NO_ADAPTER = "expunge/no-adapter"
@@ -41,7 +41,8 @@ def attach(
     modules = [path for path, _ in unet.named_modules() if path.endswith(layers)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # PEFT draws its initial weights from the global stream
-        unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=modules), adapter_name=name)
+        with LOADING:
+            unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=modules), adapter_name=name)
     return parameters_of(unet, name)
 
 
@@ -163,7 +164,8 @@ def load_adapters(pipe: StableDiffusionPipeline, folders: Mapping[str, Path]) ->
         tensors, _ = read_artifact(folder, FORMAT)
         if name in getattr(pipe.unet, "peft_config", {}):  # of an eraser before this one
             pipe.unet.delete_adapters(name)
-        pipe.load_lora_weights(dict(tensors), adapter_name=name)
+        with LOADING:
+            pipe.load_lora_weights(dict(tensors), adapter_name=name)
     if folders:
         _only(pipe.unet, foreign)
 

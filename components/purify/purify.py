@@ -76,13 +76,13 @@ def purify(
     pipe, uncond = eraser.pipe, erased.uncond
     taken = ddim_steps(pipe.scheduler.config, steps=steps, strength=strength)
     base = guided(pipe, uncond)
-    latents = encode_image(pipe, image[None])
     with eraser.unguarded():
+        latents = encode_image(pipe, image[None])
         noise = invert(base, latents, taken, iterations=iterations)
         reconstruction = resample(base, noise, taken)
     with eraser.acting(erased):
         out = resample(guided(pipe, uncond, erased.cond, guidance_scale=eraser.guidance_scale), noise, taken)
-    return Purified(*decode_latents(pipe, torch.cat([out, reconstruction, latents])))
+        return Purified(*decode_latents(pipe, torch.cat([out, reconstruction, latents])))  # which may convert the VAE
 
 
 def default_prompt(requests: Iterable[Request]) -> str:

@@ -7,7 +7,8 @@ each has `open_judge(params, subjects)`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -16,6 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from components.common.errors import UserError
+from components.diffusion.folder import LOADING
 from components.requests.requests import Kind
 from components.worlds.base import Judge, Panel, Scorer, Subject
 from components.worlds.panel import JudgePanel
@@ -61,9 +63,10 @@ def open_readers(params: JudgeParams, subjects: Sequence[Subject]) -> dict[Reade
 
 
 def open_reader(params: ReaderParams, subjects: Sequence[Subject]) -> Judge:
-    """One judge; `UserError` for a reader that nobody provides."""
+    """One judge; `UserError` for a reader that nobody provides, or files that are no model of its kind."""
     if params.reader in READERS:
-        return import_module(reader_module(params.reader)).open_judge(params, subjects)
+        with reading(params.reader, params.path):
+            return import_module(reader_module(params.reader)).open_judge(params, subjects)
     found = entry_points(group="expunge.judges", name=params.reader)
     if not found:
         others = sorted(point.name for point in entry_points(group="expunge.judges"))
@@ -71,6 +74,17 @@ def open_reader(params: ReaderParams, subjects: Sequence[Subject]) -> Judge:
             f"reader {params.reader!r} of a judge is unknown", f"use one of: {', '.join([*READERS, *others])}"
         )
     return next(iter(found)).load()(params, subjects)
+
+
+@contextmanager
+def reading(reader: str, path: Path) -> Iterator[None]:
+    """`UserError` for whatever transformers says of a folder that holds no model of a reader's kind; other threads wait."""
+    try:
+        with LOADING:
+            yield
+    except (OSError, RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+        said = " ".join(str(error).split()).split(". ")[0][:200]
+        raise UserError(f"the judge {reader} cannot read {path} ({said})", "mend judge in params.yaml") from error
 
 
 def reader_module(reader: str) -> str:
@@ -100,7 +114,8 @@ def load_scorer(
     if params.clip is None:
         return None
     if params.path is None:
-        return import_module(reader_module("clip")).ClipScore(params.clip)
+        with reading("clip", params.clip):
+            return import_module(reader_module("clip")).ClipScore(params.clip)
     module = _module(world)
     if not hasattr(module, "load_scorer"):
         raise UserError(f"the judge of the world {world} scores no prompts", "take judge.clip out of params.yaml")

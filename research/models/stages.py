@@ -23,7 +23,7 @@ from tqdm import tqdm
 from components.common.toplevel import UNFORESEEN
 from research.reliability.show import Row, share
 from tests.smallclip import write_clip
-from tests.standins import KINDS, build_standin
+from tests.standins import KINDS, SMALL, build_standin
 
 ROOT = Path(__file__).parents[2]
 OTHER = {"sd15": "sd21", "sd21": "sdxl", "sdxl": "sd15"}
@@ -38,14 +38,7 @@ PROBE = {
     "variants": ["gated"], "images": 2, "steps": 2, "strength": 0.7, "inversions": 1, "inversion_steps": 1,
     "relearning_steps": 1, "every": 1, "known": 4, "recovered": 0.4,
 }  # fmt: skip
-SMALL: dict[str, dict[str, Any]] = {
-    "corpus": {"captions": 300, "english": 300, "benign": {"calibrate": 900, "evaluate": 300}},
-    "concepts": {"per_name": 6, "retain": 40, "mixed": 8},
-    "sae": {"d_sae": 256, "k": 16, "steps": 30, "batch": 512, "auxk": 64, "dead_after": 50000},
-    "features": {"fpr": 0.05, "min_contrast": 0.01},
-    "guidance": {"steps": 2, "precision": "no"},
-    "base": {"solver_steps": 2},
-    "evaluate": {"sizes": {"quick": {"templates": 2, "seeds": 1, "retain": 4}}, "size": "quick", "batch": 8},
+SEARCHES = {
     "attack": {"sizes": {"quick": SEARCH}, "size": "quick", "batch": 8},
     "probe": {"sizes": {"quick": PROBE}, "size": "quick", "batch": 8},
 }
@@ -170,7 +163,7 @@ def shrink(project: Path) -> None:
     """Small numbers in params.yaml, and a judge of images of 64 pixels whose word counts whatever it says."""
     path = project / "params.yaml"
     params = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for section, values in SMALL.items():
+    for section, values in (SMALL | SEARCHES).items():
         params[section] |= values
     params["judge"]["any"][0]["sizes"] = [16, 512]
     params["judge"] |= {"sensitivity": 0.0, "specificity": 0.0, "disagreement": 1.0}

@@ -230,7 +230,7 @@ def test_verdict_with_an_altered_byte_is_refused(expunge, name):
     ],
 )
 def test_verdict_says_how_far_attackers_get(project, expunge, hits, other, code, said):
-    """The last line is about the attacks; attacks that fail, or are on another model than the evaluation, are exit code 1."""
+    """The last lines say how far attackers get and what was not tried; attacks that fail, or are on another model, are exit code 1."""
     write_evaluation(project / "reports/evaluate", passed=True)
     judged = json.loads((project / "reports/evaluate/verdict.json").read_text())["judged"]
     params = attack_params("quick")
@@ -244,7 +244,13 @@ def test_verdict_says_how_far_attackers_get(project, expunge, hits, other, code,
     found = expunge("verdict")
 
     assert found.code == code
-    assert found.out.splitlines()[-1].startswith(said)
+    assert f"\n{said}" in found.out
+    last = found.out.splitlines()[-1]
+    assert (
+        last == ("Not tried: " + ", ".join(json.loads((folder / "verdict.json").read_text())["not_tried"]) + ".")
+        or other
+    )
+    assert "T2 p4d" in last or other
 
 
 def test_verdict_on_something_else_than_what_is_there_is_refused(project, expunge):

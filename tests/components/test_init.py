@@ -165,6 +165,7 @@ def test_without_judges_the_graph_depends_on_none(tmp_path):
         ),
         (["p", "--base", "m", "--world", "mars"], "world 'mars' is unknown; use one of open, openmoji"),
         (["p", "--base", "m", "--clip", "m"], "--clip m is no transformers model (it has no config.json)"),
+        (["p", "--base", "m", "--clip", "c"], "--clip c holds no safetensors file; save it again with save_pretrained"),
         (["q", "--base", "m"], "q has a params.yaml already; name another folder, or edit that file"),
     ],
 )
@@ -172,6 +173,7 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, expunge, argu
     """Every wrong argument is one sentence, and no project is begun."""
     fake_pipeline(tmp_path / "m")
     write_json(tmp_path / "q" / "params.yaml", {})
+    write_json(tmp_path / "c" / "config.json", {})
     found = expunge("init", *arguments, cwd=tmp_path)
 
     assert found.code == 2

@@ -153,11 +153,15 @@ def test_what_does_not_fit_is_one_sentence(published, changes, said):
 
 
 def test_init_and_check_say_what_is_needed(published, expunge, tmp_path):
-    """`expunge init` prints the memory of its preset, and `base check` in the project what its parameters have come to need."""
+    """`expunge init` prints the memory of its preset and what it leaves out for want of it, and `base check` what the project's parameters have come to need."""
     said = expunge("init", "project", "--base", published["sdxl"], cwd=tmp_path)
     assert said.code == 0, said.error
     assert "training an adapter needs " in said.out
     assert "more than 24" not in said.out
+    assert (
+        "never run by any size in params.yaml: unlearn-diff-atk, p4d, textual-inversion, relearning; verdicts name"
+        in said.out
+    )
     path = tmp_path / "project" / "params.yaml"
     params = yaml.safe_load(path.read_text())
     params["evaluate"]["batch"] = 100

@@ -18,6 +18,7 @@ from components.worlds.base import Subject
 from components.worlds.params import ReaderParams
 from components.worlds.readers.shared import (
     as_probability,
+    load_model,
     model_folder,
     pin,
     planes,
@@ -54,9 +55,7 @@ class Classifier:
                 )
         else:
             folder = model_folder(params)
-            self.model = AutoModelForImageClassification.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True
-            ).eval()
+            self.model = load_model(AutoModelForImageClassification, folder)
             self.processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
             side = side_of(self.model.config)
             labels = [str(self.model.config.id2label[i]) for i in range(self.model.config.num_labels)]

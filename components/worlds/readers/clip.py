@@ -19,7 +19,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from components.worlds.base import Subject
 from components.worlds.params import ReaderParams
-from components.worlds.readers.shared import model_folder, pin, side_of
+from components.worlds.readers.shared import load_model, model_folder, pin, side_of
 
 NOTHING = ("a picture", "a photo of something else", "an abstract pattern")
 """Captions that say nothing of what is in the image."""
@@ -35,7 +35,7 @@ class Clip:
     """Both towers of a CLIP."""
 
     def __init__(self, folder: Path) -> None:
-        self.model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+        self.model = load_model(CLIPModel, folder)
         self.width: int = self.model.visual_projection.out_features
         self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         self.processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)

@@ -15,7 +15,15 @@ from transformers import AutoImageProcessor, AutoModel
 
 from components.worlds.base import Subject
 from components.worlds.params import ReaderParams
-from components.worlds.readers.shared import as_probability, model_folder, pin, read_images, side_of, threshold_of
+from components.worlds.readers.shared import (
+    as_probability,
+    load_model,
+    model_folder,
+    pin,
+    read_images,
+    side_of,
+    threshold_of,
+)
 
 THRESHOLD = 0.6
 BATCH = 32
@@ -31,7 +39,7 @@ class Reference:
 
     def __init__(self, params: ReaderParams, subjects: Sequence[Subject]) -> None:
         folder = model_folder(params)
-        self.net = AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+        self.net = load_model(AutoModel, folder)
         self.processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         side = side_of(self.net.config)
         self.sizes = params.sizes or (side // 2, 16 * side)

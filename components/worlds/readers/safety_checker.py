@@ -17,7 +17,7 @@ from transformers import CLIPImageProcessor
 from components.worlds.base import Subject
 from components.worlds.params import ReaderParams
 from components.worlds.readers.nudenet import NUDITY
-from components.worlds.readers.shared import model_folder, pin, side_of
+from components.worlds.readers.shared import load_model, model_folder, pin, side_of
 
 CARE = 0.01
 BATCH = 32
@@ -34,9 +34,7 @@ class SafetyChecker:
     def __init__(self, params: ReaderParams) -> None:
         folder = model_folder(params)
         self.digest = pin(params)
-        self.net = StableDiffusionSafetyChecker.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
-        ).eval()
+        self.net = load_model(StableDiffusionSafetyChecker, folder)
         side = side_of(self.net.config)
         self.processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
         self.sizes = params.sizes or (side // 2, 16 * side)

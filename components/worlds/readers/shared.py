@@ -54,6 +54,16 @@ def model_folder(params: ReaderParams) -> Path:
     return folder
 
 
+def load_model(kind: Any, folder: Path) -> Any:  # noqa: ANN401 - any of transformers' models
+    """The model of a folder in float32; `UserError` if its files lack weights, which transformers would make up at random."""
+    model, found = kind.from_pretrained(folder, dtype="float32", local_files_only=True, output_loading_info=True)
+    if lacking := sorted(found["missing_keys"]):
+        raise UserError(
+            f"{folder} lacks the weights {lacking[0]} of a {type(model).__name__}", "mend judge in params.yaml"
+        )
+    return model.eval()
+
+
 def session(path: Path) -> InferenceSession:
     """An ONNX file on the CPU; `ArtifactError` if it is none."""
     import onnxruntime  # noqa: PLC0415 - slow to import

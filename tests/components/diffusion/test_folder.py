@@ -18,6 +18,7 @@ from components.diffusion.folder import (
     variant_of,
 )
 from components.diffusion.load import load_pipeline
+from components.diffusion.text import load_towers
 from tests.standins import KINDS
 
 
@@ -91,6 +92,21 @@ def test_a_model_whose_parts_do_not_fit_is_refused(copied, part, key, value, sai
         check_folder(folder)
 
 
+@pytest.mark.parametrize("named", [[None, None], None, "absent"])
+def test_a_pipeline_without_a_part_is_refused_in_plain_words(copied, named):
+    """A part that model_index.json has as null, or does not name, is missing; no class called None is spoken of."""
+    folder = copied("sd15", "plain")
+    index = json.loads((folder / "model_index.json").read_text())
+    index = index | {"tokenizer": named} if named != "absent" else {k: v for k, v in index.items() if k != "tokenizer"}
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+    with pytest.raises(UserError) as caught:
+        check_folder(folder)
+    assert str(caught.value) == (
+        f"{folder} has no tokenizer (model_index.json names none); use a pipeline with all its parts"
+    )
+
+
 def test_a_single_part_and_a_folder_of_pickles_are_refused(copied):
     """A VAE's folder says what it is; pickles are named, with the way out."""
     folder = copied("sd15")
@@ -108,6 +124,10 @@ def test_an_incomplete_set_of_shards_is_refused(copied):
     next(folder.glob("unet/*-of-*.safetensors")).unlink()
     assert variant_of(folder) == "fp16"
     next(folder.glob("unet/*.fp16.safetensors")).unlink()
+    with pytest.raises(ArtifactError, match="unet lacks a file of its weights, or the variant that the other parts"):
+        check_folder(folder)
+    for path in folder.glob("unet/*.safetensors"):
+        path.unlink()
     with pytest.raises(ArtifactError, match="unet holds no safetensors file; restore its weights"):
         check_folder(folder)
 
@@ -122,3 +142,49 @@ def test_made_for_another_model_is_one_sentence(standin):
         check_made_for({"text_encoder": "0" * 64}, here, "the filter", folder)
     with pytest.raises(ArtifactError, match="the filter was made for an unknown text_encoder"):
         check_made_for({}, here, "the filter", folder)
+
+
+def cut(path):
+    """A download that stopped."""
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def point(path):
+    """What `git clone` leaves where Git LFS is not installed."""
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3438167540\n")
+
+
+@pytest.mark.parametrize("spoil", [cut, point])
+def test_a_weight_file_that_is_not_whole_is_refused(copied, spoil):
+    """A file that was cut short and a pointer of Git LFS are found by the header, before anything is loaded."""
+    folder = copied("sd15", "plain")
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    spoil(path)
+
+    with pytest.raises(ArtifactError) as caught:
+        check_folder(folder)
+    assert str(caught.value) == f"{path} is no safetensors file, or was cut short; download the model again"
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused(copied):
+    """vocab.json without merges.txt makes no tokenizer."""
+    folder = copied("sd15", "plain")
+    (folder / "tokenizer" / "merges.txt").unlink()
+
+    with pytest.raises(
+        ArtifactError, match=r"tokenizer has no tokenizer\.json, nor vocab\.json and merges\.txt; download"
+    ):
+        check_folder(folder)
+
+
+def test_weights_of_another_shape_are_one_sentence(copied):
+    """What diffusers and transformers refuse to load is an error of the artifact, with their first sentence in it."""
+    folder = copied("sd15", "plain")
+    for part, key, value in (("text_encoder", "intermediate_size", 48), ("unet", "block_out_channels", [16, 16])):
+        path = folder / part / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+    for load in (load_pipeline, load_towers):
+        with pytest.raises(ArtifactError, match=r"cannot be opened \(.*\); download the model again") as caught:
+            load(folder)
+        assert "\n" not in str(caught.value)

@@ -1,6 +1,8 @@
 """What a model is, and one sentence for each that cannot be opened, before a weight is read."""
 
+import ast
 import json
+import shlex
 
 import pytest
 
@@ -62,7 +64,7 @@ def narrow(path):
         ),
         (
             lambda p: write_json(p / "config.json", {"_class_name": "AutoencoderKL"}),
-            "is a AutoencoderKL alone, not a whole",
+            "is one part of a pipeline alone (AutoencoderKL); name",
         ),
         (lambda p: (p.mkdir(), (p / "model.ckpt").write_bytes(b"x")), "is a folder of pickles, which are not opened"),
         (lambda p: p.mkdir(), "is no diffusers pipeline (it has no model_index.json); name the folder that has one"),
@@ -134,3 +136,52 @@ def test_names_that_are_no_folder(tmp_path, monkeypatch):
         with pytest.raises(UserError) as caught:
             inspect_base(name)
         assert said in str(caught.value)
+
+
+def test_a_path_that_does_not_exist_is_no_name_on_a_hub(tmp_path, monkeypatch):
+    """Where the first folder of a name is there, a download would not help: the path is wrong."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+
+    with pytest.raises(UserError, match="models/sd51 does not exist; name the folder of a diffusers pipeline"):
+        inspect_base("models/sd51")
+
+
+def test_printed_commands_can_be_pasted(tmp_path):
+    """The command for a file with a space and an apostrophe in its name is one that a shell and Python read as meant."""
+    path = tmp_path / "ann's own.safetensors"
+    write_header(path, "cond_stage_model.x")
+
+    with pytest.raises(UserError) as caught:
+        inspect_base(str(path))
+    python, flag, code = shlex.split(caught.value.remedy.partition("once: ")[2])
+    assert (python, flag) == ("python", "-c")
+    named = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+    assert sorted(named) == sorted([str(path), str(path.with_suffix(""))])
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "said"),
+    [
+        ("unet", "sample_size", [64, 96], "config.json has sample_size: [64, 96], not a number; use a published"),
+        ("text_encoder", "num_hidden_layers", None, "config.json has num_hidden_layers: null, not a number"),
+        ("vae", "block_out_channels", None, "vae/config.json has no list block_out_channels; download the model again"),
+    ],
+)
+def test_configurations_without_their_numbers_are_refused(tmp_path, part, key, value, said):
+    """A model for oblong images, and configurations in which a number is missing, are one sentence each."""
+    path = fake_pipeline(tmp_path / "m") / part / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+    with pytest.raises(UserError) as caught:
+        inspect_base(str(tmp_path / "m"))
+    assert said in str(caught.value)
+
+
+def test_what_cannot_be_opened_is_refused_by_base_check_too(tmp_path):
+    """A part of another class, which no stage opens, is found out before a project is made."""
+    path = fake_pipeline(tmp_path / "m") / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vae": ["diffusers", "AutoencoderTiny"]}))
+
+    with pytest.raises(UserError, match=r"vae of .* is a AutoencoderTiny, which is not supported; use a AutoencoderKL"):
+        inspect_base(str(tmp_path / "m"))

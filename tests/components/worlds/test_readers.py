@@ -10,6 +10,7 @@ import torch
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -277,6 +278,21 @@ def test_folders_that_are_no_model_are_refused(tmp_path, clip):
     assert reader("clip", copy).digest != reader("clip", copy, threshold=0.3).digest
     (copy / "config.json").write_text(json.dumps(config | {"x": 1}))
     assert reader("clip", copy).digest != reader("clip", clip).digest
+
+
+def test_folders_of_another_model_are_refused(tmp_path, clip):
+    """A VAE is no CLIP, and weights that a judge lacks are never made up: not those of a CLIP whose file is its text tower's alone."""
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"the judge clip cannot read .*; mend judge in params\.yaml") as caught:
+        reader("clip", tmp_path)
+    assert "\n" not in str(caught.value)
+    half = shutil.copytree(clip, tmp_path / "half")
+    weights = load_file(half / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if "vision" not in k}, half / "model.safetensors", {"format": "pt"})
+    for name in ("clip", "reference", "classifier"):
+        with pytest.raises(UserError, match=r"lacks the weights .* of a|names none of its classes"):
+            reader(name, half)
 
 
 def test_the_first_judge_that_knows_a_name_judges_it(tmp_path, clip):
