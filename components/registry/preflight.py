@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from components.common.closure import ROOT
 from components.common.errors import StageError, TransientError, UserError
 from components.common.preflight import check_disk, check_git, preflight
 from components.common.sections import PARAMS, read_section
@@ -27,7 +30,7 @@ def check_ready(root: Path, *more: Callable[[], object]) -> None:
     preflight(
         [
             *more,
-            lambda: load_requests(root / REQUESTS),
+            lambda: ask_inputs(root),
             lambda: check_disk(root),
             lambda: check_git(root),
             lambda: check_note(root / read_section("base", BaseParams, root / PARAMS).path),
@@ -36,6 +39,20 @@ def check_ready(root: Path, *more: Callable[[], object]) -> None:
             lambda: check_registry(root),
         ]
     )
+
+
+def ask_inputs(root: Path) -> None:
+    """`UserError` of `components.registry.inputs` in `root`, which a process of its own finds: a flow would keep torch's memory for hours."""
+    load_requests(root / REQUESTS)  # its faults need no process
+    code = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "components.registry.inputs"], cwd=root, env=os.environ | {"PYTHONPATH": code},
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", check=False,
+    )  # fmt: skip
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1].removeprefix("expunge: ")
+        fact, _, remedy = said.rpartition("; ")
+        raise UserError(fact or said, remedy or "run: python -m components.registry.inputs")
 
 
 def check_judges(root: Path) -> None:

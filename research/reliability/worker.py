@@ -57,12 +57,12 @@ class Site(NamedTuple):
 
     def start(self) -> str:
         """Starts a run and returns its id; a server whose database is busy answers 503 and is asked again."""
+        path = f"deployments/{self.deployment}/create_flow_run"
         for _ in range(30):
-            found = self._post(f"deployments/{self.deployment}/create_flow_run", {})
-            if found.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-                break
+            if (found := self._post(path, {})).status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                return str(found.raise_for_status().json()["id"])
             time.sleep(1)
-        return str(found.raise_for_status().json()["id"])
+        raise StageError("the server's database stays busy", "look at the server's log")
 
     def state(self, run: str) -> str:
         """The state of a run, such as RUNNING."""
