@@ -34,6 +34,7 @@ _LITTLE = 2**16
 @contextmanager
 def one_sentence(program: str) -> Iterator[None]:
     """Runs a program's body; turns every exception but `SystemExit` into one sentence on stderr and an exit code."""
+    _open_standard_files()
     for out in (sys.stdout, sys.stderr):
         if isinstance(out, io.TextIOWrapper):  # names in any script, whatever LANG says
             out.reconfigure(errors="backslashreplace")
@@ -59,6 +60,15 @@ def one_sentence(program: str) -> Iterator[None]:
         where = log_traceback(program, error)
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise _end(program, error, f"unforeseen {said}; the traceback is in {where}", UNFORESEEN) from error
+
+
+def _open_standard_files() -> None:
+    """Opens input, output and errors where the caller has closed them: a file that we write must not become one of them."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
 
 
 def _end(program: str, error: BaseException, sentence: str, code: int) -> SystemExit:

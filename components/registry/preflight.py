@@ -25,12 +25,15 @@ _PORTS = {"http": 80, "https": 443}
 _SECONDS = 5.0
 
 
-def check_ready(root: Path, *more: Callable[[], object]) -> None:
-    """`PreflightError` lists all that would make a retraining in `root` fail, by these checks and `more`; it changes nothing."""
+def check_ready(root: Path, *more: Callable[[], object], pending: bool = False) -> None:
+    """`PreflightError` lists all that would make a retraining in `root` fail, by these checks and `more`; it changes nothing.
+
+    Where requests are `pending`, requests.yaml may hold none yet.
+    """
     preflight(
         [
             *more,
-            lambda: ask_inputs(root),
+            lambda: ask_inputs(root, pending=pending),
             lambda: check_disk(root),
             lambda: check_git(root),
             lambda: check_note(root / read_section("base", BaseParams, root / PARAMS).path),
@@ -41,9 +44,10 @@ def check_ready(root: Path, *more: Callable[[], object]) -> None:
     )
 
 
-def ask_inputs(root: Path) -> None:
+def ask_inputs(root: Path, *, pending: bool = False) -> None:
     """`UserError` of `components.registry.inputs` in `root`, which a process of its own finds: a flow would keep torch's memory for hours."""
-    load_requests(root / REQUESTS)  # its faults need no process
+    if not load_requests(root / REQUESTS) and pending:  # its faults need no process
+        return
     code = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-m", "components.registry.inputs"], cwd=root, env=os.environ | {"PYTHONPATH": code},

@@ -46,6 +46,10 @@ LONG = "x" * 100_000
         (("request", "add", HALF), "half a character"),
         (("request", "add", LONG), "is long"),
         (("request", "add", ""), "target"),
+        (
+            ("request", "add", "ghost", "--kind", "character", "--anchor", "ghost"),
+            "expunge: the request: the anchor 'ghost' is the target itself; name something else to draw instead\n",
+        ),
         (("request", "show", HALF), "is not in requests.yaml"),
         (("request", "submit", "."), "is no regular file; name a file"),
         (("request", "submit", "pipe.png"), "is no regular file; name a file"),

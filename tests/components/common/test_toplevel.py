@@ -161,6 +161,18 @@ def test_a_reader_that_leaves_is_no_error(command):
     assert done.returncode in (1, 120, 141)
 
 
+def test_no_file_becomes_the_output(tmp_path):
+    """A program whose input, output and errors are closed, as a daemon's may be, opens its files under other numbers."""
+    body = (
+        "import os, pathlib\nfrom components.common.toplevel import one_sentence\n"
+        f"with one_sentence('expunge'):\n    file = open({str(tmp_path / 'x')!r}, 'w')\n"
+        "    os.write(1, b'said by a library')\n    file.write(str(file.fileno()))"
+    )
+    subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, body], cwd=ROOT, check=True)
+
+    assert int((tmp_path / "x").read_text()) > 2
+
+
 def test_usage_errors_keep_their_code(expunge):
     """What typer refuses ends with 2 and says how the command is used."""
     code, _, error = expunge("generate")

@@ -182,6 +182,12 @@ def test_what_the_last_stages_would_refuse_is_refused_before_the_first(project, 
     assert said in str(error.value)
 
 
+def test_before_the_first_request_is_drained_there_is_none(project):
+    """A queue's first request is written after the check: a requests.yaml that holds none yet is no problem then."""
+    (project / "requests.yaml").write_text("requests: {}\n")
+    check_ready(project, pending=True)
+
+
 def test_run_attack_asks_for_it_in_seconds(project, expunge):
     """`expunge run attack` says it in a sentence before any stage runs, as `expunge check` and `retrain` do (`check_ready`)."""
     (project / "requests.yaml").write_text("requests: {}\n")
