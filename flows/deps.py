@@ -11,6 +11,7 @@ dvc.yaml is the product's without its files, and each stage depends on its own k
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import sys
 import sysconfig
@@ -158,8 +159,9 @@ def main(root: Path = Path()) -> int:
         graph, codes = for_project(graph, world)
     if "--check" in sys.argv:
         return int(graph != YAML(typ="safe").load((root / GRAPH).read_text(encoding="utf-8")))
-    with (root / GRAPH).open("w", encoding="utf-8") as file:
-        yaml.dump(graph, file)
+    text = io.StringIO()
+    yaml.dump(graph, text)
+    write_text(root / GRAPH, text.getvalue())
     if not at_home:
         write_text(root / CODE, canonical(codes))
     return 0

@@ -50,7 +50,7 @@ def drain_pending(root: Path, run: str) -> tuple[Written, str]:
     window, world = timedelta(hours=params.withdrawal_hours), read_section("world", str, root / PARAMS)
     with writing(root, run) as last:
         close_killed(root, last, run)
-        check_ready(root, lambda: read_params(root / PARAMS))
+        check_ready(root, lambda: read_params(root / PARAMS), pending=True)
         written = write_pending(ledger, window, root / "requests.yaml", check=load_world(world).check)
         if not written.ids:
             return written, ""

@@ -39,7 +39,9 @@ def reproduce(stage: str, root: Path) -> None:
 
 @task(task_run_name="register", cache_policy=NO_CACHE)
 def register(root: Path) -> str:
-    """Registers a candidate, whatever the verdict, with the verdict as a tag."""
+    """Registers a candidate, whatever the verdict, with the verdict as a tag; `FlowCancelledError` if the run was cancelled before."""
+    if cancellation()():  # after the last look of the last stage
+        raise FlowCancelledError
     version = register_tree(root, account(None))
     get_run_logger().info("version %d of the model has the verdict %s", version.version, version.verdict)
     return version.verdict
@@ -60,9 +62,9 @@ def retrain(root: str = ".") -> str | State:
         try:
             for stage in stages_to_run(folder):
                 reproduce(stage, folder)
+            return register(folder)
         except FlowCancelledError as error:
             return Cancelled(message=error.fact)
-        return register(folder)
 
 
 if __name__ == "__main__":

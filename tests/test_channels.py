@@ -1,4 +1,4 @@
-"""Retrainings, small, of projects whose requests use one channel alone, or that have none: each stage does what it was asked."""
+"""Retrainings, small, of projects whose requests use one channel alone: each stage does what it was asked. Without a request nothing is trained."""
 
 import json
 
@@ -7,13 +7,12 @@ import yaml
 
 from components.common.files import read_sidecar
 from components.registry.release import build_release
-from tests.test_pipeline import dvc, small_project
+from tests.test_pipeline import dvc, ends, small_project, times
 
 CAT = {"target": "cat", "kind": "object", "aliases": ["kitty", "feline"], "anchor": "dog", "neighbours": ["lion"]}
 CASES = {
     "filter alone": ({"r-1": CAT | {"channels": ["filter"]}}, {"base", "filter", "summed", "gated"}),
     "guidance alone": ({"r-1": CAT | {"channels": ["guidance"]}}, {"base", "guidance", "summed"}),
-    "none": ({}, set()),
 }
 
 
@@ -44,3 +43,23 @@ def test_a_retraining_obeys_channels(project, tmp_path, monkeypatch, case):
     release = build_release(project, tmp_path / "release")
     assert set(release.requests) == set(requests)
     assert {path.name for path in (release.folder / "adapters").glob("*")} == adapted
+
+
+@pytest.mark.slow
+def test_without_a_request_nothing_is_trained_or_overwritten(project, monkeypatch):
+    """`dvc repro` ends at the stage that writes prompts, with one sentence, and what the last requests left stays as it was."""
+    monkeypatch.chdir(project)
+    (project / "requests.yaml").write_text("requests: {}\n")
+    before = made(project)
+    done = ends(project, "repro")
+
+    assert done.returncode != 0
+    assert "expunge: requests.yaml holds no request; add one: expunge request add" in done.stderr
+    assert "failed to reproduce 'concepts'" in done.stderr
+    assert made(project) == before
+
+
+def made(project):
+    """When each model of a request and each report was written."""
+    skipped = (project / "data", project / "models" / "sae")
+    return {path: when for path, when in times(project).items() if not any(map(path.is_relative_to, skipped))}

@@ -19,6 +19,7 @@ from components.common.files import SIDECAR, canonical, digest, write_text
 from components.common.sections import PARAMS, read_section
 from components.common.stage import run_stage
 from components.export.params import ExportParams
+from components.export.report import write_sealed
 from components.features.params import FeaturesParams
 from components.requests.requests import load_requests
 from components.sae.params import SaeParams
@@ -101,7 +102,7 @@ def _export(root: Path) -> None:
     put(graph, f"graph of {source}")
     params = read_section("export", ExportParams, root / PARAMS).model_dump(mode="json")
     report = {"sha256": digest(graph), "made_from": {"filter": source, "params": params}, "requests": []}
-    put(graph.with_name("parity.json"), canonical(report))
+    write_sealed(graph.with_name("parity.json"), report)
 
 
 STAGES: dict[str, Callable[[Path], None]] = {

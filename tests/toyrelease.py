@@ -14,13 +14,15 @@ import yaml
 from dvc.repo import Repo
 
 from components.common.artifacts import fill_artifact
-from components.common.files import SIDECAR, canonical, digest
+from components.common.files import SIDECAR, canonical, digest, write_sidecar
 from components.common.sections import PARAMS, read_section
 from components.diffusion.folder import base_digest
 from components.evaluate.attacks.params import AttackParams
 from components.evaluate.evidence import judge_evidence, read_params_digest, requests_digest
 from components.evaluate.params import EvaluateParams
 from components.export.params import ExportParams
+from components.export.report import REPORT as REPORT_BESIDE_GRAPH
+from components.export.report import read_sealed, write_sealed
 from components.features.params import FeaturesParams
 from components.guidance.params import GuidanceParams
 from components.requests.requests import load_requests
@@ -135,14 +137,15 @@ def make(root: Path, *, ua: float = 1.0, seed: int = 0) -> None:
             )
             put(folder / "training.json", canonical({"step": [1, 2, 3], "loss": [3.0, 2.0, 1.0]}))
         else:
-            put(folder / SIDECAR, canonical({"format": "expunge/no-adapter", "version": 1}))
+            folder.mkdir(parents=True, exist_ok=True)
+            write_sidecar(folder, {"format": "expunge/no-adapter", "version": 1})
     graph = root / "models/onnx/filter.onnx"
     put(graph, f"graph {seed}")
     made_from = {
         "filter": digest(root / "models/filter" / SIDECAR),
         "params": read_section("export", ExportParams, params).model_dump(mode="json"),
     }
-    put(graph.with_name("parity.json"), canonical({"sha256": digest(graph), "made_from": made_from, "requests": []}))
+    write_sealed(graph.with_name("parity.json"), {"sha256": digest(graph), "made_from": made_from, "requests": []})
     evaluate(root, ua=ua)
     attack(root)
 
@@ -218,7 +221,10 @@ def git(root: Path, *arguments: str) -> str:
 
 
 def edit(path: Path, **changes: Any) -> None:
-    """Changes keys of a JSON file."""
+    """Changes keys of a JSON file; a report beside a graph is sealed again, as somebody who meant it would."""
+    if path.name == REPORT_BESIDE_GRAPH:
+        write_sealed(path, read_sealed(path) | changes)
+        return
     path.write_text(canonical(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
@@ -15,12 +16,21 @@ from components.cli.options import DryRun
 from components.common.closure import ROOT
 from components.common.errors import ArtifactError, StageError, UserError
 from components.common.files import write_text
+from components.common.inputs import MIB, decode, read_bytes
 from components.common.sections import PARAMS, read_section
 from components.diffusion.inspect import NAMES, Family, Model, inspect_base
+from components.requests.requests import REQUESTS, load_requests
 from components.worlds.params import JudgeParams
 
 base = typer.Typer(no_args_is_help=True, help="The model that requests change.")
-_IGNORED = "/data/\n/models/\n/reports/evaluate/grids\n/reports/evaluate/report.html\n/reports/attacks/page.html\n/mlflow.db\n/ledger.db*\n/mlruns/\n/.cache/\n/.requests.yaml.lock\n"
+_IGNORED = (
+    "/data/", "/models/", "/reports/evaluate/grids", "/reports/evaluate/report.html", "/reports/attacks/page.html",
+    "/reports/probes/*.png", "/mlflow.db", "/ledger.db*", "/mlruns/", "/.cache/", "/.requests.yaml.lock", "/.expunge/",
+    "__pycache__/",
+)  # fmt: skip
+"""What git never takes: what stages make, who asked for what (the ledger), and secrets (.expunge)."""
+_BYTES = ("* -text",)
+"""The bytes in the repository are the bytes on disk, whatever core.autocrlf says: digests are compared."""
 _README = """\
 # {name}
 
@@ -63,6 +73,7 @@ def init(
     from components.worlds.load import load_world  # noqa: PLC0415
 
     load_world(world)
+    _check_there(folder)
     if clip is not None and not (clip / "config.json").is_file():
         raise UserError(f"--clip {clip} is no transformers model (it has no config.json)", "name its folder")
     if clip is not None and not any(clip.glob("*.safetensors")):
@@ -78,10 +89,12 @@ def init(
     named = _seen_from(folder, Path(world)).as_posix() if own else world
     write_text(folder / PARAMS, project_params(shipped(PARAMS), model, at, named, family, judge))
     _say_memory(model, folder / PARAMS)
-    write_text(folder / "requests.yaml", "requests: {}\n")
-    write_text(folder / ".gitignore", _IGNORED)
-    write_text(folder / "inputs" / "README.md", _INPUTS)
-    write_text(folder / "README.md", _README.format(name=folder.resolve().name, base=at, family=NAMES[family]))
+    _add_lines(folder / ".gitignore", _IGNORED)
+    _add_lines(folder / ".gitattributes", _BYTES)
+    readme = _README.format(name=folder.resolve().name, base=at, family=NAMES[family])
+    for name, text in ((REQUESTS, "requests: {}\n"), (Path("inputs/README.md"), _INPUTS), (Path("README.md"), readme)):
+        if not (folder / name).exists():  # what is the user's stays
+            write_text(folder / name, text)
     _run([sys.executable, "-m", "flows.deps"], folder)
     _dvc_init(folder)
     typer.echo(f"{folder}: a project of preset {family}; next: cd {folder} && expunge request preview --help")
@@ -128,6 +141,27 @@ def shipped(name: Path) -> Path:
     raise ArtifactError(
         f"the installed package has no {name}", "install it again: pip install --force-reinstall expunge"
     )
+
+
+def _check_there(folder: Path) -> None:
+    """`UserError` for a file of the user's that would stay, or be added to, and cannot be read."""
+    if (folder / REQUESTS).exists():
+        load_requests(folder / REQUESTS)
+    for name in (".gitignore", ".gitattributes"):
+        _read_lines(folder / name)
+
+
+def _read_lines(path: Path) -> str:
+    return decode(read_bytes(path, MIB), path) if path.exists() else ""
+
+
+def _add_lines(path: Path, lines: Sequence[str]) -> None:
+    """Adds the lines that a text file lacks, or makes it."""
+    before = _read_lines(path)
+    missing = [line for line in lines if line not in before.splitlines()]
+    if missing:
+        end = "" if before.endswith("\n") or not before else "\n"
+        write_text(path, before + end + "".join(f"{line}\n" for line in missing))
 
 
 def _seen_from(folder: Path, path: Path) -> Path:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 
 from components.cli.options import DryRun
 from components.common.errors import UserError
-from components.common.sections import first_problem, read_section, read_yaml
+from components.common.sections import read_section, read_yaml, validated
+from components.common.strict_json import read_json
 from components.ledger.params import LedgerParams
 from components.requests.requests import Request, load_requests
 
@@ -132,12 +132,9 @@ def open_ledger(params: LedgerParams, *, empty: bool | None = None) -> Ledger:
 
 def read_requests(file: Path) -> list[Request]:
     """The requests of a YAML or JSON file, one mapping or a list of them; `UserError` names the first that does not make sense."""
-    if not file.is_file():
+    if not file.exists():
         raise UserError(f"{file} does not exist", "name a YAML or JSON file")
-    try:
-        content = json.loads(file.read_bytes()) if file.suffix == ".json" else read_yaml(file)
-    except ValueError as error:
-        raise UserError(f"{file} is not {file.suffix[1:].upper()} ({error})", "mend the file") from error
+    content = read_json(file) if file.suffix.lower() == ".json" else read_yaml(file)
     listed = content if isinstance(content, list) else [content]
     if not listed:
         raise UserError(f"{file} holds no request", "write one as in docs/requests.md, without an id")
@@ -146,10 +143,7 @@ def read_requests(file: Path) -> list[Request]:
         where = f"{file}, request {number}" if isinstance(content, list) else str(file)
         if not isinstance(item, dict):
             raise UserError(f"{where} is no mapping", "write one as in docs/requests.md, without an id")
-        try:
-            found.append(Request.model_validate(item))
-        except ValidationError as error:
-            raise first_problem(error, where) from error
+        found.append(validated(item, Request, where))
     return found
 
 

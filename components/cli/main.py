@@ -158,11 +158,14 @@ def run(stage: str, dry_run: DryRun = False) -> None:  # noqa: FBT002 - a comman
     refresh_code()
     root = project_root()
     from components.registry.lock import check_stage, guard_lock  # noqa: PLC0415 - slow to import
+    from components.registry.preflight import ask_inputs  # noqa: PLC0415
 
     with nullcontext() if dry_run else writing(root):
         if not dry_run:
             guard_lock(root)
         check_stage(root, stage)
+        if stage == "attack":  # which comes after all training
+            ask_inputs(root)
         raise SystemExit(4 if stream(["dvc", "repro", *(["--dry"] if dry_run else []), "--", stage], root) else 0)
 
 

@@ -20,10 +20,12 @@ def pull(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder to write the release into.")],
     as_json: AsJson = False,  # noqa: FBT002 - a command-line flag
 ) -> None:
-    """Fetches a release from the registry into a folder, and checks every byte of it."""
-    from components.registry.registry import Registry  # noqa: PLC0415 - slow to import
+    """Fetches a release from the registry into a folder, and checks every byte of it; an alias that the ledger gives to another is refused."""
+    from components.registry.named import find_version  # noqa: PLC0415 - slow to import
+    from components.registry.registry import Registry  # noqa: PLC0415
 
-    release = Registry().fetch(version, folder)
+    registry = Registry()
+    release = registry.fetch(find_version(registry, version).version, folder)
     said = "pass" if release.passed else "fail"
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), "digest": release.digest, "verdict": said}))

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from components.common.errors import StageError, TransientError
+from components.common.files import naming
 
 WRITER, STAGE = Path(".dvc/tmp/expunge.lock"), Path(".dvc/tmp/expunge.stage.lock")
 DVC_REPO, DVC_PATHS = Path(".dvc/tmp/lock"), Path(".dvc/tmp/rwlock")
@@ -139,7 +140,7 @@ def _held(root: Path, name: Path, end: float) -> Iterator[IO[bytes]]:
     path = root / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")  # noqa: SIM115, PTH123
+        file = open(path, "r+b", opener=lambda name, _: os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))  # noqa: SIM115
     except OSError as error:
         raise StageError(f"{path} cannot be opened ({error.strerror})", "make the project's folder writable") from error
     with file:
@@ -167,9 +168,10 @@ def _read(file: IO[bytes]) -> Holder:
 
 
 def _write(file: IO[bytes], holder: Holder | None) -> None:
-    file.truncate(0)
-    if holder is not None:
-        os.pwrite(file.fileno(), json.dumps(holder._asdict()).encode(), 0)
+    with naming(Path(file.name)):
+        file.truncate(0)
+        if holder is not None:
+            os.pwrite(file.fileno(), json.dumps(holder._asdict()).encode(), 0)
 
 
 def _refuse_dvc(root: Path, end: float) -> None:

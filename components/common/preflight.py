@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from components.common.errors import ExpungeError, StageError, TransientError
+from components.common.toplevel import told
 
 GIB = 2**30
 FREE = 2 * GIB
@@ -37,7 +38,7 @@ def preflight(checks: Iterable[Callable[[], object]]) -> None:
             problems.append(str(error))
             lasting = lasting or not isinstance(error, TransientError)
         except OSError as error:
-            problems.append(f"{error.filename or 'a file'}: {error.strerror or error}")
+            problems.append(str(told(error)))
             lasting = True
     if problems:
         raise (PreflightError if lasting else TransientPreflightError)(problems)

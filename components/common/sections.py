@@ -55,4 +55,8 @@ def first_problem(error: ValidationError, where: str, section: str = "") -> User
         return UserError(f"{where} has an unknown key {key!r}", "remove it or mend its spelling")
     value = "" if isinstance(problem["input"], dict) else f" is {shown(problem['input'])}"
     message = problem["msg"].removeprefix("Value error, ")
-    return UserError(f"{where}: {key}{value}" if key else where, message[0].lower() + message[1:])
+    message = message[0].lower() + message[1:]
+    if not key and "; " in message:  # of the whole, and a sentence with its remedy
+        fact, _, remedy = message.rpartition("; ")
+        return UserError(f"{where}: {fact}", remedy)
+    return UserError(f"{where}: {key}{value}" if key else where, message)

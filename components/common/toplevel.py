@@ -6,8 +6,11 @@ foresaw (its traceback is in the log), 130 interrupted, 129 hung up, 143 termina
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import shutil
+import stat
 import sys
 import tempfile
 import traceback
@@ -17,17 +20,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from components.common.errors import ExpungeError, StageError
+from components.common.files import remedy_of
 from components.common.process import TerminatedError, signals_raise
 
 DEBUG = "EXPUNGE_DEBUG"
 """Set, it shows tracebacks; children inherit it."""
 UNFORESEEN = 5
 _LOG_BYTES = 2**20
+_LITTLE = 2**16
+"""Bytes; a disk that has no more is full."""
 
 
 @contextmanager
 def one_sentence(program: str) -> Iterator[None]:
     """Runs a program's body; turns every exception but `SystemExit` into one sentence on stderr and an exit code."""
+    _open_standard_files()
     for out in (sys.stdout, sys.stderr):
         if isinstance(out, io.TextIOWrapper):  # names in any script, whatever LANG says
             out.reconfigure(errors="backslashreplace")
@@ -45,10 +52,7 @@ def one_sentence(program: str) -> Iterator[None]:
     except ExpungeError as error:
         raise _end(program, error, str(error), error.exit_code) from error
     except OSError as error:
-        said = f"{error.filename or 'a file'}: {error.strerror or error}"
-        raise _end(
-            program, error, str(StageError(said, "free space or mend the path")), StageError.exit_code
-        ) from error
+        raise _end(program, error, str(told(error)), StageError.exit_code) from error
     except MemoryError as error:
         said = StageError("the memory is used up", "end other programs or make batches smaller")
         raise _end(program, error, str(said), said.exit_code) from error
@@ -58,6 +62,15 @@ def one_sentence(program: str) -> Iterator[None]:
         raise _end(program, error, f"unforeseen {said}; the traceback is in {where}", UNFORESEEN) from error
 
 
+def _open_standard_files() -> None:
+    """Opens input, output and errors where the caller has closed them: a file that we write must not become one of them."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+
+
 def _end(program: str, error: BaseException, sentence: str, code: int) -> SystemExit:
     if os.environ.get(DEBUG):
         traceback.print_exception(error)
@@ -65,6 +78,29 @@ def _end(program: str, error: BaseException, sentence: str, code: int) -> System
         sys.stderr.write(f"{program}: {sentence}\n")
         sys.stderr.flush()
     return SystemExit(code)
+
+
+def told(error: OSError) -> StageError:
+    """An error of the system as one sentence: the file, what is wrong with it, and what helps."""
+    name, said = error.filename, error.strerror or str(error)
+    if error.filename2 is not None and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        name = error.filename2  # of a copy; the first is what was read
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
+        _, name, said = error.args[0][0]  # of several files that could not be copied, the first
+    if name is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        name = " or ".join(_full_places())
+    return StageError(f"{os.fsdecode(name) if name else 'a file'}: {said}", remedy_of(error))
+
+
+def _full_places() -> list[str]:
+    """The places that a program writes to and whose disk is full: its output, the working folder, and that of temporary files."""
+    found = []
+    for name, place in (("the output", 1), ("the working folder", "."), (tempfile.gettempdir(), tempfile.gettempdir())):
+        with suppress(OSError):
+            disk = os.statvfs(place)
+            if disk.f_bavail * disk.f_frsize < _LITTLE and (place != 1 or stat.S_ISREG(os.fstat(1).st_mode)):
+                found.append(name)
+    return found
 
 
 def log_traceback(program: str, error: BaseException) -> str:

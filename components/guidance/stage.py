@@ -11,7 +11,7 @@ from components.collect.record import read_record
 from components.collect.tables import read_table
 from components.common.closure import code_of
 from components.common.curves import write_curves
-from components.common.files import digest, key_of
+from components.common.files import digest, key_of, naming
 from components.common.paths import CACHE, CONCEPTS, GUIDANCE
 from components.common.sections import read_section
 from components.common.stage import log, run_stage
@@ -45,7 +45,8 @@ def guidance(request_id: str) -> None:
     facts = {"final": last_losses(steps)}
     write_adapter(folder, pipe.unet, NAME, params=params.model_dump(), inputs=inputs, facts=facts)
     if steps:
-        plot_training(steps).savefig(folder / "training.png", dpi=80)
+        with naming(folder / "training.png"):
+            plot_training(steps).savefig(folder / "training.png", dpi=80)
         write_curves(folder, steps)
     checkpoint.unlink(missing_ok=True)
     log.info("guidance %s: %s", request_id, facts)

@@ -7,6 +7,7 @@ role needs no more than SELECT and INSERT.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event, exc
 
-from components.common.errors import ArtifactError, TransientError, UserError
+from components.common.errors import ArtifactError, StageError, TransientError, UserError
 from components.ledger.params import LedgerParams
 
 VARIABLE = "EXPUNGE_LEDGER_URL"
@@ -23,6 +24,8 @@ NEWEST = "0001"
 VERSIONS = sa.table("ledger_version", sa.column("version_num"))
 """Alembic's table, under a name of its own: a database may hold MLflow's tables too."""
 _WRITER = 0x6578_7075_6E67_65  # number of the advisory lock: "expunge"
+_FULL = re.compile(r"is full|No space left|quota exceeded", re.IGNORECASE)
+"""What SQLite and PostgreSQL say of a full disk."""
 _PATIENCE = 30.0  # seconds that a writer waits for the others
 _ANSWER = 10  # seconds that PostgreSQL may take to answer a connection
 
@@ -70,6 +73,10 @@ def transaction(engine: sa.Engine, *, writes: bool) -> Iterator[sa.Connection]:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITER)))
             yield connection
     except exc.OperationalError as error:
+        if _FULL.search(str(error.orig)):
+            raise StageError(
+                f"the ledger {where} cannot be written ({_first_line(error)})", "free some space"
+            ) from error
         raise TransientError(
             f"the ledger {where} cannot be used ({_first_line(error)})", f"start its database or mend {VARIABLE}"
         ) from error

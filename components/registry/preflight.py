@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from components.common.closure import ROOT
 from components.common.errors import StageError, TransientError, UserError
 from components.common.preflight import check_disk, check_git, preflight
 from components.common.sections import PARAMS, read_section
@@ -22,12 +25,15 @@ _PORTS = {"http": 80, "https": 443}
 _SECONDS = 5.0
 
 
-def check_ready(root: Path, *more: Callable[[], object]) -> None:
-    """`PreflightError` lists all that would make a retraining in `root` fail, by these checks and `more`; it changes nothing."""
+def check_ready(root: Path, *more: Callable[[], object], pending: bool = False) -> None:
+    """`PreflightError` lists all that would make a retraining in `root` fail, by these checks and `more`; it changes nothing.
+
+    Where requests are `pending`, requests.yaml may hold none yet.
+    """
     preflight(
         [
             *more,
-            lambda: load_requests(root / REQUESTS),
+            lambda: ask_inputs(root, pending=pending),
             lambda: check_disk(root),
             lambda: check_git(root),
             lambda: check_note(root / read_section("base", BaseParams, root / PARAMS).path),
@@ -36,6 +42,21 @@ def check_ready(root: Path, *more: Callable[[], object]) -> None:
             lambda: check_registry(root),
         ]
     )
+
+
+def ask_inputs(root: Path, *, pending: bool = False) -> None:
+    """`UserError` of `components.registry.inputs` in `root`, which a process of its own finds: a flow would keep torch's memory for hours."""
+    if not load_requests(root / REQUESTS) and pending:  # its faults need no process
+        return
+    code = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "components.registry.inputs"], cwd=root, env=os.environ | {"PYTHONPATH": code},
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", check=False,
+    )  # fmt: skip
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1].removeprefix("expunge: ")
+        fact, _, remedy = said.rpartition("; ")
+        raise UserError(fact or said, remedy or "run: python -m components.registry.inputs")
 
 
 def check_judges(root: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from components.common.errors import ArtifactError, StageError, UserError
+from components.common.files import write_text
 from components.common.sections import PARAMS, read_yaml
 from components.registry.lock import LOCK, dump_yaml
 from components.registry.release import Release, build_release
@@ -118,7 +119,7 @@ def _carry(release: Release, clone: Path) -> None:
         now = read_yaml(clone / name) if (clone / name).is_file() else None
         new = {**(now or {}), **wanted} if name == PARAMS else wanted
         if now != new:
-            (clone / name).write_text(dump_yaml(new), encoding="utf-8")
+            write_text(clone / name, dump_yaml(new))
 
 
 def _pull(clone: Path, say: Callable[[str], None]) -> bool:

@@ -27,17 +27,18 @@ if TYPE_CHECKING:
 
 
 def find_release(reference: str | Path, root: Path = Path()) -> Release:
-    """The release in a folder, or the version of that number, alias or URI in the registry of the project in `root`.
+    """The release in a folder, or the version of that number, alias or URI in the registry of the project in `root` (`find_version`).
 
     A fetched release stays in the user's cache under its digest, and every byte is checked again whenever it is opened.
     """
     folder = Path(reference)
     if isinstance(reference, Path) or (folder / RELEASE).is_file() or (len(folder.parts) > 1 and folder.is_dir()):
         return read_release(folder)
-    from components.registry.registry import Registry  # noqa: PLC0415 - slow to import
+    from components.registry.named import find_version  # noqa: PLC0415 - slow to import
+    from components.registry.registry import Registry  # noqa: PLC0415
 
     registry = Registry(root)
-    found = registry.version(reference)
+    found = find_version(registry, reference)
     kept = cache_folder() / (found.digest or f"version-{found.version}")
     try:
         release = read_release(kept)

@@ -81,7 +81,7 @@ def code_of(error: MlflowException) -> str:
     return str(error.error_code)
 
 
-def _explained(where: str, error: Exception) -> ExpungeError:
+def _explained(where: str, error: Exception) -> ExpungeError:  # noqa: PLR0911 - one return for each thing that goes wrong
     text, code = str(error), code_of(error) if isinstance(error, MlflowException) else ""
     if code == "UNAUTHENTICATED" or re.search(r"\b(error code )?401\b", text):
         return UserError(f"{where} asks for credentials", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
@@ -96,4 +96,8 @@ def _explained(where: str, error: Exception) -> ExpungeError:
     if any(sign in text for sign in ("Max retries", "Connection", "Failed to resolve")):
         return TransientError(f"{where} cannot be reached", "start it, or mend MLFLOW_TRACKING_URI")
     line = shown_uri(text.strip() or type(error).__name__).partition("\n")[0][:200]
+    if re.search(r"No space left|is full|quota exceeded", text, re.IGNORECASE):
+        return StageError(
+            f"{where} has no space left ({line})", "free some, there or where this machine keeps temporary files"
+        )
     return StageError(f"{where} refuses ({line})", "look at its log, and at MLFLOW_TRACKING_URI")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from components.common.files import naming
 from components.common.seeding import generator
 from components.diffusion.towers import Towers
 
@@ -46,7 +47,7 @@ def cache_activations(
     """Streams the kept positions of every prompt into `path`, overwriting it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     d_in = 0
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         for start in tqdm(range(0, len(prompts), batch), desc="activations", unit="batch", mininterval=5):
             encoded = towers.tokenize(prompts[start : start + batch])
             hidden = towers.stream(encoded).float().cpu()  # (B, L, D)

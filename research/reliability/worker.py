@@ -26,6 +26,10 @@ from research.show import Row
 PREFECT = str(Path(sys.executable).with_name("prefect"))
 POOL = "toy"
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+STATE_SECONDS = 60.0
+"""Seconds until the last state: the worker loads the flow once more, for its hooks, before it writes CANCELLED."""
+BUSY_SECONDS = 30.0
+"""What one answer of the server, or the worker's own end, may take on a busy machine."""
 DEPLOY = f"""
 import sys
 from prefect.client.orchestration import get_client
@@ -53,22 +57,23 @@ class Site(NamedTuple):
 
     def start(self) -> str:
         """Starts a run and returns its id; a server whose database is busy answers 503 and is asked again."""
+        path = f"deployments/{self.deployment}/create_flow_run"
         for _ in range(30):
-            found = httpx.post(f"{self.api}/deployments/{self.deployment}/create_flow_run", json={})
-            if found.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-                break
+            if (found := self._post(path, {})).status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                return str(found.raise_for_status().json()["id"])
             time.sleep(1)
-        return str(found.raise_for_status().json()["id"])
+        raise StageError("the server's database stays busy", "look at the server's log")
 
     def state(self, run: str) -> str:
         """The state of a run, such as RUNNING."""
-        return str(httpx.get(f"{self.api}/flow_runs/{run}").raise_for_status().json()["state_type"])
+        found = httpx.get(f"{self.api}/flow_runs/{run}", timeout=BUSY_SECONDS)
+        return str(found.raise_for_status().json()["state_type"])
 
     def wait_for_stage(self, run: str, stage: str) -> None:
         """Waits until a stage of the run has begun."""
         wanted = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200}
         for _ in range(600):
-            logs = httpx.post(f"{self.api}/logs/filter", json=wanted).raise_for_status().json()
+            logs = self._post("logs/filter", wanted).raise_for_status().json()
             if any(f"Running stage '{stage}'" in log["message"] for log in logs):
                 return
             if self.state(run) in ENDED:
@@ -76,13 +81,19 @@ class Site(NamedTuple):
             time.sleep(0.2)
         raise StageError(f"{stage} did not begin in time", "look at the worker's log")
 
-    def finish(self, run: str) -> str:
-        """Waits for the end of a run."""
-        for _ in range(1200):
-            if (found := self.state(run)) in ENDED:
-                return found
-            time.sleep(0.3)
-        return "none"
+    def cancel(self, run: str) -> None:
+        """Sends what `prefect flow-run cancel` sends."""
+        self._post(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}, "force": True}).raise_for_status()
+
+    def finish(self, run: str, seconds: float = 360.0) -> str:
+        """Waits for the end of a run, at most `seconds`; returns its state."""
+        end = time.monotonic() + seconds
+        while (found := self.state(run)) not in ENDED and time.monotonic() < end:
+            time.sleep(0.2)
+        return found
+
+    def _post(self, path: str, content: object) -> httpx.Response:
+        return httpx.post(f"{self.api}/{path}", json=content, timeout=BUSY_SECONDS)
 
 
 def of_run(mark: str, run: str) -> list[int]:
@@ -98,14 +109,13 @@ def of_run(mark: str, run: str) -> list[int]:
     return found
 
 
-def cancelled(site: Site, stage: str, wait: float, wanted: dict[str, bytes]) -> kills.Outcome:
-    """Cancels a run in a stage, and starts another."""
+def cancelled(site: Site, stage: str, wait: float, wanted: dict[str, bytes]) -> tuple[kills.Outcome, float]:
+    """Cancels a run in a stage, and starts another; what was left, and the seconds until the last state."""
     site.project.fresh(stage)
     before, run = site.project.registered(), site.start()
     site.wait_for_stage(run, stage)
     time.sleep(wait)
-    state = {"state": {"type": "CANCELLING"}, "force": True}  # what `prefect flow-run cancel` sends
-    httpx.post(f"{site.api}/flow_runs/{run}/set_state", json=state).raise_for_status()
+    site.cancel(run)
     asked = time.monotonic()
     while (left := of_run(site.mark, run)) and time.monotonic() - asked < kills.SECONDS:
         time.sleep(0.05)
@@ -117,12 +127,11 @@ def cancelled(site: Site, stage: str, wait: float, wanted: dict[str, bytes]) -> 
         free = True
     except StageError:
         free = False
-    while site.state(run) not in ENDED and time.monotonic() - asked < kills.SECONDS:
-        time.sleep(0.2)  # it is the worker that writes the last state of a process that it has ended
-    ended, more = site.state(run), site.project.registered() - before
+    ended = site.finish(run, STATE_SECONDS - seconds)
+    told, more = time.monotonic() - asked, site.project.registered() - before
     second = site.finish(site.start())
     equal = second == "COMPLETED" and site.project.outputs() == wanted
-    return kills.Outcome(seconds, len(left), free, ended, more, equal, 0)
+    return kills.Outcome(seconds, len(left), free, ended, more, equal, 0), told
 
 
 def measure_worker(times: int, seed: int, command: str) -> list[Row]:
@@ -146,14 +155,26 @@ def measure_worker(times: int, seed: int, command: str) -> list[Row]:
                     raise StageError(f"the undisturbed run ended as {state}", "look at the worker's log")
                 wanted = project.outputs()
                 for stage in tqdm(toy.STAGES * times):
-                    found.append(cancelled(site, stage, rng.uniform(0, toy.STEPS * 0.1), wanted))
-                    tqdm.write(f"worker, {stage}: {', '.join(found[-1].faults('cancel')) or 'fine'} ({found[-1].seconds:.1f} s)")  # fmt: skip
+                    one, told = cancelled(site, stage, rng.uniform(0, toy.STEPS * 0.1), wanted)
+                    found.append((one, told))
+                    said = ", ".join(one.faults("cancel")) or "fine"
+                    tqdm.write(f"worker, {stage}: {said} (ended in {one.seconds:.1f} s, told in {told:.1f} s)")
             finally:
-                worker.terminate()
-                worker.wait()
-    n, faulty = len(found), sum(bool(one.faults("cancel")) for one in found)
-    slowest = max(one.seconds for one in found)
+                end(worker)
+    n, faulty = len(found), sum(bool(one.faults("cancel")) for one, _ in found)
+    slowest, latest = max(one.seconds for one, _ in found), max(told for _, told in found)
     return [
         share("runs of a worker, cancelled: left a process, the lock, a false state or a version, or did not resume", faulty, n, command),
         largest("runs of a worker, cancelled: slowest end, s", slowest, n, kills.SECONDS, command),
+        largest("runs of a worker, cancelled: slowest last state, s", latest, n, STATE_SECONDS, command),
     ]  # fmt: skip
+
+
+def end(worker: subprocess.Popen[bytes]) -> None:
+    """Ends the worker, for certain if it does not heed SIGTERM."""
+    worker.terminate()
+    try:
+        worker.wait(BUSY_SECONDS)
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        worker.wait()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from functools import reduce
@@ -41,6 +42,9 @@ def project(tmp_path_factory):
     """A project for SD 1.5 in a folder of its own, made by the command as a program."""
     folder = tmp_path_factory.mktemp("own")
     fake_pipeline(folder / "models" / "sd15")
+    (folder / "project").mkdir()
+    (folder / "project" / "README.md").write_text("My own.\n")
+    (folder / "project" / ".gitignore").write_text("*.log\n/data/")
     code = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-m", "expunge", "init", "project", "--base", "models/sd15"],
@@ -65,6 +69,7 @@ def test_a_project_is_whole(project):
         "code.json",
         "README.md",
         ".gitignore",
+        ".gitattributes",
         ".git",
         ".dvc",
         "inputs",
@@ -72,6 +77,45 @@ def test_a_project_is_whole(project):
     assert not [dep for dep in read if dep.startswith(("components/", "/", "assets/"))]
     assert "inputs" in graph["concepts"]["deps"]
     assert set(json.loads((project / "code.json").read_text())) == set(graph)
+
+
+def test_what_was_there_stays(project):
+    """A README of the user's own is not overwritten, and ignored files that were listed stay listed, once."""
+    ignored = (project / ".gitignore").read_text().splitlines()
+
+    assert (project / "README.md").read_text() == "My own.\n"
+    assert ignored[:2] == ["*.log", "/data/"]
+    assert len(set(ignored)) == len(ignored)
+
+
+def git(folder, *arguments):
+    """Runs git as a user whose lines end as on Windows."""
+    named = ["-c", "core.autocrlf=true", "-c", "core.safecrlf=false", "-c", "user.name=t", "-c", "user.email=t@t"]
+    done = subprocess.run(["git", *named, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_git_keeps_every_byte_of_a_project_and_nothing_secret(project, tmp_path):
+    """A clone with core.autocrlf has the same bytes, line ends of all kinds included; the ledger, secrets and outputs are not in it."""
+    copy, clone = tmp_path / "copy", tmp_path / "clone"
+    shutil.copytree(project, copy)
+    (copy / "inputs" / "windows.csv").write_bytes(b"prompt\r\na cat\r\n")
+    secrets = ("ledger.db", "ledger.db-wal", "mlflow.db", ".expunge/client.env", "data/x", "models/x", ".cache/x")
+    for name in secrets:
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_text("x")
+    git(copy, "add", "--all")
+    git(copy, "commit", "--quiet", "-m", "start")
+    git(tmp_path, "clone", "--quiet", str(copy), str(clone))
+    listed = git(copy, "ls-files", "-z").split("\0")[:-1]
+
+    assert {".gitattributes", "dvc.yaml", "inputs/windows.csv", "params.yaml", "requests.yaml"} <= set(listed)
+    assert not set(secrets) & set(listed)
+    assert [name for name in listed if (clone / name).read_bytes() != (copy / name).read_bytes()] == []
+    (copy / ".gitattributes").unlink()  # without it the clone has other bytes: this test can fail
+    git(copy, "commit", "--quiet", "--all", "-m", "without")
+    git(tmp_path, "clone", "--quiet", str(copy), str(tmp_path / "other"))
+    assert (tmp_path / "other" / "params.yaml").read_bytes() != (copy / "params.yaml").read_bytes()
 
 
 def test_stages_run_outside_of_the_repository(project, expunge):
@@ -167,6 +211,8 @@ def test_without_judges_the_graph_depends_on_none(tmp_path):
         (["p", "--base", "m", "--clip", "m"], "--clip m is no transformers model (it has no config.json)"),
         (["p", "--base", "m", "--clip", "c"], "--clip c holds no safetensors file; save it again with save_pretrained"),
         (["q", "--base", "m"], "q has a params.yaml already; name another folder, or edit that file"),
+        (["r", "--base", "m"], "r/requests.yaml, line 2, is not YAML"),
+        (["s", "--base", "m"], "s/.gitignore, line 1, is not UTF-8; save the file as UTF-8"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(tmp_path, expunge, arguments, said):
@@ -174,6 +220,9 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, expunge, argu
     fake_pipeline(tmp_path / "m")
     write_json(tmp_path / "q" / "params.yaml", {})
     write_json(tmp_path / "c" / "config.json", {})
+    for name, content in (("r/requests.yaml", b"{"), ("s/.gitignore", b"\xff")):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(content)
     found = expunge("init", *arguments, cwd=tmp_path)
 
     assert found.code == 2

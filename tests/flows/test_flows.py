@@ -15,10 +15,10 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from components.common.errors import StageError
 from components.common.lock import Holder
 from components.common.process import stream
-from flows import lifecycle
+from flows import lifecycle, retrain
 from flows.dag import stage_order, stages_to_run
 from flows.deps import main
-from flows.lifecycle import ends_for_certain, run_program
+from flows.lifecycle import FlowCancelledError, ends_for_certain, run_program
 
 ROOT = Path(__file__).parents[2]
 
@@ -245,3 +245,14 @@ def test_a_flow_run_that_ended_unheard_is_closed_by_the_next(tmp_path, monkeypat
             patched.setattr(lifecycle.os, "getpid", lambda pid=pid: pid)
             lifecycle.close_killed(tmp_path, last, run)
         assert closed == wanted
+
+
+def test_a_run_that_was_cancelled_after_its_last_stage_registers_nothing(tmp_path, monkeypatch):
+    """Between the last stage's end and the registration a cancellation is still obeyed."""
+    registered = []
+    monkeypatch.setattr(retrain, "register_tree", lambda *given: registered.append(given))
+    monkeypatch.setattr(retrain, "cancellation", lambda: lambda: True)
+
+    with pytest.raises(FlowCancelledError):
+        retrain.register.fn(tmp_path)
+    assert registered == []

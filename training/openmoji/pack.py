@@ -15,7 +15,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from components.common.artifacts import fill_artifact
-from components.common.files import SIDECAR, canonical, digest, new_folder
+from components.common.files import digest, new_folder, write_sidecar
 from components.common.seeding import generator
 from components.worlds.openmoji.clip import FORMAT as CLIP_FORMAT
 from components.worlds.openmoji.judge import FORMAT as JUDGE_FORMAT
@@ -106,7 +106,7 @@ def pack_base(
             "params": dict(params),
             "files": {p.relative_to(partial).as_posix(): digest(p) for p in files},
         }
-        (partial / SIDECAR).write_text(canonical(sidecar), encoding="utf-8")
+        write_sidecar(partial, sidecar)
         card = _CARD.format(
             millions=sum(v for k, v in count.items() if k != "judge") / 1e6,
             concepts=len(WORLD.concepts),

@@ -18,6 +18,7 @@ from PIL import Image
 
 from components.collect.record import RequestRecord
 from components.common.errors import StageError
+from components.common.files import naming, write_text
 from components.common.seeding import stream_seed
 from components.common.variants import Variant
 from components.evaluate.attacks.attempts import Attack, Attempt, Budget, check_prompt
@@ -130,8 +131,10 @@ class Campaign:
     def _keep(self, outcome: Outcome, variant: Variant, image: np.ndarray) -> None:
         """Writes the image of a success; its name is drawn from what made it."""
         name = f"{stream_seed(self.seed, variant, outcome['prompt']):016x}.png"
-        (self.folder / "images").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(self.folder / "images" / name)
+        path = self.folder / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with naming(path):
+            Image.fromarray(image).save(path)
         outcome["variants"][variant]["image"] = name
 
 
@@ -162,7 +165,7 @@ def read_log(path: Path) -> list[list[Outcome]]:
         try:
             chunks.append(json.loads(line))
         except ValueError:
-            path.write_text("".join(json.dumps(chunk) + "\n" for chunk in chunks), encoding="utf-8")
+            write_text(path, "".join(json.dumps(chunk) + "\n" for chunk in chunks))
             break
     return chunks
 
@@ -170,5 +173,5 @@ def read_log(path: Path) -> list[list[Outcome]]:
 def append_log(path: Path, chunk: Sequence[Outcome]) -> None:
     """Adds one chunk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
+    with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(list(chunk)) + "\n")

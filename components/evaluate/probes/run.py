@@ -16,7 +16,7 @@ from PIL import Image
 
 from components.collect.tables import where
 from components.common.errors import UserError
-from components.common.files import canonical, write_text
+from components.common.files import canonical, naming, write_bytes, write_text
 from components.common.paths import CACHE
 from components.common.sections import read_section
 from components.common.stage import log
@@ -68,7 +68,7 @@ def probe(
     write_text(out / VERDICT, canonical(judge_probes(results, chosen, subject.judged, listed)))
     for request in subject.records:
         for path in sorted((cache / request).glob("*.png")):
-            (out / f"{request}-{path.name}").write_bytes(path.read_bytes())
+            write_bytes(out / f"{request}-{path.name}", path.read_bytes())
 
 
 def _once(
@@ -123,8 +123,7 @@ def _recovery(
                 counted, known[judge], images=len(drawn)
             ).record()
         out["variants"][variant] = entry
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid(rows)).save(picture)
+    _save(picture, rows)
     return out
 
 
@@ -169,9 +168,14 @@ def _relearning(
         pictures.append(last)
         out["curves"][name] = curve
         out["steps"][name] = curve[-1][0] if curve[-1][1] > HALF else None
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid(pictures)).save(picture)
+    _save(picture, pictures)
     return out
+
+
+def _save(picture: Path, rows: Sequence[np.ndarray]) -> None:
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    with naming(picture):
+        Image.fromarray(grid(rows)).save(picture)
 
 
 def judge_probes(

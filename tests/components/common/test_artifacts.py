@@ -3,14 +3,26 @@ import os
 import resource
 import stat
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 
 from components.common.artifacts import WEIGHTS, fill_artifact, read_artifact
 from components.common.errors import ArtifactError
-from components.common.files import SIDECAR, digest, new_folder, write_sidecar, write_text
+from components.common.files import (
+    SIDECAR,
+    canonical,
+    digest,
+    naming,
+    new_folder,
+    read_sidecar,
+    write_sidecar,
+    write_text,
+)
+from components.evaluate.attacks.campaign import append_log
 
+ROOT = Path(__file__).parents[3]
 TENSORS = {"b": torch.arange(4.0), "a": torch.ones(2, 3)}
 
 
@@ -135,6 +147,54 @@ def test_full_disk_keeps_the_old_text(tmp_path):
 
     assert (tmp_path / "t").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["t"]
+
+
+def test_a_write_that_names_no_file_is_named(tmp_path):
+    """What a full disk says of a file that grows, such as a log of attacks, gets the file's name; a name that is there stays."""
+    with no_space(), pytest.raises(OSError, match="too large") as error:
+        append_log(tmp_path / "log.jsonl", [{"prompt": "x" * 10_000}])
+    assert error.value.filename == str(tmp_path / "log.jsonl")
+    with pytest.raises(OSError, match="No such file") as error, naming(tmp_path):
+        (tmp_path / "none" / "y").read_bytes()
+    assert error.value.filename == str(tmp_path / "none" / "y")
+
+
+def test_a_folder_that_cannot_be_written_is_no_full_disk(tmp_path):
+    """The remedy is that of the error: rights and paths are not mended by space."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtifactError, match=r"could not be written \(File exists\); mend the path or its permissions"):
+        write_text(tmp_path / "file" / "x", "x")
+
+
+SHIPPED = [
+    ("assets/openmoji", "expunge/base"),
+    ("assets/openmoji/judge", "expunge/judge"),
+    ("assets/clip", "expunge/clip-heads"),
+]
+
+
+@pytest.mark.parametrize(("folder", "kind"), SHIPPED)
+def test_sidecars_that_ship_without_a_seal_are_refused_when_altered(tmp_path, folder, kind):
+    """They are older than seals: whichever byte changes, a label of the judge included, they are refused, as is any other without one."""
+    path = tmp_path / SIDECAR
+    whole = (ROOT / folder / SIDECAR).read_bytes()
+    path.write_bytes(whole)
+    assert read_sidecar(tmp_path, kind)["format"] == kind
+    for at in range(0, len(whole), 11):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(ArtifactError):
+            read_sidecar(tmp_path, kind)
+
+
+def test_a_sidecar_without_a_seal_is_refused(tmp_path):
+    """Taking the seal away is no way around it."""
+    write(tmp_path / "x")
+    sidecar = json.loads((tmp_path / "x" / SIDECAR).read_text())
+    del sidecar["seal"]
+    (tmp_path / "x" / SIDECAR).write_text(canonical(sidecar))
+
+    with pytest.raises(ArtifactError, match="was altered"):
+        read_sidecar(tmp_path / "x", "test/thing")
 
 
 @pytest.mark.parametrize("at", range(0, 700, 7))

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -31,16 +32,22 @@ def ended(error, capsys):
         (UserError("the prompt is empty", "say what to draw"), 2, "the prompt is empty; say what to draw"),
         (ArtifactError("x is altered", "restore it"), 3, "x is altered; restore it"),
         (StageError("stage x failed", "see above"), 4, "stage x failed; see above"),
-        (OSError(errno.ENOSPC, "No space left on device", "x"), 4, "x: No space left on device; free space or mend the path"),
-        (PermissionError(errno.EACCES, "Permission denied"), 4, "a file: Permission denied; free space or mend the path"),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), 4, "x: No space left on device; free some space"),
+        (OSError(errno.ENOSPC, "No space left on device", "read", None, "written"), 4, "written: No space left on device; free some space"),
+        (OSError(errno.ENOSPC, "No space left on device"), 4, "the output or a folder: No space left on device; free some space"),
+        (PermissionError(errno.EACCES, "Permission denied", "from", None, "to"), 4, "from: Permission denied; mend the path or its permissions"),
+        (shutil.Error([("from", "to", "[Errno 28] No space left on device")]), 4, "to: [Errno 28] No space left on device; free some space"),
+        (OSError("no disk"), 4, "a file: no disk; free some space"),
+        (PermissionError(errno.EACCES, "Permission denied"), 4, "a file: Permission denied; mend the path or its permissions"),
         (MemoryError(), 4, "the memory is used up; end other programs or make batches smaller"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (TerminatedError(signal.SIGTERM), 143, "ended by SIGTERM"),
         (TerminatedError(signal.SIGHUP), 129, "ended by SIGHUP"),
     ],
 )  # fmt: skip
-def test_an_expected_end_is_its_sentence_and_code(capsys, error, code, said):
+def test_an_expected_end_is_its_sentence_and_code(capsys, monkeypatch, error, code, said):
     """Each kind of end has its exit code, and stderr gets one line without a traceback."""
+    monkeypatch.setattr("components.common.toplevel._full_places", lambda: ["the output", "a folder"])
     assert ended(error, capsys) == (code, f"expunge: {said}\n")
 
 
@@ -56,6 +63,25 @@ def test_an_unforeseen_error_names_the_log(capsys, monkeypatch, tmp_path):
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
     assert "raise error" in log.read_text()
     assert "RuntimeError: another" in log.read_text()
+
+
+def test_a_full_disk_under_the_output_is_named(tmp_path):
+    """`expunge … > FILE` on a full disk: one sentence says that it is the output, and what to do."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], check=False, capture_output=True
+    ).returncode:
+        pytest.skip("only root may mount")
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            (disk / "fill").write_bytes(b"x" * 2**17)
+        with (disk / "out").open("wb") as out:
+            done = subprocess.run([sys.executable, "-m", "expunge", "request", "list"], cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True, check=False)  # fmt: skip
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+    assert (done.returncode, done.stderr) == (4, "expunge: the output: No space left on device; free some space\n")
 
 
 def test_a_large_log_is_begun_anew(capsys, monkeypatch, tmp_path):
@@ -133,6 +159,18 @@ def test_a_reader_that_leaves_is_no_error(command):
 
     assert done.stderr == ""
     assert done.returncode in (1, 120, 141)
+
+
+def test_no_file_becomes_the_output(tmp_path):
+    """A program whose input, output and errors are closed, as a daemon's may be, opens its files under other numbers."""
+    body = (
+        "import os, pathlib\nfrom components.common.toplevel import one_sentence\n"
+        f"with one_sentence('expunge'):\n    file = open({str(tmp_path / 'x')!r}, 'w')\n"
+        "    os.write(1, b'said by a library')\n    file.write(str(file.fileno()))"
+    )
+    subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, body], cwd=ROOT, check=True)
+
+    assert int((tmp_path / "x").read_text()) > 2
 
 
 def test_usage_errors_keep_their_code(expunge):

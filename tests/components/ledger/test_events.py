@@ -291,3 +291,16 @@ def test_events_are_json(url):
     event = filled(url, 1).events()[0]
 
     assert json.loads(json.dumps(event.record()))["at"] == event.at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def test_a_full_disk_is_no_missing_database(tmp_path):
+    """SQLite has no page left: the sentence names the ledger and says to free some space, and no event is half-written."""
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    ledger.append("request.accepted", "r-1", "ann", {"x": "y"})
+    with pytest.raises(StageError) as error, database.transaction(ledger._engine, writes=True) as connection:  # noqa: PT012 - a full disk
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+        connection.exec_driver_sql("CREATE TABLE large AS SELECT randomblob(1000000) AS x")
+
+    assert str(error.value).endswith("ledger.db cannot be written (database or disk is full); free some space")
+    assert ledger.verify().seq == 1

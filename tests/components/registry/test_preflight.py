@@ -8,10 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
+from dvc.repo import Repo
 from mlflow import MlflowClient
 
 from components.common.errors import StageError, TransientError, UserError
 from components.common.preflight import PreflightError, check_disk, check_git, preflight
+from components.registry.inputs import check_inputs
 from components.registry.preflight import check_judges, check_ready, check_registry
 from components.registry.registry import Registry
 
@@ -45,7 +48,8 @@ def test_a_project_that_is_ready_passes_and_stays_as_it_is(project):
 
 
 def test_all_problems_are_listed_at_once(project, monkeypatch):
-    """Base gone, parameters wrong and no git: one sentence, three problems."""
+    """Base gone, judge gone, no git, nothing to erase, a wrong variable: one sentence, five problems."""
+    (project / "requests.yaml").write_text("requests: {}\n")
     (project / "assets").unlink()
     shutil.rmtree(project / ".git")
     monkeypatch.setenv("MLFLOW_RUN_ID", "abc")
@@ -54,8 +58,14 @@ def test_all_problems_are_listed_at_once(project, monkeypatch):
         check_ready(project)
 
     said = str(error.value)
-    assert "the run would fail, 4 problems: " in said
-    for part in ("is no diffusers pipeline", "git does not know the commit", "the judge's", "MLFLOW_RUN_ID is 'abc'"):
+    assert "the run would fail, 5 problems: " in said
+    for part in (
+        "is no diffusers pipeline",
+        "git does not know the commit",
+        "the judge's",
+        "MLFLOW_RUN_ID is 'abc'",
+        "requests.yaml holds no request; add one",
+    ):
         assert part in said
     assert error.value.exit_code == 4
     assert said.isprintable()
@@ -137,3 +147,54 @@ def test_preflight_lets_programming_errors_through():
     """Only refusals are problems; anything else is a fault of ours."""
     with pytest.raises(ZeroDivisionError):
         preflight([lambda: 1 / 0])
+
+
+def written(project, **changes):
+    """Writes requests.yaml with one request, of own prompts, and changes of section `attack`."""
+    (project / "requests.yaml").write_text(yaml.safe_dump({"requests": {"r-1": changes.pop("request", CAT)}}))
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["concepts"] |= {key: changes.pop(key) for key in ("per_name",) if key in changes}
+    params["attack"] |= changes
+    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+CAT = {"target": "cat", "kind": "object", "anchor": "dog"}
+QUICK = yaml.safe_load((ROOT / "params.yaml").read_text())["attack"]["sizes"]["quick"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"per_name": 1}, "there are 1 prompts for r-1, fewer than 4; give more prompts that name the target"),
+        ({"size": "quick", "sizes": {"quick": QUICK | {"attacks": ["slips", "spells"]}}}, "attack 'spells' is unknown; use some of: slips"),
+        ({"size": "quick", "sizes": {"quick": QUICK | {"gates": [{"tier": "T0", "attack": "spells", "at_most": 0.1, "n": 2}]}}}, "attack 'spells' is unknown"),
+        ({"second_judge": "nowhere"}, "attack.second_judge=nowhere does not exist; mend it in params.yaml"),
+        ({"request": CAT | {"target": "zebra"}}, "zebra"),
+    ],
+)  # fmt: skip
+def test_what_the_last_stages_would_refuse_is_refused_before_the_first(project, monkeypatch, changes, said):
+    """Too few prompts to attack with, an attack that nobody has written, a judge without a folder, a request outside the world."""
+    written(project, **changes)
+    monkeypatch.chdir(project)
+    with pytest.raises(UserError) as error:
+        check_inputs()
+
+    assert said in str(error.value)
+
+
+def test_before_the_first_request_is_drained_there_is_none(project):
+    """A queue's first request is written after the check: a requests.yaml that holds none yet is no problem then."""
+    (project / "requests.yaml").write_text("requests: {}\n")
+    check_ready(project, pending=True)
+
+
+def test_run_attack_asks_for_it_in_seconds(project, expunge):
+    """`expunge run attack` says it in a sentence before any stage runs, as `expunge check` and `retrain` do (`check_ready`)."""
+    (project / "requests.yaml").write_text("requests: {}\n")
+    (project / "dvc.yaml").write_text("stages:\n  attack:\n    cmd: touch ran\n    deps: [params.yaml]\n")
+    (project / ".dvc").rmdir()
+    Repo.init(str(project)).close()
+    found = expunge("run", "attack", cwd=project)
+
+    assert (found.code, found.error) == (2, "expunge: requests.yaml holds no request; add one: expunge request add\n")
+    assert not (project / "ran").exists()

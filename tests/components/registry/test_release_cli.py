@@ -169,6 +169,31 @@ def test_a_fresh_project_lists_no_release(two, expunge):
     assert not (two / "ledger.db").exists()
 
 
+def test_an_alias_that_the_ledger_gives_to_another_is_not_fetched(two, expunge, monkeypatch, tmp_path, caplog):
+    """Somebody moves @champion in MLflow: `pull` and `--release` refuse it; a number is still fetched; without a ledger a line says so."""
+    for command in (("approve", 1, "--as", "bob"), ("promote", 1)):
+        assert expunge("release", *command, cwd=two).code == 0
+    assert expunge("pull", "@champion", tmp_path / "one").code == 0
+    with asking(Registry(two).uri) as client:
+        client.set_registered_model_alias("expunge", "champion", "2")
+    for command in (
+        ("pull", "@champion", tmp_path / "two"),
+        ("generate", "a cat", "--dry-run", "--release", "@champion"),
+    ):
+        found = expunge(*command)
+        assert (found.code, found.error.count("\n")) == (3, 1)
+        assert "@champion is version 2 in the registry and version 1 in the ledger" in found.error
+    assert not (tmp_path / "two").exists()
+    assert expunge("pull", "1", tmp_path / "three").code == 0
+    (two / "ledger.db").unlink()
+    assert expunge("pull", "@champion", tmp_path / "four").code == 2
+    monkeypatch.delenv("EXPUNGE_LEDGER_URL")
+    found = expunge("pull", "@champion", tmp_path / "five")
+    assert found.code == 0, found.error
+    assert "no ledger is here that could confirm it: @champion is version 2, digest " in caplog.text
+    assert not (two / "ledger.db").exists()
+
+
 AT_ONCE = """
 import sys, time
 from pathlib import Path

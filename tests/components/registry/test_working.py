@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from components.common.errors import ArtifactError
-from components.common.files import SIDECAR, canonical
+from components.common.files import SIDECAR, write_sidecar
 from components.registry.working import check_base, check_note, check_own_adapters, check_read
 from expunge import Eraser
 from tests.toyrelease import write_project
@@ -55,7 +55,7 @@ def test_a_base_that_changed_since_it_was_read_is_refused(project):
     """A byte of the sidecar that no other check reads; a base without a sidecar is known by its parts alone."""
     note = project / "base" / SIDECAR
     check_base(project)
-    note.write_text(canonical({"format": "expunge/base", "version": 1, "files": {}}))
+    write_sidecar(note.parent, {"format": "expunge/base", "version": 1, "files": {}})
     with pytest.raises(ArtifactError, match=r"base is not what stage evaluate read \(dvc.lock\)"):
         check_read(project, "evaluate")
     check_note(note.parent)
