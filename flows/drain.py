@@ -21,7 +21,7 @@ from components.ledger.database import NoLedgerError
 from components.ledger.drain import Written, read_pending, write_pending
 from components.ledger.queue import mark_drained
 from components.registry.lock import guard_lock
-from components.registry.preflight import check_ready
+from components.registry.preflight import ask_inputs, check_ready
 from components.requests.requests import Request
 from components.worlds.load import load_world
 from flows.common import HOOKS, HOUR, RETRIES, open_project_ledger, publish
@@ -50,7 +50,7 @@ def drain_pending(root: Path, run: str) -> tuple[Written, str]:
     window, world = timedelta(hours=params.withdrawal_hours), read_section("world", str, root / PARAMS)
     with writing(root, run) as last:
         close_killed(root, last, run)
-        check_ready(root, lambda: read_params(root / PARAMS), pending=True)
+        check_ready(root, lambda: read_params(root / PARAMS), lambda: ask_inputs(root, pending=True))
         written = write_pending(ledger, window, root / "requests.yaml", check=load_world(world).check)
         if not written.ids:
             return written, ""

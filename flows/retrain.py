@@ -19,7 +19,7 @@ from components.common.lock import writing
 from components.common.process import stream
 from components.common.sections import PARAMS
 from components.registry.lock import guard_lock
-from components.registry.preflight import check_ready
+from components.registry.preflight import ask_inputs, check_ready
 from components.registry.register import register_tree
 from flows.dag import stages_to_run
 from flows.lifecycle import FlowCancelledError, cancellation, close_killed, flow_run_id, run_program
@@ -60,7 +60,9 @@ def retrain(root: str = ".") -> str | State:
         if guard_lock(folder):
             get_run_logger().warning("dvc.lock was cut short by a kill; it is that of before the last stage again")
         try:
-            for stage in stages_to_run(folder):
+            if stages := stages_to_run(folder):
+                ask_inputs(folder)
+            for stage in stages:
                 reproduce(stage, folder)
             return register(folder)
         except FlowCancelledError as error:

@@ -173,9 +173,9 @@ def run(stage: str, dry_run: DryRun = False) -> None:  # noqa: FBT002 - a comman
 def check() -> None:
     """Checks what a retraining needs: free lock, disk, git, parameters, requests, base, judges, model registry."""
     check_free(root := project_root())
-    from components.registry.preflight import check_ready  # noqa: PLC0415 - slow to import
+    from components.registry.preflight import ask_inputs, check_ready  # noqa: PLC0415 - slow to import
 
-    check_ready(root, read_params)
+    check_ready(root, read_params, lambda: ask_inputs(root))
     typer.echo("ready to retrain")
 
 
@@ -187,7 +187,10 @@ def retrain(dry_run: DryRun = False) -> None:  # noqa: FBT002 - a command-line f
         read_params()
         load_requests()
         raise SystemExit(4 if stream(["dvc", "status"], Path()) else 0)
-    check()
+    check_free(root := project_root())
+    from components.registry.preflight import check_ready  # noqa: PLC0415 - slow to import
+
+    check_ready(root, read_params)
     os.execv(sys.executable, [sys.executable, "-m", "flows.retrain"])  # noqa: S606 - signals reach the flow itself
 
 

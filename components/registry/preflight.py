@@ -25,15 +25,12 @@ _PORTS = {"http": 80, "https": 443}
 _SECONDS = 5.0
 
 
-def check_ready(root: Path, *more: Callable[[], object], pending: bool = False) -> None:
-    """`PreflightError` lists all that would make a retraining in `root` fail, by these checks and `more`; it changes nothing.
-
-    Where requests are `pending`, requests.yaml may hold none yet.
-    """
+def check_ready(root: Path, *more: Callable[[], object]) -> None:
+    """`PreflightError` lists all that would make a retraining in `root` fail, by these checks and `more`; it changes nothing."""
     preflight(
         [
             *more,
-            lambda: ask_inputs(root, pending=pending),
+            lambda: load_requests(root / REQUESTS),
             lambda: check_disk(root),
             lambda: check_git(root),
             lambda: check_note(root / read_section("base", BaseParams, root / PARAMS).path),
@@ -45,7 +42,10 @@ def check_ready(root: Path, *more: Callable[[], object], pending: bool = False) 
 
 
 def ask_inputs(root: Path, *, pending: bool = False) -> None:
-    """`UserError` of `components.registry.inputs` in `root`, which a process of its own finds: a flow would keep torch's memory for hours."""
+    """`UserError` of `components.registry.inputs` in `root`, which a process of its own finds: a flow would keep torch's memory for hours.
+
+    It takes seconds, and matters where stages are to run. Where requests are `pending`, requests.yaml may hold none yet.
+    """
     if not load_requests(root / REQUESTS) and pending:  # its faults need no process
         return
     code = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

@@ -12,7 +12,7 @@ from dvc.repo import Repo
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-from components.common.errors import StageError
+from components.common.errors import StageError, UserError
 from components.common.lock import Holder
 from components.common.process import stream
 from flows import lifecycle, retrain
@@ -256,3 +256,25 @@ def test_a_run_that_was_cancelled_after_its_last_stage_registers_nothing(tmp_pat
     with pytest.raises(FlowCancelledError):
         retrain.register.fn(tmp_path)
     assert registered == []
+
+
+@pytest.mark.parametrize("stages", [["sae"], []])
+def test_inputs_are_asked_for_before_the_first_stage(tmp_path, monkeypatch, stages):
+    """What the last stages would refuse ends a retraining before its first stage; where no stage is to run nobody asks."""
+    run = []
+    for name in ("check_ready", "close_killed", "guard_lock"):
+        monkeypatch.setattr(retrain, name, lambda *_: None)
+    monkeypatch.setattr(retrain, "stages_to_run", lambda _: stages)
+    monkeypatch.setattr(retrain, "reproduce", lambda stage, _: run.append(stage))
+    monkeypatch.setattr(retrain, "register", lambda _: "pass")
+
+    def refuse(_):
+        raise UserError("no", "mend it")
+
+    monkeypatch.setattr(retrain, "ask_inputs", refuse)
+    if stages:
+        with pytest.raises(UserError):
+            retrain.retrain.fn(str(tmp_path))
+    else:
+        assert retrain.retrain.fn(str(tmp_path)) == "pass"
+    assert run == []

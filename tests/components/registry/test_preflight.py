@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from components.common.errors import StageError, TransientError, UserError
 from components.common.preflight import PreflightError, check_disk, check_git, preflight
 from components.registry.inputs import check_inputs
-from components.registry.preflight import check_judges, check_ready, check_registry
+from components.registry.preflight import ask_inputs, check_judges, check_ready, check_registry
 from components.registry.registry import Registry
 
 ROOT = Path(__file__).parents[3]
@@ -55,7 +55,7 @@ def test_all_problems_are_listed_at_once(project, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", "abc")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(project.parent))
     with pytest.raises(PreflightError) as error:
-        check_ready(project)
+        check_ready(project, lambda: ask_inputs(project))
 
     said = str(error.value)
     assert "the run would fail, 5 problems: " in said
@@ -185,7 +185,10 @@ def test_what_the_last_stages_would_refuse_is_refused_before_the_first(project, 
 def test_before_the_first_request_is_drained_there_is_none(project):
     """A queue's first request is written after the check: a requests.yaml that holds none yet is no problem then."""
     (project / "requests.yaml").write_text("requests: {}\n")
-    check_ready(project, pending=True)
+    check_ready(project, lambda: ask_inputs(project, pending=True))
+
+    with pytest.raises(PreflightError, match=r"requests\.yaml holds no request"):
+        check_ready(project, lambda: ask_inputs(project))
 
 
 def test_run_attack_asks_for_it_in_seconds(project, expunge):
