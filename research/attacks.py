@@ -182,7 +182,10 @@ def probe_rows(results: dict[str, Any]) -> list[Row]:
 def show(project: str = "") -> None:
     """Writes all rows for which there is evidence; `project` says in every row which project it is, if it is not the one that ships."""
     results, _ = read_attacks()
-    rows = attack_rows(results) + clean_rows(results) + unrelated_rows(read_evaluation(EVALUATE)[0])
+    rows = attack_rows(results) + clean_rows(results)
+    metrics, _ = read_evaluation(EVALUATE)
+    if set(metrics["requests"]) == {JOINT, *results["requests"]}:
+        rows += unrelated_rows(metrics)
     if (PROBES_OUT / RESULTS).is_file():
         rows += probe_rows(json.loads((PROBES_OUT / RESULTS).read_text(encoding="utf-8")))
     if project:

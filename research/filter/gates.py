@@ -26,8 +26,8 @@ from components.collect.tables import read_table, where
 from components.common.paths import CORPUS
 from components.common.sections import read_section
 from components.eraser import Eraser
-from components.evaluate.measure import erased_of
-from components.evaluate.metrics import likeness, proportion
+from components.evaluate.measure import erased_of, shown_in
+from components.evaluate.metrics import likeness, paired_change, proportion
 from components.evaluate.select import pick_retain
 from components.worlds.base import WorldJudge
 from components.worlds.judges import load_judge
@@ -38,7 +38,7 @@ from research.record import environment, publish, table
 from research.show import publish as publish_rows
 
 NAME = "gates"
-COMMAND = "python -m research.filter gates"
+COMMAND = "python -m research.filter gates --unrelated 400"
 SHARES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Of ordinary prompts on which one adapter acts; with 0 it acts where the filter flags."""
 _DRAWN = 40_000  # random prompts that the search encodes
@@ -87,10 +87,13 @@ def study(eraser: Eraser, judge: WorldJudge, *, unrelated: int, tried: int, draw
     limits = thresholds(eraser, where(corpus, corpus["split"] == "evaluate")["prompt"].tolist()[:3000])
     words = sorted(w for w in world.known_words() if w.isalpha() and len(w) > 2)
     rows = read_prompts(records)
-    plain = pick_retain(where(rows, rows["split"] == "evaluate"), records, unrelated, 0)["prompt"].tolist()
+    picked = pick_retain(where(rows, rows["split"] == "evaluate"), records, unrelated, 0)
+    plain = picked["prompt"].tolist()
     base, on = (draw(eraser, plain, range(len(plain)), on=each) for each in (False, True))
     like, said = likeness(on, base), [judge(images) for images in (base, on)]
     same = np.array([a == b for a, b in zip(said[0].top(), said[1].top(), strict=True)])
+    before, after = (shown_in(each, picked["concepts"].tolist(), style=False) for each in said)
+    tells = ~np.isnan(before)
     attacks = {
         i: evading(eraser, record, words, tried, drawn=drawn, seed=n) for n, (i, record) in enumerate(records.items())
     }
@@ -119,6 +122,7 @@ def study(eraser: Eraser, judge: WorldJudge, *, unrelated: int, tried: int, draw
     return {
         "curve": curve,
         "unrelated": len(plain),
+        "ira": paired_change(before[tells], after[tells]).record(),
         "tried": {i: len(p) for i, p in attacks.items()},
         "drawn": len(hits),
         "prompts": attacks,
@@ -166,6 +170,8 @@ def run(*, unrelated: int, tried: int, drawn: int = _DRAWN, seeds: int = 2, out:
     publish_rows([
         {"what": "gates: SSIM of unrelated images, two adapters that always act", "value": always["ssim"], "n": found["unrelated"],
          "low": None, "high": None, "goal": ">= 0.97", "met": always["ssim"] >= 0.97, "command": COMMAND},
+        {"what": "gates: change of IRA on unrelated images, two adapters that always act", **found["ira"], "goal": ">= -0.01",
+         "met": found["ira"]["value"] >= -0.01, "command": COMMAND},
         {"what": "gates: evading images that show the target, two adapters that always act", "value": always["evading"]["value"],
          "n": always["evading"]["n"], "low": always["evading"]["low"], "high": always["evading"]["high"], "goal": "<= 0.05",
          "met": always["evading"]["high"] <= 0.05, "command": COMMAND},
