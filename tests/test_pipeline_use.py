@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -262,6 +263,31 @@ def saved(subject: Subject) -> None:
     subject.pipe.unet.save_pretrained("not-written")
 
 
+def in_threads(subject: Subject) -> None:
+    eraser = subject.open()
+    wanted, read = drawn(eraser), eraser.read(["a cat"])
+    tasks = [lambda: drawn(eraser), lambda: eraser.read(["a cat"]), lambda: next(eraser.paint(read, [1]))]
+    with ThreadPoolExecutor(3) as pool:
+        again, found, painted = (each.result() for each in [pool.submit(task) for task in tasks])
+    assert (again == wanted).all()
+    assert torch.equal(found.cond.states, read.cond.states)
+    assert (painted[1][0].astype(int) == wanted).all()
+
+
+def opened_in_threads(subject: Subject) -> None:
+    wanted = drawn(subject.open())
+    with ThreadPoolExecutor(2) as pool:
+        first, second = (each.result() for each in [pool.submit(subject.open) for _ in range(2)])
+    found = []
+    for eraser in (first, second):
+        try:
+            found.append(drawn(eraser))
+        except UserError:  # the U-Net belongs to the one that was opened last
+            continue
+    assert found
+    assert all((image == wanted).all() for image in found)
+
+
 USES: dict[str, tuple[Callable[[Subject], None], str]] = {
     "image-to-image, inpainting, `from_pipe`, AutoPipeline": (other_pipelines, ""),
     "a negative prompt": (negative_prompt, ""),
@@ -271,6 +297,8 @@ USES: dict[str, tuple[Callable[[Subject], None], str]] = {
     "`enable_model_cpu_offload`, `enable_sequential_cpu_offload`": (offloaded, ""),
     "attention slicing, VAE slicing and tiling": (slices, ""),
     "a LoRA of your own, `set_adapters` on it": (own_lora, ""),
+    "`read`, `draw` and `paint` from several threads": (in_threads, ""),
+    "`Eraser.open` in several threads": (opened_in_threads, ""),
     "a prompt in words": (in_words, "no prompt was read for this call; draw inside `with eraser.acting"),
     "`prompt_embeds` of your own or of compel": (own_embeddings, "a prompt that this eraser did not read; pass"),
     "`clip_skip` with a prompt in words": (clip_skip, "a prompt that this eraser did not read; pass"),

@@ -21,9 +21,9 @@ from components.common.errors import ArtifactError
 SIDECAR = "artifact.json"
 VERSION = 1
 _UNSEALED = {
-    "193a1dda66cc333b0c1f0773e8941675c26b92c90c7ba6a23bdc8ef880ed9268",  # assets/openmoji
-    "cfa5a1033a89688bb8149c5a7658faabb8b8f59528defea4e6c2f495c6cbe956",  # assets/openmoji/judge
-    "b9cfd757d9004c19ad8225ef86043124ca3d9767ab6a4a7ebfaa07ae694887b8",  # assets/clip
+    "193a1dda66cc333b0c1f0773e8941675c26b92c90c7ba6a23bdc8ef880ed9268",  # the base
+    "cfa5a1033a89688bb8149c5a7658faabb8b8f59528defea4e6c2f495c6cbe956",  # its judge
+    "b9cfd757d9004c19ad8225ef86043124ca3d9767ab6a4a7ebfaa07ae694887b8",  # the heads that score captions
 }
 """SHA-256 of the sidecars that ship and are older than seals; no other may lack one."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)

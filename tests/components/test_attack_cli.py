@@ -15,6 +15,7 @@ def project(tmp_path):
     (tmp_path / "flux").mkdir()
     (tmp_path / "flux" / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}), encoding="utf-8")
     params = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("path: assets/openmoji\n", "path: flux\n")
+    params = params.replace("second_judge: assets/judge2\n", "second_judge: null\n")
     (tmp_path / "params.yaml").write_text(params, encoding="utf-8")
     (tmp_path / "requests.yaml").write_text(
         "requests:\n  r-1: {target: cat, kind: object, anchor: dog}\n", encoding="utf-8"

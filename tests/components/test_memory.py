@@ -159,8 +159,8 @@ def test_init_and_check_say_what_is_needed(published, expunge, tmp_path):
     assert "training an adapter needs " in said.out
     assert "more than 24" not in said.out
     assert (
-        "never run by any size in params.yaml: unlearn-diff-atk, p4d, textual-inversion, relearning; verdicts name"
-        in said.out
+        "never run by any size in params.yaml: unlearn-diff-atk, p4d, classifier-guidance, textual-inversion, "
+        "relearning; verdicts name" in said.out
     )
     path = tmp_path / "project" / "params.yaml"
     params = yaml.safe_load(path.read_text())

@@ -1,4 +1,5 @@
 import json
+import shutil
 import sqlite3
 
 import pytest
@@ -25,6 +26,7 @@ from tests.toyrelease import attack, edit, evaluate, lock, put
 def drawing(project, tiny_pipe, spelt_filter):
     """The toy project with a base that draws, a filter that flags `cat`, and an adapter that acts on it."""
     params = project / "params.yaml"
+    shutil.rmtree(project / "base")
     tiny_pipe.save_pretrained(project / "base")
     inputs = {"sae": digest(project / "models/sae" / SIDECAR), "concepts": digest(project / "data/concepts")}
     settings = read_section("features", FeaturesParams, params).model_dump()

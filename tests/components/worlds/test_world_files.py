@@ -45,15 +45,15 @@ def put(*keys, value):
             put("concepts", "cat", "aliases", value=[]),
             ": concepts.cat.aliases is []; tuple should have at least 1 item",
         ),
-        (put("concepts", "cat", "neighbours", value=["lion"]), "; neighbour 'lion' of concept 'cat' is no concept"),
+        (put("concepts", "cat", "neighbours", value=["lion"]), ": neighbour 'lion' of concept 'cat' is no concept"),
         (
             put("concepts", "dog", "aliases", value=["kitty"]),
-            "; 'kitty' names two things; every name and alias means one",
+            ": 'kitty' names two things; every name and alias means one",
         ),
-        (put("concepts", "dog", "aliases", value=["Rex"]), "; the name 'Rex' is not in lower case with single spaces"),
+        (put("concepts", "dog", "aliases", value=["Rex"]), ": the name 'Rex' is not in lower case with single spaces"),
         (
             put("templates", "select", value=None),
-            "; templates has no split 'select'; each of train, select, calibrate,",
+            ": templates has no split 'select'; each of train, select, calibrate,",
         ),
         (put("templates", "select", "plain", value=["this"]), "; template 'this' has no {c}; name there what it shows"),
         (put("templates", "train", "styled", value=["{c}"]), "; template '{c}' has no {s}; name there what it shows"),
@@ -69,7 +69,7 @@ def put(*keys, value):
         ),
         (
             put("templates", "train", "plain", value=["draw {c}"]),
-            "; template 'draw {c}' is in train and evaluate; leave it",
+            ": template 'draw {c}' is in train and evaluate; leave it",
         ),
         (
             put("templates", "train", "plain", value=["a lamp on {c}"]),
