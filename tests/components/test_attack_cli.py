@@ -15,7 +15,6 @@ def project(tmp_path):
     (tmp_path / "flux").mkdir()
     (tmp_path / "flux" / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}), encoding="utf-8")
     params = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("path: assets/openmoji\n", "path: flux\n")
-    params = params.replace("second_judge: assets/judge2\n", "second_judge: null\n")
     (tmp_path / "params.yaml").write_text(params, encoding="utf-8")
     (tmp_path / "requests.yaml").write_text(
         "requests:\n  r-1: {target: cat, kind: object, anchor: dog}\n", encoding="utf-8"
@@ -32,10 +31,6 @@ def project(tmp_path):
         (("probe", "--request", "r-2"), "request 'r-2' is not in requests.yaml; use some of: r-1"),
         (("probe", "--probe", "magic"), "probe 'magic' is unknown; use some of: completion"),
         (("probe", "--size", "huge"), "--size 'huge' is unknown; use one of: quick, full"),
-        (
-            ("probe", "--probe", "classifier-guidance"),
-            "classifier-guidance needs a second judge; set probe.second_judge",
-        ),
         (("attack",), "flux is a FluxPipeline, which is not supported"),
         (("probe",), "flux is a FluxPipeline, which is not supported"),
     ],
@@ -47,6 +42,18 @@ def test_bad_input_is_one_sentence(arguments, said, project, expunge, caplog):
     assert code == 2
     assert said in error + caplog.text
     assert not (project / "reports").exists()
+
+
+def test_classifier_guidance_needs_a_second_judge(project, expunge, caplog):
+    """Without `probe.second_judge` that probe is refused before anything is loaded."""
+    params = (project / "params.yaml").read_text(encoding="utf-8")
+    alone = params.replace("second_judge: assets/judge2\n", "second_judge: null\n")
+    (project / "params.yaml").write_text(alone, encoding="utf-8")
+    code, _, error = expunge("probe", "--probe", "classifier-guidance", cwd=project)
+
+    assert alone != params
+    assert code == 2
+    assert "classifier-guidance needs a second judge; set probe.second_judge" in error + caplog.text
 
 
 @pytest.mark.parametrize("command", ["attack", "probe"])
