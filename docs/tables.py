@@ -91,9 +91,15 @@ def attacks_table() -> str:
             "corrected success rate, 95 % (%)",
             ["—" if row["high"] is None else f"{100 * row['low']:.1f} to {100 * row['high']:.1f}" for row in listed],
         ),
-        Column("goal", [row["goal"].partition(",")[0] for row in listed]),
+        Column("goal", [_percent(row["goal"]) for row in listed]),
         Column("met", ["yes" if row["met"] else "no" for row in listed]),
     )
+
+
+def _percent(goal: str) -> str:
+    """`≤ 0.05, n ≥ 142` with its rate in percent."""
+    rate, comma, rest = goal.removeprefix("≤ ").partition(",")
+    return f"≤ {100 * float(rate):g} %{comma}{rest}"
 
 
 def rows_of(path: str) -> list[dict[str, Any]]:
