@@ -34,7 +34,7 @@ from prefect.settings import (
 )
 from prefect.states import Crashed
 
-from components.common.errors import StageError, UserError
+from components.common.errors import StageError, TransientError, UserError
 from components.common.files import canonical, write_text
 from components.common.lock import Holder
 from components.common.toplevel import one_sentence
@@ -69,18 +69,36 @@ def cancellation() -> Callable[[], bool]:
     run = flow_run_id()
 
     def cancelled() -> bool:
-        if not run:
-            return False
-        with suppress(*_UNREACHABLE), get_client(sync_client=True) as client:
-            state = client.read_flow_run(UUID(run)).state
-            if state is not None and (state.is_cancelling() or state.is_cancelled()):
-                for clock in _CLOCKS:
-                    with suppress(OSError):
-                        clock.send(bytes([signal.SIGTERM]))
-                return True
+        with suppress(*_UNREACHABLE):
+            return _is_cancelled(run)
         return False
 
     return cancelled
+
+
+def check_not_cancelled() -> None:
+    """`FlowCancelledError` if the flow run that this is has been cancelled, `TransientError` if Prefect cannot say: for what cannot be taken back."""
+    try:
+        cancelled = _is_cancelled(flow_run_id())
+    except _UNREACHABLE as error:
+        raise TransientError(
+            f"Prefect cannot say whether the run was cancelled ({type(error).__name__})",
+            "run it again; it goes on where it ended",
+        ) from error
+    if cancelled:
+        raise FlowCancelledError
+
+
+def _is_cancelled(run: str) -> bool:
+    if not run:
+        return False
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(UUID(run)).state
+    found = state is not None and (state.is_cancelling() or state.is_cancelled())
+    for clock in _CLOCKS if found else ():
+        with suppress(OSError):
+            clock.send(bytes([signal.SIGTERM]))
+    return found
 
 
 def close_killed(root: Path, last: Holder, run: str) -> None:

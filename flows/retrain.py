@@ -22,7 +22,14 @@ from components.registry.lock import guard_lock
 from components.registry.preflight import ask_inputs, check_ready
 from components.registry.register import register_tree
 from flows.dag import stages_to_run
-from flows.lifecycle import FlowCancelledError, cancellation, close_killed, flow_run_id, run_program
+from flows.lifecycle import (
+    FlowCancelledError,
+    cancellation,
+    check_not_cancelled,
+    close_killed,
+    flow_run_id,
+    run_program,
+)
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
@@ -39,9 +46,11 @@ def reproduce(stage: str, root: Path) -> None:
 
 @task(task_run_name="register", cache_policy=NO_CACHE)
 def register(root: Path) -> str:
-    """Registers a candidate, whatever the verdict, with the verdict as a tag; `FlowCancelledError` if the run was cancelled before."""
-    if cancellation()():  # after the last look of the last stage
-        raise FlowCancelledError
+    """Registers a candidate, whatever the verdict, with the verdict as a tag.
+
+    `FlowCancelledError` if the run was cancelled since the last stage looked, `TransientError` if nobody can say.
+    """
+    check_not_cancelled()
     version = register_tree(root, account(None))
     get_run_logger().info("version %d of the model has the verdict %s", version.version, version.verdict)
     return version.verdict

@@ -5,14 +5,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from uuid import uuid4
 
+import httpx
 import pytest
 import yaml
 from dvc.repo import Repo
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.states import Cancelled, Cancelling
 
-from components.common.errors import StageError, UserError
+from components.common.errors import StageError, TransientError, UserError
 from components.common.lock import Holder
 from components.common.process import stream
 from flows import lifecycle, retrain
@@ -247,15 +251,41 @@ def test_a_flow_run_that_ended_unheard_is_closed_by_the_next(tmp_path, monkeypat
         assert closed == wanted
 
 
-def test_a_run_that_was_cancelled_after_its_last_stage_registers_nothing(tmp_path, monkeypatch):
-    """Between the last stage's end and the registration a cancellation is still obeyed."""
+class _Server:
+    """A Prefect client that says `state` of every run, or cannot be reached."""
+
+    def __init__(self, state):
+        self.state = state
+
+    def __call__(self, **_):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def read_flow_run(self, _):
+        if self.state is None:
+            raise httpx.ConnectError("no")
+        return SimpleNamespace(state=self.state)
+
+
+@pytest.mark.parametrize(
+    ("state", "error"), [(Cancelled(), FlowCancelledError), (Cancelling(), FlowCancelledError), (None, TransientError)]
+)
+def test_a_run_that_was_cancelled_registers_nothing(tmp_path, monkeypatch, state, error):
+    """Between the last stage and the registration a cancellation is still obeyed, and a server that cannot say so stops it too."""
     registered = []
     monkeypatch.setattr(retrain, "register_tree", lambda *given: registered.append(given))
-    monkeypatch.setattr(retrain, "cancellation", lambda: lambda: True)
+    monkeypatch.setattr(lifecycle, "flow_run_id", lambda: str(uuid4()))
+    monkeypatch.setattr(lifecycle, "get_client", _Server(state))
 
-    with pytest.raises(FlowCancelledError):
+    with pytest.raises(error):
         retrain.register.fn(tmp_path)
     assert registered == []
+    assert lifecycle.cancellation()() is (state is not None)
 
 
 @pytest.mark.parametrize("stages", [["sae"], []])
