@@ -37,6 +37,7 @@ def write_project(root: Path, *, withdrawal_hours: float = 0.0, requests: Mappin
     """A git and dvc project in `root` that nothing has run yet."""
     params = yaml.safe_load((ROOT / PARAMS).read_text(encoding="utf-8"))
     params["base"]["path"], params["judge"] = "base", {"path": "judge"}
+    params["attack"]["second_judge"] = params["probe"]["second_judge"] = None
     params["evaluate"]["gates"] = GATES
     params["promote"] = {"size": params["evaluate"]["size"]}
     params["ledger"] = {"withdrawal_hours": withdrawal_hours}

@@ -188,9 +188,11 @@ def retrain(dry_run: DryRun = False) -> None:  # noqa: FBT002 - a command-line f
         load_requests()
         raise SystemExit(4 if stream(["dvc", "status"], Path()) else 0)
     check_free(root := project_root())
-    from components.registry.preflight import check_ready  # noqa: PLC0415 - slow to import
+    from components.registry.preflight import ask_inputs, check_ready  # noqa: PLC0415 - slow to import
 
     check_ready(root, read_params)
+    if stream(["dvc", "status", "--quiet"], root):  # something is to run
+        ask_inputs(root)
     os.execv(sys.executable, [sys.executable, "-m", "flows.retrain"])  # noqa: S606 - signals reach the flow itself
 
 
