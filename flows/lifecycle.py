@@ -21,6 +21,7 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import StateType
 from prefect.events.worker import EventsWorker
 from prefect.exceptions import CancelledRun, PrefectException
 from prefect.logging.handlers import APILogWorker
@@ -32,7 +33,7 @@ from prefect.settings import (
     PREFECT_SERVER_API_AUTH_STRING,
     temporary_settings,
 )
-from prefect.states import Crashed
+from prefect.states import Cancelled, Completed, Crashed
 
 from components.common.errors import StageError, TransientError, UserError
 from components.common.files import canonical, write_text
@@ -89,12 +90,31 @@ def check_not_cancelled() -> None:
         raise FlowCancelledError
 
 
+def complete_late() -> bool:
+    """Sets the flow run that this is to Completed if it was cancelled after all was done; whether it was.
+
+    Prefect itself would leave it in Cancelling for ever.
+    """
+    with suppress(*_UNREACHABLE):
+        if (run := flow_run_id()) and _state_of(run) is StateType.CANCELLING:
+            with get_client(sync_client=True) as client:
+                client.set_flow_run_state(
+                    UUID(run), Completed(message="All was done before the cancellation."), force=True
+                )
+            return True
+    return False
+
+
+def _state_of(run: str) -> StateType | None:
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(UUID(run)).state
+    return state.type if state else None
+
+
 def _is_cancelled(run: str) -> bool:
     if not run:
         return False
-    with get_client(sync_client=True) as client:
-        state = client.read_flow_run(UUID(run)).state
-    found = state is not None and (state.is_cancelling() or state.is_cancelled())
+    found = _state_of(run) in (StateType.CANCELLING, StateType.CANCELLED)
     for clock in _CLOCKS if found else ():
         with suppress(OSError):
             clock.send(bytes([signal.SIGTERM]))
@@ -102,7 +122,7 @@ def _is_cancelled(run: str) -> bool:
 
 
 def close_killed(root: Path, last: Holder, run: str) -> None:
-    """Sets flow runs whose end Prefect has not heard of to Crashed, and notes `run`, which works in `root` now, for the next one.
+    """Sets flow runs whose end Prefect has not heard of to Crashed, or Cancelled if somebody had asked for that, and notes `run`, which works in `root` now, for the next one.
 
     `last` was killed with the lock. One that freed the lock and ended before it could tell stands in the note.
     """
@@ -122,16 +142,16 @@ def _noted(note: Path) -> Holder:
 
 
 def _close(last: Holder) -> None:
-    """Sets the flow run of a process that has ended, and its task runs, to Crashed if they are not final."""
-    state = Crashed(message=f"Process {last.pid} was killed.")
+    """Sets the flow run of a process that has ended, and its task runs, to Crashed or Cancelled if they are not final."""
+    run, ended = UUID(last.flow_run), f"Process {last.pid} was killed."
     with suppress(*_UNREACHABLE), get_client(sync_client=True) as client:
-        run = UUID(last.flow_run)
+        found = client.read_flow_run(run).state
+        state = Cancelled(message=ended) if found is not None and found.is_cancelling() else Crashed(message=ended)
         of_run = FlowRunFilter(id=FlowRunFilterId(any_=[run]))
         for task in client.read_task_runs(flow_run_filter=of_run):
             if task.state is None or not task.state.is_final():
                 client.set_task_run_state(task.id, state, force=True)
-        found = client.read_flow_run(run)
-        if found.state is None or not found.state.is_final():
+        if found is None or not found.is_final():
             client.set_flow_run_state(run, state, force=True)
 
 

@@ -27,6 +27,7 @@ from flows.lifecycle import (
     cancellation,
     check_not_cancelled,
     close_killed,
+    complete_late,
     flow_run_id,
     run_program,
 )
@@ -48,11 +49,13 @@ def reproduce(stage: str, root: Path) -> None:
 def register(root: Path) -> str:
     """Registers a candidate, whatever the verdict, with the verdict as a tag.
 
-    `FlowCancelledError` if the run was cancelled since the last stage looked, `TransientError` if nobody can say.
+    `FlowCancelledError` if the run was cancelled before the version was made, `TransientError` if nobody can say.
     """
     check_not_cancelled()
-    version = register_tree(root, account(None))
+    version = register_tree(root, account(None), last_look=check_not_cancelled)
     get_run_logger().info("version %d of the model has the verdict %s", version.version, version.verdict)
+    if complete_late():
+        get_run_logger().warning("the cancellation came after version %d was made", version.version)
     return version.verdict
 
 
@@ -60,7 +63,8 @@ def register(root: Path) -> str:
 def retrain(root: str = ".") -> str | State:
     """Reproduces the project in `root`, registers a candidate and returns its verdict, `pass` or `fail`.
 
-    A run that is cancelled registers nothing and ends as Cancelled.
+    A run that is cancelled registers nothing and ends as Cancelled. One that is cancelled after its version was made has done
+    everything, and ends as Completed.
     """
     folder = Path(root).resolve()
     with writing(folder, flow_run_id()) as last:

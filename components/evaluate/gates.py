@@ -13,9 +13,7 @@ from typing import Any, NamedTuple
 from components.evaluate.params import GateParams
 from components.requests.requests import Request
 
-UTILITY = frozenset(
-    {"ssim_unrelated", "clip_unrelated", "lpips_unrelated", "ira", "cra", "fpr", "fpr_neighbours", "fid", "kid"}
-)
+UTILITY = frozenset({"ssim_unrelated", "clip_unrelated", "ira", "cra", "fpr", "fpr_neighbours", "fpr_traffic"})
 """Metrics of what must survive. A named person may answer for a gate on one of them, never for one on erasure or evidence."""
 ON_IMAGES = frozenset({"ua", "anchor_rate"})
 """Metrics of erasure that count images."""

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from components.common.sections import Section
-from components.common.variants import Variant
+from components.common.variants import VARIANTS, Variant
+
+METRICS: Mapping[str, tuple[Variant, ...]] = MappingProxyType(
+    {
+        **dict.fromkeys(("ua", "anchor_rate", "ira", "cra", "ssim_unrelated", "clip_unrelated"), VARIANTS),
+        **dict.fromkeys(("auroc", "tpr", "fpr", "fpr_neighbours", "fpr_traffic", "passthrough_max_abs"), ("filter",)),
+        "uncond_drift": ("guidance",),
+    }
+)
+"""By metric that an evaluation takes, the variants of which it is taken."""
+
+
+def check_metric(key: str, metric: str) -> tuple[Variant, ...]:
+    """The variants of which `metric` is taken; a name that no evaluation writes raises ValueError, which names `key`."""
+    if metric not in METRICS:
+        raise ValueError(f"{key}={metric!r} is not among the metrics ({', '.join(METRICS)})")
+    return METRICS[metric]
 
 
 class SizeParams(Section):
@@ -36,6 +54,13 @@ class GateParams(Section):
     """Compare the difference to the base model instead of the value."""
     n: int = Field(gt=0)
     """Fewest observations that count as evidence."""
+
+    @model_validator(mode="after")
+    def _is_measured(self) -> GateParams:
+        of = check_metric("metric", self.metric)
+        if self.variant not in of:
+            raise ValueError(f"metric={self.metric!r} is taken of {', '.join(of)}, not of variant={self.variant!r}")
+        return self
 
 
 class EvaluateParams(Section):

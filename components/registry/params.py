@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from components.common.sections import Section
+from components.evaluate.params import check_metric
 
 
 class PromoteParams(Section):
@@ -23,4 +24,6 @@ class PromoteParams(Section):
             raise ValueError(f"promote.size={self.size!r} is not among promote.images ({', '.join(self.images)})")
         if min(self.images.values()) < 1 or min(self.margin.values(), default=0) < 0:
             raise ValueError("promote.images are counts and promote.margin is not negative")
+        for metric in self.margin:
+            check_metric("promote.margin", metric)
         return self

@@ -6,7 +6,7 @@ that the ledger does not know yet gets its event.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from components.common.errors import ArtifactError
@@ -21,15 +21,18 @@ from components.registry.registry import Registry, Version
 from components.registry.release import build_release
 
 
-def register_tree(root: Path, actor: str, tags: Mapping[str, str] | None = None) -> Version:
+def register_tree(
+    root: Path, actor: str, tags: Mapping[str, str] | None = None, *, last_look: Callable[[], None] = lambda: None
+) -> Version:
     """Builds the release of the working tree in `root` and registers it, whatever the verdict; `actor` is its submitter.
 
+    `last_look` may raise, right before the version is made; then nothing is registered.
     Returns the version that it has from now on, or had already. Errors are those of `build_release`, `Registry` and the ledger.
     """
     ledger, registry = open_ledger(root), Registry(root)
     check_same(read_history(ledger), registry.aliases())
     release = build_release(root, root / CACHE / "release")
-    version = registry.register(release, tags)
+    version = registry.register(release, tags, last_look=last_look)
     note_version(ledger, version, actor)
     repair(ledger, registry)
     return version

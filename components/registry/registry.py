@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -137,9 +137,12 @@ class Registry:
                 )
         return release._replace(folder=out)
 
-    def register(self, release: Release, tags: Mapping[str, str] | None = None) -> Version:
+    def register(
+        self, release: Release, tags: Mapping[str, str] | None = None, *, last_look: Callable[[], None] = lambda: None
+    ) -> Version:
         """Logs a run and makes a version of it; a release that ships what a version ships already gets no second one.
 
+        `last_look` is called when all is logged, right before the version is made; if it raises, there is none.
         Runs of this tree that a killed registration left running are ended.
         """
         with asking(self.uri) as client:
@@ -155,13 +158,13 @@ class Registry:
                 experiment, tags=self._tags(release) | dict(tags or {}), run_name=release.digest[:12]
             )
             try:
-                return self._log(client, run, release)
+                return self._log(client, run, release, last_look)
             except BaseException as error:
                 with suppress(Exception):  # what ended it is told, not that the server is gone as well
                     client.set_terminated(run.info.run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
                 raise
 
-    def _log(self, client: MlflowClient, run: Run, release: Release) -> Version:
+    def _log(self, client: MlflowClient, run: Run, release: Release, last_look: Callable[[], None]) -> Version:
         """Everything that MLflow shows of a release, and the version last, so that none is ever incomplete."""
         run_id, metrics = run.info.run_id, release.metrics
         params = flat_params(release.params)
@@ -183,6 +186,7 @@ class Registry:
         with _expecting("RESOURCE_ALREADY_EXISTS"):
             client.create_registered_model(MODEL)
         said, source, content = "pass" if release.passed else "fail", release.record["source"], release.content
+        last_look()
         version = client.create_model_version(
             MODEL,
             source=f"runs:/{run_id}/{FOLDER}",

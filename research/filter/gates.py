@@ -164,18 +164,20 @@ def run(*, unrelated: int, tried: int, drawn: int = _DRAWN, seeds: int = 2, out:
             for s, c in curve.items()
         ],
     )
-    publish(NAME, {"environment": environment(("expunge", "torch", "diffusers"))} | found, text, out)
-    plot(curve, out / f"{NAME}.png")
+    name = NAME if len(eraser.filters) == 2 else f"{NAME}-{len(eraser.filters)}"
+    publish(name, {"environment": environment(("expunge", "torch", "diffusers"))} | found, text, out)
+    plot(curve, out / f"{name}.png")
     always, flagged = curve["1.0"], curve["0.0"]
+    always_act = f"{len(eraser.filters)} adapters that always act"
     publish_rows([
-        {"what": "gates: SSIM of unrelated images, two adapters that always act", "value": always["ssim"], "n": found["unrelated"],
+        {"what": f"gates: SSIM of unrelated images, {always_act}", "value": always["ssim"], "n": found["unrelated"],
          "low": None, "high": None, "goal": ">= 0.97", "met": always["ssim"] >= 0.97, "command": COMMAND},
-        {"what": "gates: change of IRA on unrelated images, two adapters that always act", **found["ira"], "goal": ">= -0.01",
+        {"what": f"gates: change of IRA on unrelated images, {always_act}", **found["ira"], "goal": ">= -0.01",
          "met": found["ira"]["value"] >= -0.01, "command": COMMAND},
-        {"what": "gates: evading images that show the target, two adapters that always act", "value": always["evading"]["value"],
+        {"what": f"gates: evading images that show the target, {always_act}", "value": always["evading"]["value"],
          "n": always["evading"]["n"], "low": always["evading"]["low"], "high": always["evading"]["high"], "goal": "<= 0.05",
          "met": always["evading"]["high"] <= 0.05, "command": COMMAND},
-        {"what": "gates: the same, adapters that act where the filter flags (before)", "value": flagged["evading"]["value"],
+        {"what": f"gates: the same, {len(eraser.filters)} adapters that act where the filter flags (before)", "value": flagged["evading"]["value"],
          "n": flagged["evading"]["n"], "low": flagged["evading"]["low"], "high": flagged["evading"]["high"], "goal": "reported",
          "met": True, "command": COMMAND},
     ], SHOW)  # fmt: skip

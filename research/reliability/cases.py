@@ -19,7 +19,9 @@ from research.reliability.mutate import NO_FILES, Case, encoded, fuzzed, yaml_ca
 
 PARAMS = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))
 OPTIONAL = ("sources", "relative_to_base", "clip")
-CHOICES = ("activation", "hold", "precision", "variant", "direction", "size")
+DEFAULTED = ("ledger", "promote", "margin", "gates.attack")
+"""Parts whose keys have documented defaults, and a key that has one; any of them may be left out."""
+CHOICES = ("activation", "metric", "hold", "precision", "variant", "direction", "size")
 WORDS = ("cat", "Dog", "wind turbine", "café", "naïve art", "rock 'n' roll", "007", "no", "猫", "lion", "x-ray", "null", "Straße")  # fmt: skip
 INVISIBLE = ("\u200b", "\u202e", "\u00ad", "\u2060", "\x07", "\n", "\u2028", "\u3164", "\ufe0f", "\U000e0041", "\ud800")
 IDS = ("../x", "..", "a/17", "ticket 17", "a@2024", "", "-x", "Upper", "joint", "a" * 64, "r\n", "${x}", "é", "a.b", "r;ls", "~")  # fmt: skip
@@ -127,6 +129,12 @@ def _places(content: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [place for key, below in items for place in ((*above, key), *_places(below, (*above, key)))]
 
 
+def _may_lack(above: list[Any], key: str) -> bool:
+    """Whether a key may be missing: its part, or it itself, is documented as having a default."""
+    parts = [part for part in above if isinstance(part, str)]
+    return any(part in DEFAULTED for part in parts) or f"{parts[-1] if parts else ''}.{key}" in DEFAULTED
+
+
 def _params_meaning(content: dict[str, Any], rng: random.Random) -> str:
     """Makes valid parameters such that they must be refused; says how."""
     *above, key = rng.choice(_places(content))
@@ -136,19 +144,19 @@ def _params_meaning(content: dict[str, Any], rng: random.Random) -> str:
     value = within[key]
     numbers = (float("nan"), float("inf"), 10**20, "3", "many", "", None, True, [], [1], {})
     if rng.random() < 0.15 and isinstance(within, dict):
-        if key in OPTIONAL or rng.random() < 0.5 or above[-1:] == ["sizes"]:
+        named = above[-1:] in (["sizes"], ["images"])  # whose keys are sizes, which a user names
+        if key in OPTIONAL or _may_lack(above, key) or rng.random() < 0.5 or named:
             within["widht"] = rng.choice([value, 1, "x"])
-            return (
-                "unknown key"
-                if above[-1:] != ["sizes"] or not isinstance(within["widht"], dict)
-                else _params_meaning(content, rng)
-            )
+            fits = named and isinstance(within["widht"], type(value))
+            return _params_meaning(content, rng) if fits else "unknown key"
         del within[key]
         return f"missing {key}"
     if isinstance(value, bool):
         within[key] = rng.choice([0, 1, "false", "yes", None, 0.0, []])
     elif isinstance(value, int):
-        within[key] = rng.choice([*numbers, -1, 1.5, 3.0])
+        within[key] = rng.choice(
+            [*numbers, -1, *([] if key.endswith("_hours") else [1.5, 3.0])]
+        )  # hours may be parts of one
     elif isinstance(value, float):
         within[key] = rng.choice(numbers)
     elif isinstance(value, str):

@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from components.cli.params import read_params
+from components.common.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,3 +86,23 @@ def test_text_that_the_terminal_cannot_show_is_escaped(project):
         assert done.returncode == code, done.stderr
         assert b"Traceback" not in done.stderr
         assert code or "猫".encode() in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda p: p["promote"]["margin"].update(auc=0.1), "promote.margin='auc' is not among the metrics (ua,"),
+        (lambda p: p["promote"]["images"].update(full=0), "promote.images are counts"),
+        (lambda p: p["promote"].update(size="whole"), "promote.size='whole' is not among promote.images ("),
+        (lambda p: p["evaluate"]["gates"][0].update(metric="uaa"), "metric='uaa' is not among the metrics (ua,"),
+    ],
+)
+@pytest.mark.usefixtures("project")
+def test_a_part_that_means_nothing_is_refused(change, said):
+    """A margin or a gate on what no evaluation measures, or a promotion by no image: one sentence, before anything runs."""
+    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    change(params)
+    Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    with pytest.raises(UserError) as refused:
+        read_params()
+    assert said in str(refused.value)

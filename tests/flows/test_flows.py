@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
@@ -14,7 +15,7 @@ import yaml
 from dvc.repo import Repo
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
-from prefect.states import Cancelled, Cancelling
+from prefect.states import Cancelled, Cancelling, Running
 
 from components.common.errors import StageError, TransientError, UserError
 from components.common.lock import Holder
@@ -256,6 +257,7 @@ class _Server:
 
     def __init__(self, state):
         self.state = state
+        self.set = []
 
     def __call__(self, **_):
         return self
@@ -271,6 +273,13 @@ class _Server:
             raise httpx.ConnectError("no")
         return SimpleNamespace(state=self.state)
 
+    def read_task_runs(self, **_):
+        return []
+
+    def set_flow_run_state(self, _run, state, *, force):
+        assert force
+        self.set.append(state.type.value)
+
 
 @pytest.mark.parametrize(
     ("state", "error"), [(Cancelled(), FlowCancelledError), (Cancelling(), FlowCancelledError), (None, TransientError)]
@@ -278,7 +287,7 @@ class _Server:
 def test_a_run_that_was_cancelled_registers_nothing(tmp_path, monkeypatch, state, error):
     """Between the last stage and the registration a cancellation is still obeyed, and a server that cannot say so stops it too."""
     registered = []
-    monkeypatch.setattr(retrain, "register_tree", lambda *given: registered.append(given))
+    monkeypatch.setattr(retrain, "register_tree", lambda *given, **_: registered.append(given))
     monkeypatch.setattr(lifecycle, "flow_run_id", lambda: str(uuid4()))
     monkeypatch.setattr(lifecycle, "get_client", _Server(state))
 
@@ -286,6 +295,44 @@ def test_a_run_that_was_cancelled_registers_nothing(tmp_path, monkeypatch, state
         retrain.register.fn(tmp_path)
     assert registered == []
     assert lifecycle.cancellation()() is (state is not None)
+
+
+@pytest.mark.parametrize(
+    ("during", "after", "made", "set_to"),
+    [(True, False, 0, []), (False, True, 1, ["COMPLETED"]), (False, False, 1, [])],
+    ids=["cancelled while it logs", "cancelled after the version", "not cancelled"],
+)
+def test_a_cancellation_during_the_registration(tmp_path, monkeypatch, during, after, made, set_to):
+    """Obeyed up to the version; what comes later finds all done, and the run is Completed instead of Cancelling for ever."""
+    server, versions = _Server(Running()), []
+
+    def register_tree(root, _actor, *, last_look):
+        server.state = Cancelling() if during else server.state
+        last_look()
+        versions.append(root)
+        server.state = Cancelling() if after else server.state
+        return SimpleNamespace(version=1, verdict="pass")
+
+    monkeypatch.setattr(retrain, "register_tree", register_tree)
+    monkeypatch.setattr(retrain, "get_run_logger", lambda: SimpleNamespace(info=print, warning=print))
+    monkeypatch.setattr(lifecycle, "flow_run_id", lambda: str(uuid4()))
+    monkeypatch.setattr(lifecycle, "get_client", server)
+    with pytest.raises(FlowCancelledError) if during else nullcontext():
+        assert retrain.register.fn(tmp_path) == "pass"
+
+    assert (len(versions), server.set) == (made, set_to)
+
+
+@pytest.mark.parametrize(
+    ("state", "wanted"), [(Cancelling(), ["CANCELLED"]), (Running(), ["CRASHED"]), (Cancelled(), []), (None, [])]
+)
+def test_what_a_killed_run_is_said_to_be(monkeypatch, state, wanted):
+    """One that somebody had cancelled is Cancelled, another is Crashed; a last state stays, and so does all where no server answers."""
+    server = _Server(state)
+    monkeypatch.setattr(lifecycle, "get_client", server)
+    lifecycle._close(Holder(7, flow_run=str(uuid4())))
+
+    assert server.set == wanted
 
 
 @pytest.mark.parametrize("stages", [["sae"], []])

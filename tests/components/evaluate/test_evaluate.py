@@ -1,4 +1,6 @@
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -6,7 +8,10 @@ import pytest
 from scipy.stats import binomtest
 
 from components.collect.record import RequestRecord
+from components.common.errors import UserError
+from components.common.paths import EVALUATE
 from components.common.roc import auroc
+from components.common.sections import validated
 from components.evaluate.detection import Seen, group_prompts
 from components.evaluate.gates import judge_gates, variants_of
 from components.evaluate.measure import anchored_in, erased_of
@@ -19,8 +24,9 @@ from components.evaluate.metrics import (
     proportion,
     rate_of,
 )
-from components.evaluate.params import GateParams
+from components.evaluate.params import METRICS, GateParams
 from components.evaluate.select import pick_retain, retain_specs
+from components.evaluate.summary import METRICS as METRICS_FILE
 from components.requests.requests import Request
 from components.worlds.base import Judgement
 
@@ -35,6 +41,7 @@ def metrics(value=0.95, n=10, base=0.5):
     return {"r": {"summed": {"ua": record}, "base": {"ua": {"value": base, "n": n, "low": 0.0, "high": 1.0}}}}
 
 
+ROOT = Path(__file__).parents[3]
 CHANNELS = {"r": ["filter", "guidance", "summed"]}
 JUDGED = {"base": "0" * 64}
 
@@ -295,3 +302,28 @@ def test_paired_change_covers_what_is_true():
     assert np.mean([m.value for m in found]) == pytest.approx(-0.04, abs=0.005)
     assert (still.value, still.n) == (0.0, 200)
     assert still.low < 0 < still.high
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"metric": "uaa"}, "metric='uaa' is not among the metrics (ua, anchor_rate, ira"),
+        ({"metric": "auroc"}, "metric='auroc' is taken of filter, not of variant='summed'"),
+        ({"metric": "uncond_drift", "variant": "gated"}, "is taken of guidance, not of variant='gated'"),
+    ],
+)
+def test_a_gate_that_nothing_is_measured_for_is_refused_when_read(changes, said):
+    """A misspelt metric, or one of another variant, is found before hours of training and not by the gate that lacks it."""
+    given = {"metric": "ua", "variant": "summed", "direction": "at_least", "threshold": 0.9, "n": 10}
+    with pytest.raises(UserError) as refused:
+        validated(given | changes, GateParams, "params.yaml", "evaluate")
+    assert said in str(refused.value)
+
+
+def test_the_metrics_that_a_gate_may_name_are_those_that_an_evaluation_writes():
+    """Every metric of the evaluation that ships is listed with its variants, and every listed one is there (`fpr_traffic`, which asks for traffic, aside)."""
+    written = json.loads((ROOT / EVALUATE / METRICS_FILE).read_text())["requests"]
+    found = {(metric, variant) for scope in written.values() for variant, taken in scope.items() for metric in taken}
+    listed = {(metric, variant) for metric, variants in METRICS.items() for variant in variants}
+    assert listed - found == {("fpr_traffic", "filter")} - found
+    assert found <= listed

@@ -95,6 +95,22 @@ def test_flat_params_by_hand():
     assert flat_params(params) == {"world": "toy", "a.b.c": "1", "a.gates": '[{"n": 2}]', "a.none": "null"}
 
 
+def test_who_looks_last_can_still_stop_it(tree):
+    """The last look comes when all is logged and before the version: if it raises there is none, no run is left running, and the next registration is version 1."""
+
+    def last_look():
+        assert len(runs(tree)[1]) == 2  # the release's run and its adapter's
+        raise StageError("cancelled", "no")
+
+    with pytest.raises(StageError, match="cancelled"):
+        register_tree(tree, "ann", last_look=last_look)
+    client, logged = runs(tree)
+    assert {client.get_run(r.info.run_id).info.status for r in logged} == {"FAILED", "FINISHED"}
+    assert Registry(tree).versions() == []
+
+    assert register_tree(tree, "ann").version == 1
+
+
 def test_a_tree_is_registered_with_all_that_mlflow_shows(tree):
     """A run with parameters, metrics, curves by step, inputs and files; a child run for the adapter; a described version; the ledger's event."""
     found = register_tree(tree, "ann")
