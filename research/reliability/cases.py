@@ -18,7 +18,7 @@ import yaml
 from research.reliability.mutate import NO_FILES, Case, encoded, fuzzed, yaml_case
 
 PARAMS = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))
-OPTIONAL = ("sources", "relative_to_base", "clip")
+OPTIONAL = ("sources", "real", "relative_to_base", "clip")
 DEFAULTED = ("ledger", "promote", "margin", "gates.attack")
 """Parts whose keys have documented defaults, and a key that has one; any of them may be left out."""
 CHOICES = ("activation", "metric", "hold", "precision", "variant", "direction", "size")
@@ -160,7 +160,13 @@ def _params_meaning(content: dict[str, Any], rng: random.Random) -> str:
     elif isinstance(value, float):
         within[key] = rng.choice(numbers)
     elif isinstance(value, str):
-        within[key] = rng.choice([v for v in (*NOT_TEXT, "nonsense" if key in CHOICES else False) if v is not None])
+        within[key] = rng.choice(
+            [
+                v
+                for v in (*NOT_TEXT, "nonsense" if key in CHOICES else False)
+                if v is not None and not (key == "hookpoint" and v == ["a"])
+            ]
+        )
     else:
         within[key] = rng.choice([None, "text", 7, True, [7], {"a": 7}])
     return f"{key} is {within[key]!r}"
