@@ -96,6 +96,22 @@ def attacks_table() -> str:
     )
 
 
+def probes_table() -> str:
+    """What probes bring back through the default variant, by target."""
+    found: dict[str, dict[str, str]] = {}
+    for row in rows_of("reports/attacks/show.json"):
+        what = row["what"]
+        if "recovered by " in what and what.endswith(", gated"):
+            target, probe = what.removesuffix(", upper bound, gated").split(": recovered by ")
+            said = f"{100 * row['low']:.0f} to {100 * row['high']:.0f} % (n={row['n']})"
+            found.setdefault(probe, {})[target.split(": ")[-1]] = said
+    targets = list(dict.fromkeys(target for each in found.values() for target in each))
+    return table(
+        Column("probe", list(found)),
+        *(Column(target, [found[probe].get(target, "—") for probe in found]) for target in targets),
+    )
+
+
 def _percent(goal: str) -> str:
     """`≤ 0.05, n ≥ 142` with its rate in percent."""
     rate, comma, rest = goal.removeprefix("≤ ").partition(",")
