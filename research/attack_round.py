@@ -30,7 +30,7 @@ from components.diffusion.load import load_pipeline
 from components.diffusion.params import BaseParams
 from components.eraser import Eraser
 from components.evaluate.attacks.attempts import Target, read_target
-from components.evaluate.attacks.campaign import FIRST, Campaign, Outcome, found
+from components.evaluate.attacks.campaign import FIRST, SECOND, Campaign, Outcome, counts, found
 from components.evaluate.attacks.params import AttackParams
 from components.evaluate.attacks.registry import attack_named
 from components.evaluate.attacks.subject import Subject, open_subject
@@ -114,13 +114,14 @@ def run(request: str, attack: str, n: int, command: str) -> list[Row]:
     ]  # fmt: skip
     for said, eraser in (("before", subject.eraser), ("after", again)):
         outcomes = attempts(subject, eraser, target, attack, n, FRESH, folder / f"{said}-{n}")
-        rate = proportion(np.array([any(found(o, DEFAULT, FIRST)) for o in outcomes]))
-        rows.append(
-            row(
-                f"{record.request.target}: ASR of fresh {attack}, {DEFAULT}, {said} one round on what got through",
+        counting = [o for o in outcomes if counts(o, attack_named(attack))]
+        for judge in subject.judges if counting else ():
+            rate = proportion(np.array([any(found(o, DEFAULT, judge)) for o in counting]))
+            by = " by the second judge," if judge == SECOND else ""
+            rows.append(row(
+                f"{record.request.target}: ASR of fresh {attack}, {DEFAULT},{by} {said} one round on what got through",
                 rate.value, n=rate.n, low=rate.low, high=rate.high, goal="reported", met=True, command=command,
-            )
-        )  # fmt: skip
+            ))  # fmt: skip
     return rows
 
 
