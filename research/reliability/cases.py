@@ -18,9 +18,7 @@ import yaml
 from research.reliability.mutate import NO_FILES, Case, encoded, fuzzed, yaml_case
 
 PARAMS = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))
-OPTIONAL = ("sources", "real", "relative_to_base", "clip")
-DEFAULTED = ("ledger", "promote", "margin", "gates.attack")
-"""Parts whose keys have documented defaults, and a key that has one; any of them may be left out."""
+OPTIONAL = ("sources", "relative_to_base", "clip")
 CHOICES = ("activation", "metric", "hold", "precision", "variant", "direction", "size")
 WORDS = ("cat", "Dog", "wind turbine", "café", "naïve art", "rock 'n' roll", "007", "no", "猫", "lion", "x-ray", "null", "Straße")  # fmt: skip
 INVISIBLE = ("\u200b", "\u202e", "\u00ad", "\u2060", "\x07", "\n", "\u2028", "\u3164", "\ufe0f", "\U000e0041", "\ud800")
@@ -129,12 +127,6 @@ def _places(content: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [place for key, below in items for place in ((*above, key), *_places(below, (*above, key)))]
 
 
-def _may_lack(above: list[Any], key: str) -> bool:
-    """Whether a key may be missing: its part, or it itself, is documented as having a default."""
-    parts = [part for part in above if isinstance(part, str)]
-    return any(part in DEFAULTED for part in parts) or f"{parts[-1] if parts else ''}.{key}" in DEFAULTED
-
-
 def _params_meaning(content: dict[str, Any], rng: random.Random) -> str:
     """Makes valid parameters such that they must be refused; says how."""
     *above, key = rng.choice(_places(content))
@@ -144,29 +136,23 @@ def _params_meaning(content: dict[str, Any], rng: random.Random) -> str:
     value = within[key]
     numbers = (float("nan"), float("inf"), 10**20, "3", "many", "", None, True, [], [1], {})
     if rng.random() < 0.15 and isinstance(within, dict):
-        named = above[-1:] in (["sizes"], ["images"])  # whose keys are sizes, which a user names
-        if key in OPTIONAL or _may_lack(above, key) or rng.random() < 0.5 or named:
+        if key in OPTIONAL or rng.random() < 0.5 or above[-1:] == ["sizes"]:
             within["widht"] = rng.choice([value, 1, "x"])
-            fits = named and isinstance(within["widht"], type(value))
-            return _params_meaning(content, rng) if fits else "unknown key"
+            return (
+                "unknown key"
+                if above[-1:] != ["sizes"] or not isinstance(within["widht"], dict)
+                else _params_meaning(content, rng)
+            )
         del within[key]
         return f"missing {key}"
     if isinstance(value, bool):
         within[key] = rng.choice([0, 1, "false", "yes", None, 0.0, []])
     elif isinstance(value, int):
-        within[key] = rng.choice(
-            [*numbers, -1, *([] if key.endswith("_hours") else [1.5, 3.0])]
-        )  # hours may be parts of one
+        within[key] = rng.choice([*numbers, -1, 1.5, 3.0])
     elif isinstance(value, float):
         within[key] = rng.choice(numbers)
     elif isinstance(value, str):
-        within[key] = rng.choice(
-            [
-                v
-                for v in (*NOT_TEXT, "nonsense" if key in CHOICES else False)
-                if v is not None and not (key == "hookpoint" and v == ["a"])
-            ]
-        )
+        within[key] = rng.choice([v for v in (*NOT_TEXT, "nonsense" if key in CHOICES else False) if v is not None])
     else:
         within[key] = rng.choice([None, "text", 7, True, [7], {"a": 7}])
     return f"{key} is {within[key]!r}"

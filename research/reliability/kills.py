@@ -77,10 +77,8 @@ class Outcome(NamedTuple):
     lock_free: bool
     state: str
     """Of the flow run; empty without one."""
-    done: bool
-    """Whether it had registered its version before it was ended: then nothing was left to end."""
     registered: int
-    """Versions that it registered after that."""
+    """Versions that the interrupted run registered."""
     equal: bool
     """Whether the second run completed with the bytes of an undisturbed one."""
     unfinished: int
@@ -88,7 +86,7 @@ class Outcome(NamedTuple):
 
     def is_false(self, kind: str) -> bool:
         """Whether the state is not true of a run that ended so."""
-        return self.state not in ("", *TRUE.get(kind, ("CRASHED",)), *(("COMPLETED",) if self.done else ()))
+        return self.state not in ("", *TRUE.get(kind, ("CRASHED",)))
 
     def faults(self, kind: str) -> list[str]:
         """What is wrong."""
@@ -163,7 +161,6 @@ def interrupt(
     else:
         raise StageError(f"{stage} did not begin", "".join(said[-20:]))
     time.sleep(wait)
-    done = project.registered() - before
     start = time.monotonic()
     if kind == "cancel":
         run = _last_run(home)[0]
@@ -183,7 +180,7 @@ def interrupt(
         free = True
     except StageError:
         free = False
-    more = project.registered() - before - done
+    more = project.registered() - before
     run = _last_run(home)[0] if project.flow else ""
     second = subprocess.run(
         project.command(), cwd=project.folder, env=environment, capture_output=True, text=True, check=False
@@ -191,9 +188,7 @@ def interrupt(
     if second.returncode:
         tqdm.write(second.stdout[-2000:] + second.stderr[-2000:])
     equal = second.returncode == 0 and project.outputs() == wanted
-    return Outcome(
-        seconds, len(left), free, _state(home, run) if run else "", done > 0, more, equal, project.unfinished()
-    )
+    return Outcome(seconds, len(left), free, _state(home, run) if run else "", more, equal, project.unfinished())
 
 
 def _last_run(home: Path) -> tuple[str, str]:
