@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,8 @@ from research.reliability.show import largest, share
 from research.show import Row
 
 KINDS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "cancel")
+FEWEST = ("SIGKILL", "SIGTERM", "cancel")
+"""Rows are published of these at least."""
 SECONDS = 15.0
 MARK = "EXPUNGE_KILLS"
 TRUE = {"cancel": ("CANCELLED",)}
@@ -244,11 +247,14 @@ def measure_kills(
 
 
 def _undisturbed(project: Project, api: str, home: Path) -> dict[str, float]:
-    """Runs the project to its end; seconds that each stage took."""
+    """Runs the project to its end; seconds that each stage took, and the registration until its version was there."""
     project.fresh(project.stages[0])
     environment = project.environment() | {"PREFECT_API_URL": api, "PREFECT_HOME": str(home), "PYTHONUNBUFFERED": "1"}
     child = subprocess.Popen(project.command(), cwd=project.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
     assert child.stdout is not None
+    made: list[float] = []
+    watch = threading.Thread(target=_watch, args=(project, child, project.registered(), made))
+    watch.start()
     spans: dict[str, float] = {}
     began, running, said = time.monotonic(), "", list[str]()
     for line in child.stdout:
@@ -259,10 +265,20 @@ def _undisturbed(project: Project, api: str, home: Path) -> dict[str, float]:
             running, began = line.split("Running stage '")[1].split("'")[0], time.monotonic()
         elif running and f"Task run '{running}' - Finished" in line:
             spans[running], began, running = time.monotonic() - began, time.monotonic(), ""
-    if child.wait():
+    failed = child.wait()
+    watch.join()
+    if failed:
         raise StageError("the undisturbed run failed", "".join(said[-40:]))
     if running:
         spans[running] = time.monotonic() - began
-    elif "export" in spans:
-        spans["register"] = time.monotonic() - began
+    elif made and "export" in spans:
+        spans["register"] = made[0] - began
     return spans
+
+
+def _watch(project: Project, child: subprocess.Popen[str], before: int, made: list[float]) -> None:
+    """Notes when the first version more than `before` is there: what ends later is no end of a registration."""
+    while child.poll() is None and not made:
+        if project.registered() > before:
+            made.append(time.monotonic())
+        time.sleep(0.05)
