@@ -55,7 +55,9 @@ def main() -> None:
         kinds, stages = given.kinds.split(","), given.stages.split(",") if given.stages else ()
         command += f" --kinds {given.kinds}" if tuple(kinds) != kills.KINDS else ""
         rows = kills.measure_kills(PROJECTS[given.project], given.times, given.seed, command, kinds, stages)
-        publish([] if stages or not set(kinds) >= set(kills.FEWEST) else rows, SHOW)  # some cases are no measurement of all
+        publish(
+            [] if stages or not set(kinds) >= set(kills.FEWEST) else rows, SHOW
+        )  # some cases are no measurement of all
         return
     command = f"python -m research.reliability {given.part} --n {given.n} --seed {given.seed}"
     publish([*measure_inputs(given.n, given.seed, command), *measure_large(command)], SHOW)
