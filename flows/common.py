@@ -69,7 +69,7 @@ RETRIES: Retries = {
 def open_project_ledger(root: Path, *, must_exist: bool = True) -> tuple[Ledger, LedgerParams]:
     """The ledger of the project in `root`, and its section of params.yaml."""
     params = read_section("ledger", LedgerParams, root / "params.yaml")
-    return Ledger(ledger_url(params, root), must_exist=must_exist), params
+    return Ledger(ledger_url(params.url, root), must_exist=must_exist), params
 
 
 def registrar(root: Path, actor: str, *, empty: bool = False) -> Registrar:

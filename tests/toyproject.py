@@ -39,8 +39,8 @@ def write_project(root: Path, *, withdrawal_hours: float = 0.0, requests: Mappin
     params["base"]["path"], params["judge"] = "base", {"path": "judge"}
     params["attack"]["second_judge"] = params["probe"]["second_judge"] = None
     params["evaluate"]["gates"] = GATES
-    params["promote"] = {"size": params["evaluate"]["size"]}
-    params["ledger"] = {"withdrawal_hours": withdrawal_hours}
+    params["promote"] |= {"size": params["evaluate"]["size"], "margin": {}}
+    params["ledger"]["withdrawal_hours"] = withdrawal_hours
     put(root / PARAMS, yaml.safe_dump(params, sort_keys=False))
     put(root / "requests.yaml", yaml.safe_dump({"requests": dict(requests)}, sort_keys=False))
     put(root / "code.py", "x = 1\n")

@@ -26,7 +26,7 @@ GATES = (
     GateParams(metric="ira", variant="summed", direction="at_least", threshold=-0.05, relative_to_base=True, n=32),
     GateParams(metric="fpr", variant="filter", direction="at_most", threshold=0.005, n=1000),
 )
-PROMOTE = PromoteParams(margin={"ua": 0.02, "ira": 0.05})
+PROMOTE = PromoteParams(size="full", images={"quick": 24, "full": 142}, margin={"ua": 0.02, "ira": 0.05})
 POLICY = Policy(GATES, PROMOTE)
 REQUEST = {
     "target": "cat",

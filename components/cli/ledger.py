@@ -123,7 +123,7 @@ def open_ledger(params: LedgerParams, *, empty: bool | None = None) -> Ledger:
     from components.ledger.events import Ledger  # noqa: PLC0415
 
     try:
-        return Ledger(ledger_url(params), must_exist=empty is not False)
+        return Ledger(ledger_url(params.url), must_exist=empty is not False)
     except NoLedgerError:
         if not empty:
             raise

@@ -18,7 +18,7 @@ from components.export.params import ExportParams
 from components.features.params import FeaturesParams
 from components.guidance.params import GuidanceParams
 from components.ledger.params import LedgerParams
-from components.registry.params import PromoteParams
+from components.registry.params import PromoteParams, check_sizes
 from components.sae.params import SaeParams
 from components.worlds.params import JudgeParams
 
@@ -45,5 +45,6 @@ def read_params(path: Path = PARAMS) -> dict[str, Any]:
     content = read_yaml(path)
     if isinstance(content, dict) and (unknown := [name for name in content if name not in SECTIONS]):
         raise UserError(f"{path} has an unknown section {unknown[0]!r}", f"use some of: {', '.join(SECTIONS)}")
-    read = {name: read_section(name, kind, path) for name, kind in SECTIONS.items()}
+    read: dict[str, Any] = {name: read_section(name, kind, path) for name, kind in SECTIONS.items()}
+    check_sizes(read["promote"], read["evaluate"], read["attack"])
     return {k: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for k, v in read.items()}

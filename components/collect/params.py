@@ -14,7 +14,7 @@ class BenignParams(Section):
     """To set every request's threshold."""
     evaluate: int = Field(gt=0)
     """To measure it, in another grammar."""
-    real: tuple[str, ...] = ()
+    real: tuple[str, ...]
     """Files of prompts that people wrote, as `corpus.sources` has them; every threshold keeps its budget on them alone, too."""
 
 

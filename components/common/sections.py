@@ -53,6 +53,8 @@ def first_problem(error: ValidationError, where: str, section: str = "") -> User
     key = ".".join(part if part.isprintable() and len(part) <= 64 else shown(part) for part in parts)
     if problem["type"] == "extra_forbidden":
         return UserError(f"{where} has an unknown key {key!r}", "remove it or mend its spelling")
+    if problem["type"] == "missing":
+        return UserError(f"{where} lacks the key {key!r}", "add it")
     value = "" if isinstance(problem["input"], dict) else f" is {shown(problem['input'])}"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]

@@ -20,9 +20,9 @@ class FeaturesParams(Section):
     """Least difference in firing frequency between tokens of the target and tokens to retain."""
     fpr: float = Field(gt=0, lt=1)
     """False-positive budget of one request on calibration prompts that do not name its target."""
-    fpr_all: float = Field(default=0.002, gt=0, lt=1)
+    fpr_all: float = Field(gt=0, lt=1)
     """False-positive budget of all requests together: each has its share of it where that is less than `fpr`."""
-    acting: float = Field(default=2.0, ge=0)
+    acting: float = Field(ge=0)
     """Adapters that act on an unrelated prompt, on average, at most: up to so many requests all adapters act always, and the
     more requests there are, the closer to its own threshold each waits (docs/decisions/0029). With 0 an adapter acts where
     its request's filter flags, and nowhere else."""

@@ -17,9 +17,10 @@ import sqlalchemy as sa
 from sqlalchemy import event, exc
 
 from components.common.errors import ArtifactError, StageError, TransientError, UserError
-from components.ledger.params import LedgerParams
 
 VARIABLE = "EXPUNGE_LEDGER_URL"
+UNCONFIGURED = "sqlite:///ledger.db"
+"""Where a ledger is looked for beside no params.yaml."""
 NEWEST = "0001"
 VERSIONS = sa.table("ledger_version", sa.column("version_num"))
 """Alembic's table, under a name of its own: a database may hold MLflow's tables too."""
@@ -34,9 +35,9 @@ class NoLedgerError(UserError):
     """There is no ledger yet where one must be."""
 
 
-def ledger_url(params: LedgerParams, root: Path = Path()) -> str:
-    """EXPUNGE_LEDGER_URL if it is set, else the URL of params.yaml; a relative path of SQLite's starts in `root`."""
-    text = os.environ.get(VARIABLE) or params.url
+def ledger_url(configured: str, root: Path = Path()) -> str:
+    """EXPUNGE_LEDGER_URL if it is set, else that of params.yaml (`configured`); a relative path of SQLite's starts in `root`."""
+    text = os.environ.get(VARIABLE) or configured
     url = _checked(text)
     if not url.drivername.startswith("sqlite") or url.database in (None, "", ":memory:"):
         return text

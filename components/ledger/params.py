@@ -12,11 +12,11 @@ from components.common.sections import Section
 class LedgerParams(Section):
     """The ledger. No stage reads this section."""
 
-    url: str = "sqlite:///ledger.db"
+    url: str
     """SQLAlchemy URL of the database, SQLite or PostgreSQL, without a password; EXPUNGE_LEDGER_URL goes before it."""
-    withdrawal_hours: float = Field(default=24.0, ge=0)
+    withdrawal_hours: float = Field(ge=0)
     """Hours after its submission in which a request can be withdrawn; it is not trained before they are over."""
-    four_eyes: bool = False
+    four_eyes: bool
     """Whether a release needs the approval of someone who did not submit it."""
 
     @field_validator("url")

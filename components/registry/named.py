@@ -8,7 +8,7 @@ from pathlib import Path
 
 from components.common.errors import ArtifactError, UserError
 from components.common.sections import PARAMS, read_section
-from components.ledger.database import VARIABLE, NoLedgerError, ledger_url
+from components.ledger.database import UNCONFIGURED, VARIABLE, NoLedgerError, ledger_url
 from components.ledger.events import Ledger
 from components.ledger.params import LedgerParams
 from components.ledger.releases import ALIASES, History, known, read_history
@@ -63,9 +63,9 @@ def find_history(root: Path) -> History | None:
     One that was named and cannot be read is an error, as in `connect`.
     """
     params = root / PARAMS
-    section = read_section("ledger", LedgerParams, params) if params.is_file() else LedgerParams()
+    configured = read_section("ledger", LedgerParams, params).url if params.is_file() else UNCONFIGURED
     try:
-        return read_history(Ledger(ledger_url(section, root), must_exist=True))
+        return read_history(Ledger(ledger_url(configured, root), must_exist=True))
     except NoLedgerError:
         if VARIABLE in os.environ:
             raise

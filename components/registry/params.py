@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
+from components.common.errors import UserError
 from components.common.sections import Section
-from components.evaluate.params import check_metric
+from components.evaluate.attacks.params import AttackParams
+from components.evaluate.params import EvaluateParams, check_metric
 
 
 class PromoteParams(Section):
     """Promotion. No stage reads this section."""
 
-    size: str = "full"
+    size: str
     """Smallest size of an evaluation that promotes: a key of `images`."""
-    images: dict[str, int] = Field(default={"quick": 24, "full": 142})
-    """By size of the evaluation, the fewest images behind a gate on erasure: of 142 at most 2 may fail for an upper bound of 5 %."""
-    margin: dict[str, float] = Field(default={})
+    images: dict[str, int]
+    """By size of the evaluation and of the attacks, the fewest images behind a gate on erasure: of 142 at most 2 may fail for an
+    upper bound of 5 %. A size that is not listed promotes nothing."""
+    margin: dict[str, float]
     """By metric, how much worse than the champion's a value may be, in the metric's unit; 0 for a metric that is not listed."""
 
     @model_validator(mode="after")
@@ -27,3 +30,14 @@ class PromoteParams(Section):
         for metric in self.margin:
             check_metric("promote.margin", metric)
         return self
+
+
+def check_sizes(promote: PromoteParams, evaluate: EvaluateParams, attack: AttackParams) -> None:
+    """`UserError` for a size in `promote.images` that no evaluation and no attacks have."""
+    known = dict.fromkeys([*evaluate.sizes, *attack.sizes])
+    for size in promote.images:
+        if size not in known:
+            raise UserError(
+                f"promote.images names the size {size!r}, which evaluate.sizes and attack.sizes lack",
+                f"use some of: {', '.join(known)}",
+            )

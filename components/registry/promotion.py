@@ -24,7 +24,7 @@ from components.ledger.events import Entry, Event, Ledger
 from components.ledger.params import LedgerParams
 from components.ledger.releases import ALIASES, History, known, read_history
 from components.registry.checks import Assessment, Evidence, assess, check_attacks, scopes
-from components.registry.params import PromoteParams
+from components.registry.params import PromoteParams, check_sizes
 from components.registry.release import Release
 
 _MOST_RACES = 5  # times that aliases are set anew because somebody has acted meanwhile
@@ -236,12 +236,10 @@ def wanted_aliases(history: History, store: Store) -> dict[str, int]:
 def read_policy(root: Path = Path()) -> Policy:
     """The policy of the params.yaml in `root`."""
     path = root / "params.yaml"
-    return Policy(
-        read_section("evaluate", EvaluateParams, path).gates,
-        read_section("promote", PromoteParams, path),
-        read_section("ledger", LedgerParams, path).four_eyes,
-        read_section("attack", AttackParams, path),
-    )
+    evaluate = read_section("evaluate", EvaluateParams, path)
+    promote, attack = read_section("promote", PromoteParams, path), read_section("attack", AttackParams, path)
+    check_sizes(promote, evaluate, attack)
+    return Policy(evaluate.gates, promote, read_section("ledger", LedgerParams, path).four_eyes, attack)
 
 
 @contextmanager

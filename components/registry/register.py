@@ -53,4 +53,4 @@ def note_version(ledger: Ledger, version: Version, actor: str) -> None:
 
 def open_ledger(root: Path) -> Ledger:
     """The ledger of the project in `root`, made if there is none; a SQLite file's path is relative to `root`."""
-    return Ledger(ledger_url(read_section("ledger", LedgerParams, root / PARAMS), root))
+    return Ledger(ledger_url(read_section("ledger", LedgerParams, root / PARAMS).url, root))

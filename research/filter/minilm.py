@@ -42,7 +42,14 @@ HOOKPOINT = "encoder.layer.1"
 LEAST_UNIT = 0.1
 """In log-odds: a concept whose threshold lies at or above its own names is not scaled beyond this."""
 FEATURES = FeaturesParams(
-    max_features=32, context_features=32, min_contrast=0.1, fpr=0.001, fit="sample", positions=POSITION_CLASSES
+    max_features=32,
+    context_features=32,
+    min_contrast=0.1,
+    fpr=0.001,
+    fpr_all=0.002,
+    acting=2.0,
+    fit="sample",
+    positions=POSITION_CLASSES,
 )
 
 

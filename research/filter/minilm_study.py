@@ -79,7 +79,7 @@ def sae_params(sizes: Sizes) -> SaeParams:
 
 def draw_corpus(world: TemplatedWorld, sizes: Sizes) -> dict[str, list[str]]:
     """Everyday English by split: train and held_out for the SAE, calibrate and evaluate as benign prompts."""
-    benign = BenignParams(calibrate=sizes.benign, evaluate=sizes.benign)
+    benign = BenignParams(calibrate=sizes.benign, evaluate=sizes.benign, real=())
     params = CorpusParams(captions=1, english=sizes.corpus, benign=benign, held_out=0.05, seed=0)
     drawn = build_corpus(world, params, [])
     english = drawn[drawn["source"] == "english"]

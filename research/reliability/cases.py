@@ -18,7 +18,10 @@ import yaml
 from research.reliability.mutate import NO_FILES, Case, encoded, fuzzed, yaml_case
 
 PARAMS = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))
-OPTIONAL = ("sources", "relative_to_base", "clip")
+OPTIONAL = ("sources", "relative_to_base", "attack", "second_judge")
+"""Keys that docs/ say may be left out; a project without any judge is legal, too."""
+NAMED = ("sizes", "images", "margin")
+"""Mappings whose keys are the user's choice: one less is no mistake, one of a name that means nothing is."""
 CHOICES = ("activation", "metric", "hold", "precision", "variant", "direction", "size")
 WORDS = ("cat", "Dog", "wind turbine", "café", "naïve art", "rock 'n' roll", "007", "no", "猫", "lion", "x-ray", "null", "Straße")  # fmt: skip
 INVISIBLE = ("\u200b", "\u202e", "\u00ad", "\u2060", "\x07", "\n", "\u2028", "\u3164", "\ufe0f", "\U000e0041", "\ud800")
@@ -136,7 +139,7 @@ def _params_meaning(content: dict[str, Any], rng: random.Random) -> str:
     value = within[key]
     numbers = (float("nan"), float("inf"), 10**20, "3", "many", "", None, True, [], [1], {})
     if rng.random() < 0.15 and isinstance(within, dict):
-        if key in OPTIONAL or rng.random() < 0.5 or above[-1:] == ["sizes"]:
+        if key in OPTIONAL or rng.random() < 0.5 or above[-1:] in ([name] for name in (*NAMED, "judge")):
             within["widht"] = rng.choice([value, 1, "x"])
             return (
                 "unknown key"
@@ -152,7 +155,13 @@ def _params_meaning(content: dict[str, Any], rng: random.Random) -> str:
     elif isinstance(value, float):
         within[key] = rng.choice(numbers)
     elif isinstance(value, str):
-        within[key] = rng.choice([v for v in (*NOT_TEXT, "nonsense" if key in CHOICES else False) if v is not None])
+        within[key] = rng.choice(
+            [
+                v
+                for v in (*NOT_TEXT, "nonsense" if key in CHOICES else False)
+                if v is not None and not (key == "hookpoint" and v == ["a"])  # a list of one for each text encoder
+            ]
+        )
     else:
         within[key] = rng.choice([None, "text", 7, True, [7], {"a": 7}])
     return f"{key} is {within[key]!r}"

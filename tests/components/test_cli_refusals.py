@@ -93,13 +93,17 @@ def test_text_that_the_terminal_cannot_show_is_escaped(project):
     [
         (lambda p: p["promote"]["margin"].update(auc=0.1), "promote.margin='auc' is not among the metrics (ua,"),
         (lambda p: p["promote"]["images"].update(full=0), "promote.images are counts"),
+        (
+            lambda p: p["promote"]["images"].update(ful=142),
+            "promote.images names the size 'ful', which evaluate.sizes and",
+        ),
         (lambda p: p["promote"].update(size="whole"), "promote.size='whole' is not among promote.images ("),
         (lambda p: p["evaluate"]["gates"][0].update(metric="uaa"), "metric='uaa' is not among the metrics (ua,"),
     ],
 )
 @pytest.mark.usefixtures("project")
 def test_a_part_that_means_nothing_is_refused(change, said):
-    """A margin or a gate on what no evaluation measures, or a promotion by no image: one sentence, before anything runs."""
+    """A margin or a gate on what no evaluation measures, a promotion by no image or of a size that nothing has: one sentence, before anything runs."""
     params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     change(params)
     Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")

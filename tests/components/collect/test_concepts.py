@@ -114,7 +114,7 @@ def test_records_and_tables_are_read_as_they_were_written(tmp_path, prompts):
         ("{", "request.json is not JSON; write it again"),
         ('{"version": 2}', "request.json has version 2, not 1; write it again"),
         ("[]", "request.json has version None, not 1; write it again"),
-        ('{"version": 1, "id": "a"}', "request.json: request"),
+        ('{"version": 1, "id": "a"}', "request.json lacks the key 'request'; write it again"),
     ],
 )
 def test_a_record_that_is_none_is_one_sentence(tmp_path, content, said):

@@ -7,7 +7,9 @@ from components.common.words import folded, mentions
 from components.worlds.load import load_world
 
 WORLD = load_world("openmoji")
-PARAMS = CorpusParams(captions=400, english=400, benign=BenignParams(calibrate=200, evaluate=100), held_out=0.1, seed=0)
+PARAMS = CorpusParams(
+    captions=400, english=400, benign=BenignParams(calibrate=200, evaluate=100, real=()), held_out=0.1, seed=0
+)
 
 
 def small_corpus():
@@ -37,7 +39,9 @@ def test_corpus_never_holds_a_reserved_name(corpus):
 def test_corpus_splits_a_users_own_prompts():
     """Of a user's prompts half train the SAE, two in five calibrate and one in ten measure, each in one split alone."""
     own = [f"prompt number {i}" for i in range(2000)]
-    few = PARAMS.model_copy(update={"captions": 50, "english": 50, "benign": BenignParams(calibrate=50, evaluate=50)})
+    few = PARAMS.model_copy(
+        update={"captions": 50, "english": 50, "benign": BenignParams(calibrate=50, evaluate=50, real=())}
+    )
     table = build_corpus(WORLD, few, [*own, *own])
     mine = table[table["source"] == SOURCES]
 
@@ -56,7 +60,9 @@ def test_corpus_same_seed_same_table(corpus):
 
 def test_corpus_holds_one_prompt_for_all_its_forms():
     """Case, spacing and Unicode form make no second prompt, so that no prompt is in two splits; the first form stays."""
-    few = PARAMS.model_copy(update={"captions": 50, "english": 50, "benign": BenignParams(calibrate=50, evaluate=50)})
+    few = PARAMS.model_copy(
+        update={"captions": 50, "english": 50, "benign": BenignParams(calibrate=50, evaluate=50, real=())}
+    )
     world = next(WORLD.benign(50, split="calibrate", seed=0))
     table = build_corpus(WORLD, few, ["A  Straße", "a strasse", "Ａ STRASSE ", world.upper()])
 

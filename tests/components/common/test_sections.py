@@ -1,4 +1,6 @@
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -50,6 +52,33 @@ def test_every_field_is_documented():
     assert bare == []
 
 
+def optional(kind, name):
+    """The dotted names of all keys below a section that may be left out; a list's items have no name of their own."""
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        return [found for part in get_args(kind) for found in optional(part, name)]
+    here = [f"{name}.{key}" for key, field in kind.model_fields.items() if not field.is_required()]
+    below = (optional(field.annotation, f"{name}.{key}") for key, field in kind.model_fields.items())
+    return [*here, *(found for each in below for found in each)]
+
+
+def test_what_may_be_left_out_is_documented():
+    """No key has a default that decides anything, but for judges and those that docs/your-model.md lists."""
+    found = {key for section, kind in SECTIONS.items() if section != "judge" for key in optional(kind, section)}
+    judge = optional(SECTIONS["judge"], "judge")
+    table = (ROOT / "docs/your-model.md").read_text().split("These may be left out:")[1].split("\n\nThe ")[0]
+    listed = set(re.findall(r"`([\w.]+)`", table))
+
+    assert found == {
+        "corpus.sources", "evaluate.gates.relative_to_base", "attack.sizes.gates.attack", "attack.sizes.seconds",
+        "attack.second_judge", "probe.second_judge",
+    }  # fmt: skip
+    assert {key.rpartition(".")[2] if key != "corpus.sources" else key for key in found} <= listed
+    assert {key.rpartition(".")[2] for key in judge if key.count(".") == 2} <= listed
+    assert {name: SECTIONS["judge"].model_fields[name].default for name in ("sensitivity", "specificity", "worn", "disagreement")} == {
+        name: float(value) for name, value in re.findall(r"`(\w+)` (?:is )?(0\.\d+)", table)
+    }  # fmt: skip
+
+
 def test_a_section_is_read_alone(tmp_path):
     """Nonsense in another section does not touch the one that is read."""
     path = params_with(tmp_path, lambda c: c["guidance"].update(rank="many"))
@@ -67,6 +96,9 @@ def test_a_section_is_read_alone(tmp_path):
         (lambda c: c["guidance"].update(hold="tight"), "guidance.hold is 'tight'"),
         (lambda c: c["guidance"].update(parameters="xattn"), "unknown key 'guidance.parameters'"),
         (lambda c: c["features"].update(positions=["bos"]), "features.positions.0 is 'bos'"),
+        (lambda c: c["ledger"].pop("four_eyes"), "lacks the key 'ledger.four_eyes'; add it"),
+        (lambda c: c["promote"].pop("margin"), "lacks the key 'promote.margin'"),
+        (lambda c: c["corpus"]["benign"].pop("real"), "lacks the key 'corpus.benign.real'"),
         (lambda c: c.pop("sae"), "has no section 'sae'; add it"),
     ],
 )

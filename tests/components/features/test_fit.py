@@ -17,6 +17,7 @@ SETTINGS = FeaturesParams(
     min_contrast=0.02,
     fpr=0.02,
     fpr_all=0.02,
+    acting=2.0,
     fit="sample",
     positions=("target", "later"),
 )

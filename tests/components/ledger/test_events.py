@@ -279,11 +279,11 @@ def test_a_file_that_is_no_database(tmp_path):
 def test_url(monkeypatch):
     """The variable goes before params.yaml, which may not hold a password."""
     monkeypatch.delenv(database.VARIABLE, raising=False)
-    assert database.ledger_url(LedgerParams()) == "sqlite:///ledger.db"
+    assert database.ledger_url("sqlite:///ledger.db") == "sqlite:///ledger.db"
     monkeypatch.setenv(database.VARIABLE, "sqlite:///other.db")
-    assert database.ledger_url(LedgerParams()) == "sqlite:///other.db"
+    assert database.ledger_url("sqlite:///ledger.db") == "sqlite:///other.db"
     with pytest.raises(ValueError, match=r"a password does not belong in params.yaml"):
-        LedgerParams(url="postgresql://ann:secret@host/x")
+        LedgerParams(url="postgresql://ann:secret@host/x", withdrawal_hours=24.0, four_eyes=False)
 
 
 def test_events_are_json(url):

@@ -82,7 +82,7 @@ def test_nothing_is_no_pass():
 
 def test_size():
     """`quick` and an unknown size are refused where full is asked for; full passes where quick is; few images are no full size."""
-    quick = PromoteParams(size="quick")
+    quick = PROMOTE.model_copy(update={"size": "quick", "margin": {}})
     few = Shown(ua=24, ira=23, images=24)
 
     assert failed(assess(release(few, "quick"), GATES, PROMOTE))[-1] == ("size", "size")
@@ -110,7 +110,7 @@ def test_a_candidate_may_not_be_worse_than_the_champion():
     few = Evidence("full", metrics_of(Shown(ua=15, ira=15, images=16), {"r-1": CAT}), {"r-1": CAT})
     full = Evidence("full", metrics_of(Shown(ua=16, ira=16, images=16), {"r-1": CAT}), {"r-1": CAT})
     gates = [gate.model_copy(update={"n": 1}) for gate in GATES]
-    found = assess(few, gates, PromoteParams(images={"full": 1}), champion=full)
+    found = assess(few, gates, PROMOTE.model_copy(update={"images": {"full": 1}, "margin": {}}), champion=full)
     assert {check for _, check in failed(found)} == {"gate"}  # 1 of 16 less is chance
 
 
@@ -167,4 +167,4 @@ def test_direction_is_symmetric(old, new):
 def test_params_that_make_no_sense(section, said):
     """Each is one sentence."""
     with pytest.raises(UserError, match=said):
-        validated(section, PromoteParams, "params.yaml", "promote")
+        validated(PROMOTE.model_dump() | section, PromoteParams, "params.yaml", "promote")

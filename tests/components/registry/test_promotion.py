@@ -12,11 +12,10 @@ from components.ledger.events import Ledger
 from components.ledger.releases import History, read_history
 from components.registry import promotion
 from components.registry.compare import compare
-from components.registry.params import PromoteParams
 from components.registry.promotion import RefusedError, Registrar, read_policy
 from components.registry.release import read_release
 from tests.toyattacks import attack_params
-from tests.toyregistry import GATES, POLICY, REQUEST, Shown, Store, write_release
+from tests.toyregistry import GATES, POLICY, PROMOTE, REQUEST, Shown, Store, write_release
 
 DAY = timedelta(days=1)
 IRA = ("r-1/summed/ira", "joint/summed/ira")
@@ -257,7 +256,7 @@ def test_quick_is_refused_unless_it_is_asked_for(world):
         world.by("bob").approve(version)
         with pytest.raises(RefusedError, match=said):
             world.by("carl").promote(version)
-    world.policy = world.policy._replace(promote=PromoteParams(size="quick"))
+    world.policy = world.policy._replace(promote=PROMOTE.model_copy(update={"size": "quick", "margin": {}}))
 
     assert world.by("carl").promote(1).champion == 1
 
@@ -422,7 +421,7 @@ def test_quick_attacks_are_refused_unless_they_are_asked_for(world):
     world.by("bob").approve(1)
     with pytest.raises(RefusedError, match=r"fails attacks \(the attacks' size 'quick' is not 'full'"):
         world.by("carl").promote(1)
-    world.policy = POLICY._replace(promote=PromoteParams(size="quick"))
+    world.policy = POLICY._replace(promote=PROMOTE.model_copy(update={"size": "quick", "margin": {}}))
     assert world.by("carl").promote(1).result == "PASSED"
 
 

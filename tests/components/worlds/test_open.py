@@ -133,7 +133,7 @@ def test_category_targets_its_members():
 def test_corpus_keeps_whole_words():
     """Words that contain another name are no reason to drop a caption; the table is a function of its arguments."""
     params = CorpusParams(
-        captions=3000, english=300, benign=BenignParams(calibrate=300, evaluate=200), held_out=0.1, seed=0
+        captions=3000, english=300, benign=BenignParams(calibrate=300, evaluate=200, real=()), held_out=0.1, seed=0
     )
     one, two = (build_corpus(WORLD, params, []) for _ in range(2))
 

@@ -32,7 +32,7 @@ def put(*keys, value):
     ("change", "said"),
     [
         (put("default_style", value="oil"), "; default_style 'oil' is not among the styles (photo, woodcut)"),
-        (put("default_style", value=None), ": default_style; field required"),
+        (put("default_style", value=None), "lacks the key 'default_style'; add it"),
         (put("colour", value=1), " has an unknown key 'colour'; remove it or mend its spelling"),
         (put("words", value="nltk"), ": words.package is 'nltk'; input should be 'wonderwords'"),
         (
