@@ -88,7 +88,7 @@ def told(error: OSError) -> StageError:
     if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
         _, name, said = error.args[0][0]  # of several files that could not be copied, the first
     if name is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        name = " or ".join(_full_places())
+        name = " or ".join(_full_places()) or "the output or a file"  # /dev/full, or space was made meanwhile
     return StageError(f"{os.fsdecode(name) if name else 'a file'}: {said}", remedy_of(error))
 
 

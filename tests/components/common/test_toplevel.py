@@ -136,6 +136,16 @@ def test_a_signal_ends_a_program_and_what_it_started(number, code):
     assert not Path(f"/proc/{child}").exists()
 
 
+def test_an_output_that_takes_nothing():
+    """Printing to a full device is said of the output, in one sentence."""
+    body = "from components.common.toplevel import one_sentence\nwith one_sentence('expunge'):\n    print('x' * 99999, flush=True)"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", body], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)  # fmt: skip
+
+    assert done.returncode == 4
+    assert done.stderr == "expunge: the output or a file: No space left on device; free some space\n"
+
+
 def test_nohup_keeps_its_program():
     """A program that ignores SIGHUP from its start goes on."""
     body = (
