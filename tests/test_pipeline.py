@@ -122,54 +122,75 @@ def project(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def fitted(project):
-    """The project with everything up to the filter and the adapters."""
-    dvc(project, "repro", "features", "guidance@r-1", "guidance@r-2")
+def filtered(project):
+    """The project with everything up to the filter."""
+    dvc(project, "repro", "features")
     return project
 
 
 @pytest.fixture(scope="module")
-def evaluated(fitted):
+def trained(filtered):
+    """And with the adapters."""
+    dvc(filtered, "repro", "guidance@r-1", "guidance@r-2")
+    return filtered
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained):
+    """And evaluated."""
+    dvc(trained, "repro", "evaluate")
+    return trained
+
+
+@pytest.fixture(scope="module")
+def attacked(evaluated):
+    """And attacked."""
+    dvc(evaluated, "repro", "attack")
+    return evaluated
+
+
+@pytest.fixture(scope="module")
+def reproduced(attacked):
     """The project with everything reproduced."""
-    dvc(fitted, "repro")
-    return fitted
+    dvc(attacked, "repro")
+    return attacked
 
 
-def test_text_stages_write_prompts_autoencoder_and_filter(fitted):
+def test_text_stages_write_prompts_autoencoder_and_filter(filtered):
     """Records, disjoint prompts, an autoencoder in SAELens' layout and a filter that flags a listed name and not its neighbour."""
     from components.diffusion.text import load_towers
     from components.filter.artifact import open_filters
     from components.filter.encoder import FilteredTextEncoder
     from components.sae.model import read_sae
 
-    record = json.loads((fitted / "data/concepts/r-1/request.json").read_text())
+    record = json.loads((filtered / "data/concepts/r-1/request.json").read_text())
     assert (record["labels"], record["is_style"], record["avoid"]) == (["cat"], False, ["cat", "dog", "lion"])
     assert record["names"]["select"] == ["cat", "kitty"]
     assert record["names"]["evaluate"] == ["cat", "kitty", "feline"]
-    table = pd.read_parquet(fitted / "data/concepts/r-1/prompts.parquet")
-    corpus = pd.read_parquet(fitted / "data/corpus/prompts.parquet")
+    table = pd.read_parquet(filtered / "data/concepts/r-1/prompts.parquet")
+    corpus = pd.read_parquet(filtered / "data/corpus/prompts.parquet")
     evaluation = set(table.loc[table["split"] == "evaluate", "prompt"])
     assert evaluation
     assert not evaluation & set(table.loc[table["split"] != "evaluate", "prompt"])
     assert not evaluation & set(corpus.loc[corpus["split"] != "evaluate", "prompt"])
-    sae, _ = read_sae(fitted / "models/sae")
+    sae, _ = read_sae(filtered / "models/sae")
     assert (sae.d_sae, sae.d_in) == (512, 256)
     assert sae.W_dec.norm(dim=1).sub(1).abs().max() < 1e-4
-    base = fitted / "assets/openmoji"
+    base = filtered / "assets/openmoji"
     towers = load_towers(base, ["encoder.layers.0"])
-    filters = open_filters(fitted / "models/filter", base, towers.hookpoints).filters
+    filters = open_filters(filtered / "models/filter", base, towers.hookpoints).filters
     assert set(filters) == {"r-1", "r-2"}
     _, seen = FilteredTextEncoder(towers, filters).encode(towers.tokenize(["a feline", "a spook"]))
     assert seen.flagged[0].tolist()[0]
     assert seen.flagged[1].tolist()[1]
 
 
-def test_guidance_stage_writes_an_adapter_that_diffusers_loads(fitted):
+def test_guidance_stage_writes_an_adapter_that_diffusers_loads(trained):
     """The adapter changes what a stock pipeline draws for the target; a request without the channel has none."""
     import torch
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(fitted / "assets/openmoji", local_files_only=True)
+    pipe = StableDiffusionPipeline.from_pretrained(trained / "assets/openmoji", local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
 
     def shot():
@@ -177,10 +198,10 @@ def test_guidance_stage_writes_an_adapter_that_diffusers_loads(fitted):
         return pipe("a cat", num_inference_steps=3, output_type="np", generator=rng).images
 
     before = shot()
-    pipe.load_lora_weights(fitted / "models/guidance/r-1")
+    pipe.load_lora_weights(trained / "models/guidance/r-1")
 
     assert np.abs(shot() - before).max() > 0.01
-    assert not list((fitted / "models/guidance/r-2").glob("*.safetensors"))
+    assert not list((trained / "models/guidance/r-2").glob("*.safetensors"))
 
 
 def test_evaluation_writes_metrics_verdict_and_page(evaluated):
@@ -215,9 +236,9 @@ def test_evaluation_writes_metrics_verdict_and_page(evaluated):
     assert first.size[1] > 2 * 256
 
 
-def test_attacks_write_results_verdict_and_page(evaluated):
+def test_attacks_write_results_verdict_and_page(attacked):
     """The stage attacks both requests, states what it attacked by digest, and fails where it has too little evidence."""
-    folder = evaluated / "reports/attacks"
+    folder = attacked / "reports/attacks"
     results, verdict = (json.loads((folder / name).read_text()) for name in ("results.json", "verdict.json"))
 
     assert set(results["requests"]) == {"r-1", "r-2"}
@@ -229,9 +250,9 @@ def test_attacks_write_results_verdict_and_page(evaluated):
     assert "<h1>Attacks" in (folder / "page.html").read_text()
 
 
-def test_export_writes_a_graph_that_decides_as_torch(evaluated):
+def test_export_writes_a_graph_that_decides_as_torch(reproduced):
     """The ONNX graph and torch agree on every prompt of the parity report, some of them flagged."""
-    report = json.loads((evaluated / "models/onnx/parity.json").read_text())
+    report = json.loads((reproduced / "models/onnx/parity.json").read_text())
 
     assert report["parity"]["decisions_agree"]
     assert 0 < report["parity"]["flagged"] < report["parity"]["prompts"]
@@ -240,42 +261,42 @@ def test_export_writes_a_graph_that_decides_as_torch(evaluated):
 
 
 @pytest.mark.parametrize("what", [what for what in EDITS if "research" not in what])
-def test_an_edit_re_runs_what_can_reach_it(evaluated, what):
+def test_an_edit_re_runs_what_can_reach_it(reproduced, what):
     """In a project where nothing is to be run, an edit re-runs at most the stages whose code can reach the edited file."""
     edit, allowed = EDITS[what]
-    with Repo(str(evaluated)) as repo:
+    with Repo(str(reproduced)) as repo:
         assert repo.status() == {}
-    edit(evaluated)
+    edit(reproduced)
     try:
-        with Repo(str(evaluated)) as repo:
+        with Repo(str(reproduced)) as repo:
             found = {stage.split(":")[-1].split("@")[0] for stage in repo.status()}
     finally:
-        subprocess.run(["git", "checkout", "--quiet", "."], cwd=evaluated, check=True)
-        subprocess.run(["git", "clean", "-fdq", "components", "flows"], cwd=evaluated, check=True)
+        subprocess.run(["git", "checkout", "--quiet", "."], cwd=reproduced, check=True)
+        subprocess.run(["git", "clean", "-fdq", "components", "flows"], cwd=reproduced, check=True)
 
     assert found <= allowed
     assert bool(found) == bool(allowed)
 
 
-def test_a_new_anchor_trains_that_request_again_and_nothing_else(evaluated):
+def test_a_new_anchor_trains_that_request_again_and_nothing_else(reproduced):
     """After the concepts stage has seen the new anchor, dvc would run that adapter, the filter and what follows: no SAE, no other adapter."""
-    path = evaluated / "requests.yaml"
+    path = reproduced / "requests.yaml"
     before = path.read_text()
-    lock, concepts = (evaluated / "dvc.lock").read_text(), evaluated / "data/concepts"
-    shutil.copytree(concepts, evaluated / "data/before")
+    lock, concepts = (reproduced / "dvc.lock").read_text(), reproduced / "data/concepts"
+    shutil.copytree(concepts, reproduced / "data/before")
     path.write_text(before.replace("anchor: dog", "anchor: horse"))
-    dvc(evaluated, "repro", "--single-item", "concepts")
-    found = set(json.loads(dvc(evaluated, "status", "--json")))
+    dvc(reproduced, "repro", "--single-item", "concepts")
+    found = set(json.loads(dvc(reproduced, "status", "--json")))
     path.write_text(before)
-    (evaluated / "dvc.lock").write_text(lock)
+    (reproduced / "dvc.lock").write_text(lock)
     shutil.rmtree(concepts)
-    (evaluated / "data/before").rename(concepts)
+    (reproduced / "data/before").rename(concepts)
 
     assert found == {"features", "guidance@r-1", "evaluate", "attack", "export"}
-    assert json.loads(dvc(evaluated, "status", "--json")) == {}
+    assert json.loads(dvc(reproduced, "status", "--json")) == {}
 
 
-def test_flow_reproduces_what_changed_and_registers_it(evaluated, monkeypatch):
+def test_flow_reproduces_what_changed_and_registers_it(reproduced, monkeypatch):
     """The flow runs every stage as a task, reproduces a stage whose parameters changed, and registers a loadable version; run again it reproduces nothing."""
     import mlflow
     from mlflow import MlflowClient
@@ -284,34 +305,34 @@ def test_flow_reproduces_what_changed_and_registers_it(evaluated, monkeypatch):
     from flows.retrain import retrain
 
     monkeypatch.setenv("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{evaluated / 'mlflow.db'}")
-    params = evaluated / "params.yaml"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{reproduced / 'mlflow.db'}")
+    params = reproduced / "params.yaml"
     params.write_text(params.read_text().replace("  tolerance: 0.0001", "  tolerance: 0.0002"))
-    before = times(evaluated)
+    before = times(reproduced)
     with prefect_test_harness(server_startup_timeout=180):
-        said = retrain(str(evaluated))
-        after = times(evaluated)
-        assert {p.relative_to(evaluated).parts[1] for p in after if after[p] != before.get(p)} == {"onnx"}
-        assert retrain(str(evaluated)) == said
-    assert times(evaluated) == after
+        said = retrain(str(reproduced))
+        after = times(reproduced)
+        assert {p.relative_to(reproduced).parts[1] for p in after if after[p] != before.get(p)} == {"onnx"}
+        assert retrain(str(reproduced)) == said
+    assert times(reproduced) == after
 
-    verdict = json.loads((evaluated / "reports/evaluate/verdict.json").read_text())
+    verdict = json.loads((reproduced / "reports/evaluate/verdict.json").read_text())
     assert said == ("pass" if verdict["passed"] else "fail")
     client = MlflowClient()
     version = client.get_model_version_by_alias("expunge", "candidate")
     assert version.tags["verdict"] == said
     head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=evaluated, capture_output=True, text=True, check=True
+        ["git", "rev-parse", "HEAD"], cwd=reproduced, capture_output=True, text=True, check=True
     ).stdout.strip()
     run = mlflow.get_run(version.run_id)
     assert run.data.tags["git.commit"] == head
     assert run.data.params["guidance.steps"] == "3"
     assert (
         run.data.metrics["r-1/gated/ua"]
-        == json.loads((evaluated / "reports/evaluate/metrics.json").read_text())["requests"]["r-1"]["gated"]["ua"][
+        == json.loads((reproduced / "reports/evaluate/metrics.json").read_text())["requests"]["r-1"]["gated"]["ua"][
             "value"
         ]
     )
     fetched = Path(mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path="release/adapters/r-1"))
     name = "pytorch_lora_weights.safetensors"
-    assert (fetched / name).read_bytes() == (evaluated / "models/guidance/r-1" / name).read_bytes()
+    assert (fetched / name).read_bytes() == (reproduced / "models/guidance/r-1" / name).read_bytes()
