@@ -1,4 +1,4 @@
-"""`python -m research.reliability inputs --n 10000`: runs one part (inputs, kills, places, altered) and writes its rows."""
+"""`python -m research.reliability inputs --n 10000`: runs one part (inputs, kills, writers, places, altered) and writes its rows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from research.reliability.projects import Retrain, Run, Small, Toy
 from research.reliability.run import measure_inputs, measure_large
 from research.reliability.show import SHOW
 from research.reliability.worker import measure_worker
+from research.reliability.writers import measure_writers
 from research.show import publish
 
 PROJECTS = {"toy": Toy, "small": Small, "run": Run, "retrain": Retrain}
@@ -33,6 +34,8 @@ def main() -> None:
     bytes_ = parts.add_parser("altered", help="alter one byte of each kind of artifact; every command must refuse")
     bytes_.add_argument("--times", type=int, default=3, help="of each kind")
     bytes_.add_argument("--seed", type=int, default=0)
+    writers = parts.add_parser("writers", help="add, withdraw and submit requests in ten processes at once")
+    writers.add_argument("--times", type=int, default=5, help="rounds")
     around = parts.add_parser(
         "places", help="run commands where files, account, locale or tools are not the usual ones"
     )
@@ -41,6 +44,9 @@ def main() -> None:
     if given.part == "places":
         rows = measure_places("python -m research.reliability places", lambda name: given.only in name)
         publish([] if given.only else rows, SHOW)  # some places are no measurement of all
+        return
+    if given.part == "writers":
+        publish(measure_writers(given.times, f"python -m research.reliability writers --times {given.times}"), SHOW)
         return
     if given.part == "altered":
         command = f"python -m research.reliability altered --times {given.times} --seed {given.seed}"

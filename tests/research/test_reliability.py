@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from components.common.errors import UserError
-from research.reliability import altered, places, run
+from research.reliability import altered, places, run, writers
 from research.reliability.mutate import Case
 from research.reliability.run import measure_inputs, outcome
 from research.reliability.show import largest, share
@@ -115,3 +115,18 @@ def test_a_byte_is_altered_in_what_a_file_says(tmp_path):
         at, content = altered.bit_changed(path, whole, rng)
         assert at >= whole.index(b"sae") - 1 or altered.says(content) == content
         assert (int.from_bytes(whole) ^ int.from_bytes(content)).bit_count() == 1
+
+
+@pytest.mark.slow
+def test_a_writer_that_writes_nothing_is_found_out(tmp_path, monkeypatch):
+    """An addition that ends well and leaves nothing is counted as lost, in the file and among those withdrawn later."""
+    start = writers._start
+
+    def forgetful(folder, *arguments):
+        return start(folder, *(("list",) if arguments[:2] == ("add", "pizza") else arguments))
+
+    monkeypatch.setattr(writers, "_start", forgetful)
+    failed, wrong = writers.one_round(tmp_path / "project")
+
+    assert failed == 0
+    assert wrong == 2  # after the first ten, and at the end
