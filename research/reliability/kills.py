@@ -234,6 +234,7 @@ def measure_kills(
                 found.append((kind, done))
                 tqdm.write(f"{kind} in {stage}: {', '.join(done.faults(kind)) or 'fine'} ({done.seconds:.1f} s)")
     n, of = len(found), type(project).__name__.lower()
+    of += f"; {', '.join(kinds)}" if tuple(kinds) != KINDS else ""
     faulty = {
         "did not resume with equal bytes": sum(not d.equal for _, d in found),
         "left a process after 15 s": sum(d.leftovers > 0 for _, d in found),
