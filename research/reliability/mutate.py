@@ -104,7 +104,8 @@ def _yaml_refused(text: str, rng: random.Random) -> tuple[str, bytes]:
             ("line separator", f"{indent}{key}: {value}\u2028\n"), ("control character", f"{indent}{key}: {value}\x07\n"),
         ]
     )  # fmt: skip
-    if key == "clip" and where == "null":  # it may be
+    section = next((line for line in reversed(lines[: at + 1]) if not line.startswith(" ")), "")
+    if where == "null" and (key in ("clip", "second_judge") or (section, key) == ("judge:\n", "path")):  # it may be
         where, bad = "tag", f"{indent}{key}: !x {value}\n"
     whole = rng.random()
     if whole < 0.05:
