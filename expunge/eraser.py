@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 from components import eraser
 from components.common.variants import Variant
 from components.registry.served import open_release
-from components.registry.working import check_own_adapters
+from components.registry.working import check_trained
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ class Eraser(eraser.Eraser):
         guard: bool = True,
     ) -> Self:
         """As `open` of the eraser below it; `ArtifactError` too for an adapter that was trained for another request."""
-        check_own_adapters(Path(project), requests, variant)
+        check_trained(Path(project), requests, variant)
         return super().open(project, variant=variant, requests=requests, device=device, guard=guard)
 
     @classmethod

@@ -40,11 +40,11 @@ def export_diffusers(
     base, requests = read_section("base", BaseParams), guided_requests(named)
     from components.export.merged import merged_files, write_merged  # noqa: PLC0415 - slow to import
     from components.guidance.fuse import write_fused  # noqa: PLC0415
-    from components.registry.working import check_own_adapters  # noqa: PLC0415
+    from components.registry.working import check_trained  # noqa: PLC0415
 
     adapters = check_export(folder, base.path, requests, merged_files)
     several = prompts_to_fuse(adapters) if len(adapters) > 1 and not summed else None
-    check_own_adapters(Path(), adapters)
+    check_trained(Path(), adapters)
     if dry_run:
         typer.echo(f"would write {base.path} without {', '.join(adapters)} into {folder}")
         return
@@ -72,11 +72,11 @@ def export_adapter(
     base, requests = read_section("base", BaseParams), guided_requests(named)
     from components.export.kohya import kohya_files, write_kohya  # noqa: PLC0415 - slow to import
     from components.guidance.fuse import fused_files, write_fused  # noqa: PLC0415
-    from components.registry.working import check_own_adapters  # noqa: PLC0415
+    from components.registry.working import check_trained  # noqa: PLC0415
 
     adapters = check_export(folder, base.path, requests, fused_files if form == "diffusers" else kohya_files)
     several = prompts_to_fuse(adapters) if form == "diffusers" or len(adapters) > 1 else None
-    check_own_adapters(Path(), adapters)
+    check_trained(Path(), adapters)
     if dry_run:
         typer.echo(f"would write one adapter in place of {', '.join(adapters)} into {folder}")
         return

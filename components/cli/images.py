@@ -46,14 +46,14 @@ def generate(
     writable_png(output)
     from components.diffusion.folder import check_folder  # noqa: PLC0415 - slow to import
     from components.registry.served import find_base, find_release, open_release  # noqa: PLC0415
-    from components.registry.working import check_base, check_own_adapters  # noqa: PLC0415
+    from components.registry.working import check_base, check_trained  # noqa: PLC0415
 
     found, wanted = None if release is None else find_release(release), cast("Variant", variant)
     requests = load_requests() if found is None else found.requests
     if found is None:
         check_base(Path())
         check_folder(read_section("base", BaseParams).path)
-        check_own_adapters(Path(), variant=wanted)
+        check_trained(Path(), variant=wanted)
     else:
         find_base(found)
     if dry_run:
@@ -78,8 +78,11 @@ def explain(
 ) -> None:
     """Says of every request whether its filter flags a prompt, and why."""
     from components.registry.served import find_base, find_release  # noqa: PLC0415 - slow to import
+    from components.registry.working import check_trained  # noqa: PLC0415
 
     released = None if release is None else find_release(release)
+    if released is None:
+        check_trained(Path(), variant="filter")
     here = read_section("base", BaseParams, PARAMS if released is None else released.folder / PARAMS)
     base = here.path if released is None else find_base(released)
     requests, folder = (

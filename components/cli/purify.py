@@ -41,7 +41,7 @@ def purify(
     from components.guidance.adapters import check_adapters  # noqa: PLC0415
     from components.purify.image import read_photo  # noqa: PLC0415
     from components.purify.purify import ddim_steps, default_prompt, psnr  # noqa: PLC0415
-    from components.registry.working import check_base, check_own_adapters  # noqa: PLC0415
+    from components.registry.working import check_base, check_trained  # noqa: PLC0415
 
     check_base(Path())
     check_folder(base.path)
@@ -49,7 +49,7 @@ def purify(
     photo = read_photo(image, side)
     ddim_steps(scheduler, steps=steps, strength=strength)
     check_adapters(adapters, base.path)
-    check_own_adapters(Path(), adapters)
+    check_trained(Path(), adapters)
     wanted = prompt or default_prompt(requests.values())
     if photo.size != (side, side):
         typer.echo(f"{image} is {photo.size[0]}×{photo.size[1]}; it is resized to {side}×{side}, the model's size")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from components.common.errors import ArtifactError
 from components.common.files import SIDECAR, digest, read_sidecar
-from components.common.paths import CONCEPTS, EVALUATE, GUIDANCE
-from components.common.sections import PARAMS, read_section
+from components.common.paths import CONCEPTS, EVALUATE, FILTER, GUIDANCE
+from components.common.sections import PARAMS, read_section, read_yaml
 from components.common.variants import Variant
 from components.diffusion.folder import FORMAT
 from components.diffusion.params import BaseParams
@@ -18,9 +20,10 @@ from components.evaluate.attacks.summary import VERDICT as ATTACK_VERDICT
 from components.evaluate.evidence import read_params_digest, requests_digest
 from components.evaluate.summary import METRICS, VERDICT
 from components.registry.lock import LOCK, check_written, dvc_md5, read_lock
-from components.requests.requests import REQUESTS, load_requests
+from components.requests.requests import REQUESTS, Request, load_requests
 
-_ADAPTER = "expunge/adapter"
+_ADAPTER, _FILTER = "expunge/adapter", "expunge/filter"
+_RECORD = "request.json"
 _CODE = (".py", ".yaml", "code.json")
 _AGAIN = "evaluate them: expunge retrain"
 
@@ -37,8 +40,20 @@ def check_evidence(root: Path, judged: Mapping[str, str]) -> None:
         raise ArtifactError(f"the last evaluation is of other requests than {REQUESTS} lists", _AGAIN)
     if judged.get("params") != read_params_digest(root / PARAMS):
         raise ArtifactError(f"the last evaluation had other parameters than {PARAMS} has", _AGAIN)
-    if (root / ATTACKS / ATTACK_VERDICT).is_file():
+    if (root / ATTACKS / ATTACK_VERDICT).is_file() or "attack" in read_lock(root / LOCK):
         check_written(root, (ATTACKS / ATTACK_RESULTS, ATTACKS / ATTACK_VERDICT))
+        check_params(root, "attack", "attacks")
+
+
+def check_params(root: Path, stage: str, what: str) -> None:
+    """`ArtifactError` for a parameter of a stage that is not in params.yaml what it was when the stage ran, as dvc.lock says."""
+    now = read_yaml(root / PARAMS)
+    for key, then in read_lock(root / LOCK).get(stage, {}).get("params", {}).get(PARAMS.name, {}).items():
+        value: Any = now
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value != then:
+            raise ArtifactError(f"the last {what} had other parameters ({key}) than {PARAMS} has", f"run them again: expunge run {stage}")  # fmt: skip
 
 
 def check_read(root: Path, stage: str) -> None:
@@ -70,27 +85,57 @@ def check_base(root: Path) -> None:
         check_read(root, "base")
 
 
-def check_own_adapters(root: Path, requests: Iterable[str] | None = None, variant: Variant | None = None) -> None:
-    """`ArtifactError` for an adapter in `root` that was altered, or trained for another request or an earlier form of this one.
+def check_trained(root: Path, requests: Iterable[str] | None = None, variant: Variant | None = None) -> None:
+    """`ArtifactError` for what `variant` takes of `requests`, or of all in requests.yaml, and that was altered or made for another request.
 
-    It looks at those that `variant` takes of `requests`, or of all in requests.yaml; unknown requests are somebody else's to refuse.
+    Unknown requests are somebody else's to refuse. Where models alone were pulled nothing says what they were made for.
     """
-    if variant in ("base", "filter"):
+    listed = load_requests(root / REQUESTS)
+    wanted = {i: request for i, request in listed.items() if requests is None or i in set(requests)}
+    if variant == "base":
         return
-    wanted = None if requests is None else set(requests)
-    for request_id, request in load_requests(root / REQUESTS).items():
-        if "guidance" not in request.channels or (wanted is not None and request_id not in wanted):
-            continue
-        folder, remedy = (
-            GUIDANCE / request_id,
-            f"restore it with dvc checkout, or train it: expunge run guidance@{request_id}",
+    if (root / CONCEPTS).is_dir():
+        for request_id, request in wanted.items():
+            _check_record(root, request_id, request)
+        if variant != "guidance":
+            _check_filter(root)
+    for request_id, request in wanted.items():
+        if "guidance" in request.channels and variant != "filter":
+            _check_adapter(root, request_id)
+
+
+def _check_record(root: Path, request_id: str, request: Request) -> None:
+    path = CONCEPTS / request_id / _RECORD
+    try:
+        recorded = Request.model_validate(json.loads((root / path).read_text(encoding="utf-8"))["request"])
+    except FileNotFoundError as error:
+        fact = f"nothing was made for request {request_id} ({request.target!r})"
+        raise ArtifactError(fact, "train it: expunge retrain") from error
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ArtifactError(f"{path} is no record of a request", "write it again: dvc repro concepts") from error
+    if recorded != request:
+        raise ArtifactError(
+            f"{REQUESTS} says something else of request {request_id} ({request.target!r}) than what its models were made for "
+            f"({recorded.target!r})",
+            "undo the edit, or train what it says now: expunge retrain",
         )
-        sidecar = read_sidecar(root / folder, _ADAPTER)
-        record = root / CONCEPTS / request_id  # not where models alone were pulled
-        if record.is_dir() and sidecar["inputs"].get("concepts") != digest(record):
-            raise ArtifactError(
-                f"{folder} was trained for another request than {CONCEPTS / request_id} describes", remedy
-            )
-        weights = folder / sidecar["weights"]["file"]
-        if digest(root / weights) != sidecar["weights"]["sha256"]:
-            raise ArtifactError(f"{weights} was altered or cut short", remedy)
+
+
+def _check_filter(root: Path) -> None:
+    """The filter, where there is one, is of the requests that data/concepts describes."""
+    if (root / FILTER / SIDECAR).is_file():
+        inputs = read_sidecar(root / FILTER, _FILTER)["inputs"]
+        if inputs.get("concepts") != digest(root / CONCEPTS):
+            raise ArtifactError(f"{FILTER} was fitted to other requests than {CONCEPTS} describes", "fit it again: expunge run features")  # fmt: skip
+
+
+def _check_adapter(root: Path, request_id: str) -> None:
+    folder = GUIDANCE / request_id
+    remedy = f"restore it with dvc checkout, or train it: expunge run guidance@{request_id}"
+    sidecar = read_sidecar(root / folder, _ADAPTER)
+    record = root / CONCEPTS / request_id  # not where models alone were pulled
+    if record.is_dir() and sidecar["inputs"].get("concepts") != digest(record):
+        raise ArtifactError(f"{folder} was trained for another request than {CONCEPTS / request_id} describes", remedy)
+    weights = folder / sidecar["weights"]["file"]
+    if digest(root / weights) != sidecar["weights"]["sha256"]:
+        raise ArtifactError(f"{weights} was altered or cut short", remedy)
