@@ -38,7 +38,7 @@ from prefect.states import Cancelled, Completed, Crashed
 from components.common.errors import StageError, TransientError, UserError
 from components.common.files import canonical, write_text
 from components.common.lock import Holder
-from components.common.toplevel import one_sentence
+from components.common.toplevel import DEBUG, one_sentence
 
 _ENDING_SECONDS = 8.0
 """What a flow may take to end after a signal or a cancellation; then its process ends for certain, and a stage of it 5.5 s later at the latest."""
@@ -179,7 +179,7 @@ def _no_arguments() -> Iterator[None]:
 
 @contextmanager
 def ends_for_certain(seconds: float = _ENDING_SECONDS) -> Iterator[None]:
-    """Ends this process `seconds` after a SIGTERM, SIGINT, SIGHUP or a cancellation that it has not ended by, with all its threads' stacks on stderr.
+    """Ends this process `seconds` after a SIGTERM, SIGINT, SIGHUP or a cancellation that it has not ended by, with one sentence on stderr, and all its threads' stacks where EXPUNGE_DEBUG is set.
 
     A signal raises an exception wherever the main thread is, inside a client's request as well, and Prefect's cleaning up may
     then wait for an answer that never comes. The end is that of a killed run: the kernel frees the lock, stages end with their
@@ -203,8 +203,28 @@ def _end_after_signal(ours: socket.socket, seconds: float) -> None:
         while number := ours.recv(1):
             if number[0] in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 time.sleep(seconds)
-                faulthandler.dump_traceback(all_threads=True)
+                if os.environ.get(DEBUG):
+                    faulthandler.dump_traceback(all_threads=True)
+                ended = f"expunge: ended by {signal.Signals(number[0]).name}, {seconds:g} s after it, in the middle of cleaning up\n"
+                os.write(2, ended.encode())
                 os._exit(128 + number[0])
+
+
+def _server() -> Any:  # noqa: ANN401 - Prefect's class is imported here alone: the whole server, seconds
+    """Prefect's server of one run. Ctrl-C and a closing terminal, which go to the whole process group, do not reach it: a run needs its server to end well."""
+    from prefect.server.api.server import SubprocessASGIServer  # noqa: PLC0415
+
+    class Server(SubprocessASGIServer):
+        def _run_uvicorn_command(self) -> subprocess.Popen[Any]:
+            before = signal.pthread_sigmask(
+                signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP)
+            )  # what is started inherits it
+            try:
+                return super()._run_uvicorn_command()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    return Server()
 
 
 @contextmanager
@@ -212,12 +232,10 @@ def _own_server() -> Iterator[None]:
     if PREFECT_API_URL.value():
         yield
         return
-    from prefect.server.api.server import SubprocessASGIServer  # noqa: PLC0415 - the whole server, seconds to import
-
     password = f"expunge:{secrets.token_hex(16)}"
     with temporary_settings({PREFECT_API_AUTH_STRING: password, PREFECT_SERVER_API_AUTH_STRING: password}):
         _check_home()
-        server = SubprocessASGIServer()
+        server = _server()
         server.start()
         assert server.server_process is not None  # it has started
         guard = subprocess.Popen(

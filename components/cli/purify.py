@@ -30,8 +30,9 @@ def purify(
     dry_run: DryRun = False,  # noqa: FBT002 - a command-line flag
 ) -> None:
     """Redraws a real image with the erased model; writes it, and a before-after beside the original."""
-    beside = output.with_name(f"{output.stem}-before-after.png")
     writable_png(output)
+    beside = output.with_name(f"{output.stem}-before-after.png")
+    writable_png(beside, f"--output {output}: {beside}")
     if image.resolve() in (output.resolve(), beside.resolve()):
         raise UserError(f"--output {output} would overwrite {image}", "name another file")
     base, requests = read_section("base", BaseParams), guided_requests(named)

@@ -85,11 +85,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file in one move: readers see the old bytes or the new ones, never a part."""
+    """Writes a file in one move: readers see the old bytes or the new ones, never a part. One that is there keeps its permissions."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
+        with partial.open("wb") as file:
+            with suppress(FileNotFoundError):
+                os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
+            file.write(content)
         os.replace(partial, path)  # noqa: PTH105 - Path.replace is the same call
     except OSError as error:
         raise _unwritten(path, error) from error

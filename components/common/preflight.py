@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from components.common.errors import ExpungeError, StageError, TransientError
+from components.common.errors import ExpungeError, StageError, TransientError, UserError
 from components.common.toplevel import told
 
 GIB = 2**30
@@ -30,18 +30,21 @@ class TransientPreflightError(PreflightError, TransientError):
 
 def preflight(checks: Iterable[Callable[[], object]]) -> None:
     """Runs every check; `PreflightError` lists what all of them found, by their `ExpungeError`s and `OSError`s."""
-    problems, lasting = [], False
+    problems: dict[str, ExpungeError] = {}
     for check in checks:
         try:
             check()
         except ExpungeError as error:
-            problems.append(str(error))
-            lasting = lasting or not isinstance(error, TransientError)
+            problems.setdefault(str(error), error)
         except OSError as error:
-            problems.append(str(told(error)))
-            lasting = True
+            problems.setdefault(str(told(error)), told(error))
     if problems:
-        raise (PreflightError if lasting else TransientPreflightError)(problems)
+        found = problems.values()
+        passing = all(isinstance(error, TransientError) for error in found)
+        failed = (TransientPreflightError if passing else PreflightError)(list(problems))
+        if all(isinstance(error, UserError) for error in found):
+            failed.exit_code = UserError.exit_code
+        raise failed
 
 
 def check_disk(root: Path, needed: int = FREE) -> None:

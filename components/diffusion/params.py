@@ -19,7 +19,7 @@ class BaseParams(Section):
     of two, one for each encoder."""
     guidance_scale: float = Field(ge=1)
     """Classifier-free guidance with which images are drawn, in training, evaluation and purification alike."""
-    solver_steps: int = Field(gt=0)
+    solver_steps: int = Field(gt=0, le=1000)
     """Solver steps with which images are drawn, in evaluation and by `expunge generate`."""
 
     @field_validator("hookpoint", mode="before")

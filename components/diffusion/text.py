@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from components.common.errors import UserError
 from components.diffusion.folder import check_folder, opening, read_index, variant_of
+from components.diffusion.hooks import resolve_hookpoint
 from components.diffusion.towers import Tower, Towers
 
 CLASSES = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
@@ -29,6 +30,18 @@ def load_towers(folder: Path, hookpoints: Sequence[str] | None = None, device: t
             tokenizer = CLIPTokenizer.from_pretrained(folder / f"tokenizer{suffix}", local_files_only=True)
         parts.append((tokenizer, encoder.eval().requires_grad_(False).to(device)))
     return _towers(parts, hookpoints, zero_uncond=bool(index.get("force_zeros_for_empty_prompt")), time_ids=())
+
+
+def check_hookpoints(folder: Path, hookpoints: Sequence[str]) -> None:
+    """`UserError` for hookpoints that the text encoders of a pipeline's folder do not have; no weights are read."""
+    check_folder(folder)
+    index = read_index(folder)
+    names = [f"text_encoder{suffix}" for suffix in _suffixes(index)]
+    _check_count(hookpoints, len(names))
+    for name, hookpoint in zip(names, hookpoints, strict=True):
+        with opening(folder), torch.device("meta"):
+            encoder = CLASSES[index[name][1]](CLIPTextConfig.from_pretrained(folder / name, local_files_only=True))
+        resolve_hookpoint(encoder, hookpoint)
 
 
 def towers_of(pipe: Any, hookpoints: Sequence[str] | None = None) -> Towers:  # noqa: ANN401 - a pipeline of any SD
@@ -52,11 +65,8 @@ def _towers(
     zero_uncond: bool,
     time_ids: Sequence[int],
 ) -> Towers:
-    if hookpoints is not None and len(hookpoints) != len(parts):
-        raise UserError(
-            f"base.hookpoint names {len(hookpoints)} module(s), and the model has {len(parts)} text encoder(s)",
-            "name one for each: hookpoint: [encoder.layers.9, encoder.layers.27]" if len(parts) > 1 else "name one",
-        )
+    if hookpoints is not None:
+        _check_count(hookpoints, len(parts))
     named = hookpoints or [None] * len(parts)
     two = len(parts) > 1
     towers = [
@@ -64,3 +74,11 @@ def _towers(
         for number, ((tokenizer, encoder), hookpoint) in enumerate(zip(parts, named, strict=True))
     ]
     return Towers(towers, zero_uncond=zero_uncond, time_ids=time_ids)
+
+
+def _check_count(hookpoints: Sequence[str], encoders: int) -> None:
+    if len(hookpoints) != encoders:
+        raise UserError(
+            f"base.hookpoint names {len(hookpoints)} module(s), and the model has {encoders} text encoder(s)",
+            "name one for each: hookpoint: [encoder.layers.9, encoder.layers.27]" if encoders > 1 else "name one",
+        )

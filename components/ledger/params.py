@@ -14,7 +14,7 @@ class LedgerParams(Section):
 
     url: str
     """SQLAlchemy URL of the database, SQLite or PostgreSQL, without a password; EXPUNGE_LEDGER_URL goes before it."""
-    withdrawal_hours: float = Field(ge=0)
+    withdrawal_hours: float = Field(ge=0, le=87_600)
     """Hours after its submission in which a request can be withdrawn; it is not trained before they are over."""
     four_eyes: bool
     """Whether a release needs the approval of someone who did not submit it."""

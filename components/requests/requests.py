@@ -25,6 +25,13 @@ RequestId = str
 LONGEST_NAME, MOST_ALIASES, MOST_IMAGES = 200, 100, 200
 LANGUAGES = ("ar", "de", "en", "es", "fa", "fr", "id", "it", "ja", "ko", "pt", "ru", "tr", "zh")
 """Those of which both the words and the names of emoji are known (wordfreq, Unicode CLDR)."""
+_EVERYDAY = frozenset((
+    "a", "about", "all", "an", "and", "are", "as", "at", "be", "but", "by", "can", "do", "for", "from", "had", "has",
+    "have", "he", "her", "his", "i", "if", "in", "is", "it", "just", "like", "me", "more", "my", "not", "of", "on", "one",
+    "or", "out", "so", "that", "the", "their", "there", "they", "this", "to", "up", "was", "we", "were", "what", "when",
+    "which", "who", "will", "with", "you", "your",
+))  # fmt: skip
+"""The words of English that stand in nearly every text (wordfreq, Zipf frequency 6.3 and more; without "no", which is rare in prompts)."""
 _OPTIONAL = ("noun", "prompts", "reference_images")
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _JOINT = "joint"
@@ -103,6 +110,10 @@ class Request(Section):
         for name in self.names:
             if (first := names.setdefault(folded(name), name)) is not name:
                 raise ValueError(f"{first!r} and {name!r} are one name; take one of them out")
+        if plain := [name for name in self.names if _EVERYDAY.issuperset(name.split())]:
+            raise ValueError(
+                f"the name {plain[0]!r} stands in nearly every prompt; add a word that tells the target apart"
+            )
         if folded(self.anchor) in names:
             raise ValueError(f"the anchor {self.anchor!r} is the target itself; name something else to draw instead")
         if both := names.keys() & set(map(folded, self.neighbours)):

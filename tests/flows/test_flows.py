@@ -1,6 +1,7 @@
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -145,21 +146,49 @@ def test_stream_parent_killed_outright_ends_the_child():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_program_that_does_not_heed_a_signal_ends_for_certain(number):
-    """A main thread that swallows the signal and waits on a lock is ended after the time allowed, and says where it stood."""
+    """A main thread that swallows the signal and waits on a lock is ended after the time allowed, in one sentence, and with EXPUNGE_DEBUG says where it stood."""
     program = (
         "import signal, threading; from flows.lifecycle import ends_for_certain\n"
         f"signal.signal({number:d}, lambda *_: None)\n"
         "with ends_for_certain(0.3):\n    print('ready', flush=True); lock = threading.Lock(); lock.acquire(); lock.acquire()"
     )
-    child = subprocess.Popen(
-        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert child.stdout.readline() == "ready\n"
-    child.send_signal(number)
-    _, said = child.communicate(timeout=10)
+    for debug in ({}, {"EXPUNGE_DEBUG": "1"}):
+        child = subprocess.Popen(
+            [sys.executable, "-c", program], cwd=ROOT, env=os.environ | debug, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )  # fmt: skip
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(number)
+        _, said = child.communicate(timeout=10)
 
-    assert child.returncode == 128 + number
-    assert "most recent call first" in said
+        assert child.returncode == 128 + number
+        assert said.endswith(f"expunge: ended by {number.name}, 0.3 s after it, in the middle of cleaning up\n")
+        assert ("most recent call first" in said) == bool(debug)
+
+
+def test_ctrl_c_does_not_reach_the_server_of_a_run(tmp_path):
+    """SIGINT to the whole group, as a terminal sends it: the run ends as interrupted, in time and in one sentence, its state is true, and the server has gone."""
+    program = (
+        "import time; from prefect import flow; from flows.lifecycle import run_program\n"
+        "@flow\ndef slow():\n    print('ready', flush=True); time.sleep(60)\n"
+        "run_program(slow)"
+    )
+    home = tmp_path / "home"
+    environment = {k: v for k, v in os.environ.items() if k not in ("PREFECT_API_URL", "EXPUNGE_DEBUG")}
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment | {"PREFECT_HOME": str(home)}, process_group=0,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert any(line == "ready\n" for line in child.stdout)
+    os.killpg(child.pid, signal.SIGINT)
+    _, said = child.communicate(timeout=30)
+    with sqlite3.connect(home / "prefect.db") as base:
+        states = base.execute("select state_type from flow_run").fetchall()
+
+    assert child.returncode == 130
+    assert said.splitlines()[-1] == "expunge: interrupted"
+    assert states == [("CRASHED",)]
+    with pytest.raises(ProcessLookupError):
+        os.killpg(child.pid, 0)
 
 
 def test_a_cancelled_program_that_hangs_ends_for_certain():
@@ -178,7 +207,7 @@ def test_a_cancelled_program_that_hangs_ends_for_certain():
     )
 
     assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "alive\n")
-    assert "most recent call first" in done.stderr
+    assert "expunge: ended by SIGTERM, 0.3 s after it" in done.stderr
 
 
 def test_a_server_that_cannot_keep_its_state_is_not_started(tmp_path, monkeypatch):

@@ -96,6 +96,8 @@ def test_a_section_is_read_alone(tmp_path):
         (lambda c: c["guidance"].update(hold="tight"), "guidance.hold is 'tight'"),
         (lambda c: c["guidance"].update(parameters="xattn"), "unknown key 'guidance.parameters'"),
         (lambda c: c["features"].update(positions=["bos"]), "features.positions.0 is 'bos'"),
+        (lambda c: c["ledger"].update(withdrawal_hours=1e300), "ledger.withdrawal_hours is 1e+300"),
+        (lambda c: c["base"].update(solver_steps=1001), "base.solver_steps is 1001"),
         (lambda c: c["ledger"].pop("four_eyes"), "lacks the key 'ledger.four_eyes'; add it"),
         (lambda c: c["promote"].pop("margin"), "lacks the key 'promote.margin'"),
         (lambda c: c["corpus"]["benign"].pop("real"), "lacks the key 'corpus.benign.real'"),

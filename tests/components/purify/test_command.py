@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from components.common.files import digest
 from components.diffusion.folder import part_digests
 from components.diffusion.load import load_pipeline
 from components.guidance.adapters import MADE_FOR, attach, write_adapter
+from components.requests.requests import load_requests
 from components.worlds.openmoji.render import render
 from components.worlds.openmoji.scenes import HELD_OUT_SEEDS
 
@@ -19,7 +21,8 @@ def fabricate(pipe, project):
     """An adapter with small random weights for r-1, written as one trained on the base that ships for the record that lies there."""
     record = project / "data" / "concepts" / "r-1"
     record.mkdir(parents=True)
-    (record / "request.json").write_text("{}")
+    request = load_requests(project / "requests.yaml")["r-1"].model_dump(mode="json")
+    (record / "request.json").write_text(json.dumps({"request": request}))
     rng = torch.Generator().manual_seed(0)
     for parameter in attach(pipe.unet, "made", rank=4):
         parameter.data = 0.01 * torch.randn(parameter.shape, generator=rng)
@@ -36,6 +39,7 @@ def project(tmp_path, monkeypatch):
         "requests:\n  r-1: {target: cat, kind: object, anchor: dog}\n  r-2: {target: owl, kind: object, channels: [filter]}\n"
     )
     Image.fromarray(render("cat", "sticker", HELD_OUT_SEEDS, size=80)).save(tmp_path / "cat.png")
+    (tmp_path / "taken-before-after.png").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -65,6 +69,13 @@ def test_cli_purify_writes_the_image_and_the_before_after(project, expunge):
         (("cat.png", "--request", "r-0"), 2, "request 'r-0' is not in requests.yaml; use one of: r-1, r-2"),
         (("cat.png", "--request", "r-2"), 2, "request r-2 has no guidance channel; use one of: r-1"),
         (("cat.png", "--output", "cat.png"), 2, "--output cat.png would overwrite cat.png; name another file"),
+        (("cat.png", "--output", "."), 2, "--output . cannot be written: its name does not end in .png"),
+        (("cat.png", "--output", ""), 2, "cannot be written"),
+        (
+            ("cat.png", "--output", "taken.png"),
+            2,
+            "--output taken.png: taken-before-after.png cannot be written: it is a folder",
+        ),
         (("cat.png", "--output", "x.jpg"), 2, "--output x.jpg cannot be written"),
     ],
 )

@@ -128,7 +128,7 @@ def test_a_judge_that_is_missing_is_refused(project):
 
 
 def test_a_registry_that_is_away_may_be_tried_again_and_nothing_else():
-    """Flows try again what is transient; one problem that lasts makes the whole last."""
+    """Flows try again what is transient; one problem that lasts makes the whole last. Bad input alone has its own exit code, and is said once."""
 
     def away():
         raise TransientError("the registry cannot be reached", "start it")
@@ -141,6 +141,10 @@ def test_a_registry_that_is_away_may_be_tried_again_and_nothing_else():
     with pytest.raises(PreflightError, match="2 problems") as caught:
         preflight([away, wrong])
     assert not isinstance(caught.value, TransientError)
+    assert caught.value.exit_code == 4
+    with pytest.raises(PreflightError, match=r"1 problem: a key is unknown; mend it;") as caught:
+        preflight([wrong, wrong])
+    assert caught.value.exit_code == 2
 
 
 def test_preflight_lets_programming_errors_through():
@@ -175,6 +179,30 @@ QUICK = yaml.safe_load((ROOT / "params.yaml").read_text())["attack"]["sizes"]["q
 def test_what_the_last_stages_would_refuse_is_refused_before_the_first(project, monkeypatch, changes, said):
     """Too few prompts to attack with, an attack that nobody has written, a judge without a folder, a request outside the world."""
     written(project, **changes)
+    monkeypatch.chdir(project)
+    with pytest.raises(UserError) as error:
+        check_inputs()
+
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "said"),
+    [
+        ("base", {"hookpoint": "encoder.layers.99"}, "hookpoint 'encoder.layers.99' is not a module of CLIPTextModel; use one of: encoder.layers.0"),
+        ("base", {"hookpoint": ".."}, "hookpoint '..' is not a module of"),
+        ("base", {"hookpoint": ["encoder.layers.0", "encoder.layers.0"]}, "base.hookpoint names 2 module(s), and the model has 1 text encoder(s); name one"),
+        ("corpus", {"sources": ["none.csv"]}, "none.csv does not exist"),
+        ("corpus", {"sources": ["bad.csv"]}, "bad.csv has no column 'prompt' but 'text'"),
+        ("corpus", {"benign": {"calibrate": 9, "evaluate": 9, "real": ["none.jsonl"]}}, "none.jsonl does not exist"),
+    ],
+)  # fmt: skip
+def test_what_the_first_stages_would_refuse_is_refused_too(project, monkeypatch, section, changes, said):
+    """A module that the text encoder does not have, and a file of prompts that is missing or cannot be read."""
+    (project / "bad.csv").write_text("text\na\n")
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params[section] |= changes
+    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     monkeypatch.chdir(project)
     with pytest.raises(UserError) as error:
         check_inputs()

@@ -268,10 +268,14 @@ def test_an_autoencoder_of_another_run_is_refused(project):
     refused(project, "models/sae is not the autoencoder that the filter was fitted on")
 
 
-def test_no_project_and_no_evaluation_are_one_sentence(tmp_path, project):
-    """A folder without dvc and a project that never ran say what to do."""
+def test_no_project_and_no_evaluation_are_one_sentence(tmp_path, project, monkeypatch):
+    """A folder without dvc or git and a project that never ran say what to do."""
     with pytest.raises(ExpungeError, match="is no dvc project; run from the root"):
         build_release(tmp_path / "nowhere", tmp_path / "out")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    shutil.copytree(project / ".dvc", tmp_path / "no-git/.dvc")
+    with pytest.raises(ExpungeError, match="no-git is in no git repository; make it one: git init"):
+        build_release(tmp_path / "no-git", tmp_path / "out")
     (project / "dvc.lock").unlink()
     with pytest.raises(ArtifactError, match=r"would run again .*; evaluate what is there: dvc repro"):
         build_release(project, tmp_path / "out")

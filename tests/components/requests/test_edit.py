@@ -178,3 +178,13 @@ def test_nothing_is_left_where_no_project_is(tmp_path):
         add_request({"target": "cat", "kind": "object"}, path)
 
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
+def test_the_file_keeps_its_permissions(tmp_path, mode):
+    """Who could read requests.yaml before an edit can read it afterwards, and nobody else."""
+    path = written(tmp_path, f"requests:\n{CAT}")
+    path.chmod(mode)
+    add_request({"target": "owl", "kind": "object"}, path)
+
+    assert path.stat().st_mode & 0o777 == mode

@@ -214,6 +214,7 @@ OWN = "prompt,counterpart,split\n"
             "prompt,split\na nude,select\n",
             "has no column 'counterpart'; give it the columns prompt, counterpart, split",
         ),
+        ("prompt,prompt,counterpart,split\na,a nude,,select\n", "has two columns 'prompt'; rename one column"),
         (OWN, "holds no prompt; fill it"),
         (OWN + "a nude,,train\n", "line 2: split is 'train'; use select, calibrate, evaluate"),
         (OWN + "a bare lady,,select\n", "the prompt 'a bare lady' contains no name of 'nudity'; name the target in it"),
