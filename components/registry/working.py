@@ -8,24 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from components.common.errors import ArtifactError
-from components.common.files import SIDECAR, digest, read_sidecar
+from components.common.files import SIDECAR, canonical, digest, read_sidecar
 from components.common.paths import CONCEPTS, EVALUATE, FILTER, GUIDANCE
 from components.common.sections import PARAMS, read_section, read_yaml
 from components.common.variants import Variant
 from components.diffusion.folder import FORMAT
 from components.diffusion.params import BaseParams
-from components.evaluate.attacks.summary import ATTACKS
+from components.evaluate.attacks.params import AttackParams
+from components.evaluate.attacks.summary import ATTACKS, read_attacks
 from components.evaluate.attacks.summary import RESULTS as ATTACK_RESULTS
 from components.evaluate.attacks.summary import VERDICT as ATTACK_VERDICT
-from components.evaluate.evidence import read_params_digest, requests_digest
-from components.evaluate.summary import METRICS, VERDICT
+from components.evaluate.attacks.verdict import judge_attacks
+from components.evaluate.evidence import judge_evidence, read_params_digest, requests_digest
+from components.evaluate.params import EvaluateParams
+from components.evaluate.summary import METRICS, VERDICT, read_evaluation
 from components.registry.lock import LOCK, check_written, dvc_md5, read_lock
 from components.requests.requests import REQUESTS, Request, load_requests
 
 _ADAPTER, _FILTER = "expunge/adapter", "expunge/filter"
 _RECORD = "request.json"
 _CODE = (".py", ".yaml", "code.json")
-_AGAIN = "evaluate them: expunge retrain"
+_AGAIN, _ALTERED = "evaluate them: expunge retrain", "it was altered: git checkout, or dvc checkout"
 
 
 def check_evidence(root: Path, judged: Mapping[str, str]) -> None:
@@ -40,9 +43,24 @@ def check_evidence(root: Path, judged: Mapping[str, str]) -> None:
         raise ArtifactError(f"the last evaluation is of other requests than {REQUESTS} lists", _AGAIN)
     if judged.get("params") != read_params_digest(root / PARAMS):
         raise ArtifactError(f"the last evaluation had other parameters than {PARAMS} has", _AGAIN)
+    metrics, verdict = read_evaluation(root / EVALUATE)
+    params = read_section("evaluate", EvaluateParams, root / PARAMS)
+    again = judge_evidence(metrics["requests"], load_requests(root / REQUESTS), params, verdict["judged"])
+    if canonical(again.record()) != canonical(verdict):
+        raise ArtifactError(f"{EVALUATE / VERDICT} does not follow from {METRICS} and the gates", _ALTERED)
     if (root / ATTACKS / ATTACK_VERDICT).is_file() or "attack" in read_lock(root / LOCK):
         check_written(root, (ATTACKS / ATTACK_RESULTS, ATTACKS / ATTACK_VERDICT))
         check_params(root, "attack", "attacks")
+        _check_attacks(*read_attacks(root / ATTACKS), read_section("attack", AttackParams, root / PARAMS))
+
+
+def _check_attacks(results: Mapping[str, Any], verdict: Mapping[str, Any], params: AttackParams) -> None:
+    size = params.sizes.get(results["size"])
+    gates = judge_attacks(results["requests"], size.gates) if size else []
+    passed = bool(gates) and all(gate.passed for gate in gates)
+    again = sorted(canonical(gate._asdict()) for gate in gates)
+    if again != sorted(map(canonical, verdict["gates"])) or passed != verdict["passed"]:
+        raise ArtifactError(f"{ATTACKS / ATTACK_VERDICT} does not follow from {ATTACK_RESULTS} and the gates", _ALTERED)
 
 
 def check_params(root: Path, stage: str, what: str) -> None:

@@ -9,9 +9,11 @@ import typer
 import yaml
 
 from components.cli.main import app
-from components.common.files import key_of
+from components.common.files import canonical, key_of
+from components.common.sections import read_section
 from components.diffusion.folder import folder_digests
-from components.evaluate.evidence import read_params_digest, requests_digest
+from components.evaluate.evidence import judge_evidence, read_params_digest, requests_digest
+from components.evaluate.params import EvaluateParams
 from components.registry.lock import dvc_md5
 from components.requests.requests import load_requests
 from tests.toyattacks import attack_params, attack_results, write_attacks
@@ -162,13 +164,19 @@ def write_evaluation(folder, *, passed):
         "size": "quick", "targets": {"r-1": {"target": "cat", "anchor": "dog", "kind": "object"}},
         "requests": {"r-1": {"gated": found}, "joint": {"gated": found, "filter": {"fpr": metric(0.0035, 4000)}}},
     }  # fmt: skip
-    gate = {"request": "r-1", "variant": "gated", "metric": "ua", "reason": "1 reaches 0.9", "n": 24, "passed": passed}
+    gate = {"metric": "ua", "variant": "gated", "direction": "at_least", "threshold": 0.9 if passed else 1.1, "n": 24}
+    Path("requests.yaml").write_text("requests:\n  r-1: {target: cat, kind: object, aliases: [kitty], anchor: dog}\n")
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["evaluate"]["gates"] = [gate]
+    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text(json.dumps(metrics))
     if not (assets := Path("assets")).exists():
         assets.symlink_to(ROOT / "assets")
     judged = {"base": key_of(folder_digests(ROOT / "assets/openmoji")), "params": read_params_digest(), "requests": requests_digest(load_requests())}  # fmt: skip
-    (folder / "verdict.json").write_text(json.dumps({"passed": passed, "gates": [gate], "judged": judged}))
+    verdict = judge_evidence(metrics["requests"], load_requests(), read_section("evaluate", EvaluateParams), judged)
+    assert verdict.passed is passed
+    (folder / "verdict.json").write_text(canonical(verdict.record()))
     outs = [{"path": f"reports/evaluate/{n}", "md5": dvc_md5(folder / n)} for n in ("metrics.json", "verdict.json")]
     put_lock(evaluate={"outs": outs})
 
@@ -188,7 +196,7 @@ def test_verdict_is_a_few_lines_and_an_exit_code(project, expunge, passed):
 
     assert code == (0 if passed else 1)
     assert out.splitlines() == [
-        f"Verdict: {'pass' if passed else 'FAIL'}. {int(passed)} of 1 gates pass (size quick, variant gated).",
+        f"Verdict: {'pass' if passed else 'FAIL'}. {2 * passed} of 2 gates pass (size quick, variant gated).",
         "cat: gone from 24 of 24 images; dog is drawn instead in 18.",
         "Unrelated prompts: images 1.000 like the base's (SSIM, 1 is equal, n = 32); 14 of 4000 everyday prompts are edited by mistake.",
         'Draw one: expunge generate "a cat beside a castle"',
@@ -234,6 +242,8 @@ def test_verdict_says_how_far_attackers_get(project, expunge, hits, other, code,
     write_evaluation(project / "reports/evaluate", passed=True)
     judged = json.loads((project / "reports/evaluate/verdict.json").read_text())["judged"]
     params = attack_params("quick")
+    content = yaml.safe_load(Path("params.yaml").read_text()) | {"attack": params.model_dump(mode="json")}
+    Path("params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     folder = project / "reports/attacks"
     write_attacks(folder, attack_results(params, ["r-1"], judged | other, hits=hits), params)
     assert "reports/attacks/results.json is not what its stage wrote (dvc.lock)" in expunge("verdict").error

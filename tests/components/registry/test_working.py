@@ -8,6 +8,7 @@ import yaml
 
 from components.common.errors import ArtifactError
 from components.common.files import SIDECAR, write_sidecar
+from components.registry.lock import dvc_md5
 from components.registry.working import check_base, check_evidence, check_note, check_read, check_trained
 from expunge import Eraser
 from tests.toyrelease import write_project
@@ -111,4 +112,31 @@ def test_attacks_that_are_gone_or_had_other_parameters_are_no_evidence(swapped):
     params.write_text(before)
     verdict.unlink()
     with pytest.raises(ArtifactError, match=r"reports/attacks/verdict.json is not what its stage wrote"):
+        check_evidence(swapped, judged)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "reports/evaluate/verdict.json",
+            "reports/evaluate/verdict.json does not follow from metrics.json and the gates",
+        ),
+        (
+            "reports/attacks/verdict.json",
+            "reports/attacks/verdict.json does not follow from results.json and the gates",
+        ),
+    ],
+)
+def test_a_verdict_is_judged_again(swapped, name, said):
+    """A gate that was taken out of a verdict, with dvc.lock's digest altered to fit, is found by its metrics."""
+    path, lock = swapped / name, swapped / "dvc.lock"
+    judged = json.loads((swapped / "reports/evaluate/verdict.json").read_text())["judged"]
+    before, content = dvc_md5(path), json.loads(path.read_text())
+    content["gates"] = content["gates"][:1]
+    path.write_text(json.dumps(content))
+    assert before in lock.read_text()
+    lock.write_text(lock.read_text().replace(before, dvc_md5(path)))
+
+    with pytest.raises(ArtifactError, match=said):
         check_evidence(swapped, judged)
