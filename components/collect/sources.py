@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.common.errors import UserError
-from components.common.inputs import MIB, decode, read_bytes, shown
+from components.common.inputs import MIB, PROMPT, decode, read_bytes, shown
 
 COLUMN = "prompt"
 LIMIT = 100 * MIB
@@ -64,6 +64,8 @@ def _fault(value: object) -> str:
         return ""
     if not isinstance(value, str):
         return f"{shown(value)} is no text"
+    if len(value) > PROMPT:
+        return f"has {len(value):,} characters, more than {PROMPT:,}"
     plain = value.isascii() and "\0" not in value
     return "" if plain or not _NO_TEXT.search(value) else "holds a NUL or half a character"
 

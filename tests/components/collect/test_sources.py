@@ -70,6 +70,7 @@ def parquet(values, **columns):
         ("a.jsonl", '{"prompt": "a", "prompt": "b"}', "line 1, is not JSON ('a key stands in it twice')"),
         ("a.jsonl", '{"prompt": 7}', "line 1: the prompt 7 is no text"),
         ("a.jsonl", '{"prompt": ["a", "b"]}', "line 1: the prompt ['a', 'b'] is no text"),
+        ("a.jsonl", '{"prompt": "' + "a" * 10_001 + '"}', "line 1: the prompt has 10,001 characters, more than 10,000"),
         ("a.jsonl", '{"prompt": "\\ud800"}', "line 1: the prompt holds a NUL or half a character"),
         ("a.jsonl", '{"prompt": "a\\u0000"}', "line 1: the prompt holds a NUL"),
         ("a.jsonl", '{"prompt": ' + "[" * 100_000, "line 1, is not JSON"),
