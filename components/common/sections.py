@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from components.common.errors import UserError
 from components.common.inputs import shown
@@ -23,6 +23,16 @@ class Section(BaseModel):
     """Base of all sections: immutable, no unknown keys, attribute docstrings become field descriptions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
+    if twice := [value for n, value in enumerate(values) if value in values[:n]]:
+        raise ValueError(f"{twice[0]!r} stands in it twice; take one out")
+    return values
+
+
+Some = Annotated[tuple[T, ...], Field(min_length=1), AfterValidator(_distinct)]
+"""A list of one value at least, and none twice."""
 
 
 def read_section(name: str, kind: type[T], path: Path = PARAMS) -> T:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from components.common.sections import Section
+from components.common.sections import Section, Some
 from components.common.variants import VARIANTS, Variant
 
 METRICS: Mapping[str, tuple[Variant, ...]] = MappingProxyType(
@@ -73,7 +73,7 @@ class EvaluateParams(Section):
     batch: int = Field(gt=0)
     """Images drawn at once."""
     seed: int = Field(ge=0)
-    gates: tuple[GateParams, ...]
+    gates: Some[GateParams]
 
     @model_validator(mode="after")
     def _size_is_known(self) -> EvaluateParams:

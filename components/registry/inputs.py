@@ -18,34 +18,59 @@ from components.diffusion.text import check_hookpoints
 from components.evaluate.attacks.attempts import read_target
 from components.evaluate.attacks.params import AttackParams
 from components.evaluate.attacks.registry import attack_named
+from components.evaluate.measure import make_plan
+from components.evaluate.params import EvaluateParams
+from components.evaluate.probes.params import ProbeParams
+from components.evaluate.probes.registry import check_probe
+from components.evaluate.qualify import needed_names, subjects_of
 from components.requests.requests import load_requests
+from components.worlds.judges import open_panel
 from components.worlds.load import load_world
+from components.worlds.params import JudgeParams
 
 
 def check_inputs() -> None:
-    """`UserError` for what keeps the project in the working directory from being evaluated and attacked.
+    """`UserError` for what keeps the project in the working directory from being trained, evaluated and attacked.
 
-    That is: a hookpoint that the base does not have, a file of prompts that cannot be read, no request, a request that its world refuses, fewer prompts of a target than an attack needs, or a prompt longer than
-    one may be, an attack that nobody has written, a second judge without a folder. Judges are not opened.
+    That is: no request, one that its world refuses or of which there are fewer prompts than an attack needs; an attack, a probe, a
+    hookpoint or a second judge that does not exist; prompts that cannot be read; a judge that cannot be opened, or that does not
+    know a target or an anchor.
     """
-    requests, params, settings = load_requests(), read_section("concepts", ConceptsParams), read_section("attack", AttackParams)  # fmt: skip
+    requests = load_requests()
     if not requests:
         raise UserError("requests.yaml holds no request", "add one: expunge request add")
+    _check_names()
+    _check_files()
+    named, params = read_section("world", str), read_section("concepts", ConceptsParams)
+    world = load_world(named)
+    world.check(requests)
+    table = build_prompts(requests, world, params).query("split == 'evaluate'")
+    records = {request_id: make_record(request_id, request, world) for request_id, request in requests.items()}
+    for record in records.values():
+        read_target(record, table)
+    evaluated, judge = read_section("evaluate", EvaluateParams), read_section("judge", JudgeParams)
+    plan = make_plan(records, table, evaluated, evaluated.sizes[evaluated.size])
+    open_panel(named, judge, subjects_of(records, plan.retain), needed_names(records))
+
+
+def _check_names() -> None:
+    settings, probing = read_section("attack", AttackParams), read_section("probe", ProbeParams)
     size = settings.sizes[settings.size]
     for name in (*size.attacks, *(gate.attack for gate in size.gates if gate.attack)):
         attack_named(name)
-    if settings.second_judge is not None and not settings.second_judge.is_dir():
-        raise UserError(f"attack.second_judge={settings.second_judge} does not exist", f"mend it in {PARAMS}")
+    for name in probing.sizes[probing.size].probes:
+        check_probe(name)
+    for section, judge in (("attack", settings.second_judge), ("probe", probing.second_judge)):
+        if judge is not None and not judge.is_dir():
+            raise UserError(f"{section}.second_judge={judge} does not exist", f"mend it in {PARAMS}")
+
+
+def _check_files() -> None:
     base, corpus = read_section("base", BaseParams), read_section("corpus", CorpusParams)
     check_hookpoints(base.path, base.hookpoints)
     for source in (*corpus.sources, *corpus.benign.real):
         if not source.startswith("hf:"):  # a network's business
             read_source(source)
-    world = load_world(read_section("world", str))
-    world.check(requests)
-    table = build_prompts(requests, world, params).query("split == 'evaluate'")
-    for request_id, request in requests.items():
-        read_target(make_record(request_id, request, world), table)
 
 
 if __name__ == "__main__":

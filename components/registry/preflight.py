@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -37,6 +38,7 @@ def check_ready(root: Path, *more: Callable[[], object]) -> None:
             lambda: check_folder(root / read_section("base", BaseParams, root / PARAMS).path),
             lambda: check_judges(root),
             lambda: check_registry(root),
+            lambda: check_ledger(root),
         ]
     )
 
@@ -95,6 +97,19 @@ def check_registry(root: Path) -> None:
         if found is not None:
             client.set_experiment_tag(found.experiment_id, "expunge.checked", "writable")
         client.search_registered_models(max_results=1)
+
+
+def check_ledger(root: Path) -> None:
+    """The ledger's own refusal of a URL or a database that it cannot use; `StageError` for a file that cannot be written."""
+    from components.ledger.database import NoLedgerError, ledger_url  # noqa: PLC0415 - slow to import
+    from components.ledger.events import Ledger  # noqa: PLC0415
+    from components.ledger.params import LedgerParams  # noqa: PLC0415
+
+    url = ledger_url(read_section("ledger", LedgerParams, root / PARAMS).url, root)
+    if url.startswith("sqlite:"):
+        _check_reachable(url, "the ledger")
+    with suppress(NoLedgerError):  # registering makes one
+        Ledger(url, must_exist=True)
 
 
 def _check_reachable(uri: str, where: str) -> None:

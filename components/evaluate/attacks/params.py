@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from components.common.sections import Section
+from components.common.sections import Section, Some
 from components.common.variants import Variant
 
 Tier = Literal["T0", "T1", "T2", "T3", "T4"]
@@ -27,11 +27,11 @@ class TierGate(Section):
 class AttackSize(Section):
     """How much is tried."""
 
-    attacks: tuple[str, ...]
+    attacks: Some[str]
     """Names of attacks, in the order in which they run."""
-    variants: tuple[Variant, ...]
+    variants: Some[Variant]
     """Variants whose images are drawn and judged, beside the base."""
-    against: tuple[Variant, ...]
+    against: Some[Variant]
     """Variants that the white-box attacks are optimised against, one after the other."""
     attempts: int = Field(gt=0)
     """Attempts of each attack on each request that count: the base draws the target in one of their images."""
@@ -53,7 +53,7 @@ class AttackSize(Section):
     """Images that show the target beside something else: what becomes of the rest is measured without an attack."""
     known: int = Field(gt=0)
     """Images of known content, with the target and as many without, on which each judge is measured for each request."""
-    gates: tuple[TierGate, ...]
+    gates: Some[TierGate]
 
 
 class AttackParams(Section):

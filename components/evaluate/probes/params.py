@@ -6,16 +6,16 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from components.common.sections import Section
+from components.common.sections import Section, Some
 from components.common.variants import Variant
 
 
 class ProbeSize(Section):
     """How much is tried."""
 
-    probes: tuple[str, ...]
+    probes: Some[str]
     """Names of probes, in the order in which they run."""
-    variants: tuple[Variant, ...]
+    variants: Some[Variant]
     """Variants that are probed, beside the base."""
     images: int = Field(gt=0)
     """Real images of each request's target that a probe starts from."""

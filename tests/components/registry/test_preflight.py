@@ -12,10 +12,10 @@ import yaml
 from dvc.repo import Repo
 from mlflow import MlflowClient
 
-from components.common.errors import StageError, TransientError, UserError
+from components.common.errors import ExpungeError, StageError, TransientError, UserError
 from components.common.preflight import PreflightError, check_disk, check_git, preflight
 from components.registry.inputs import check_inputs
-from components.registry.preflight import ask_inputs, check_judges, check_ready, check_registry
+from components.registry.preflight import ask_inputs, check_judges, check_ledger, check_ready, check_registry
 from components.registry.registry import Registry
 
 ROOT = Path(__file__).parents[3]
@@ -163,6 +163,7 @@ def written(project, **changes):
 
 
 CAT = {"target": "cat", "kind": "object", "anchor": "dog"}
+PROBES = yaml.safe_load((ROOT / "params.yaml").read_text())["probe"]["sizes"]["quick"]
 QUICK = yaml.safe_load((ROOT / "params.yaml").read_text())["attack"]["sizes"]["quick"]
 
 
@@ -193,18 +194,22 @@ def test_what_the_last_stages_would_refuse_is_refused_before_the_first(project, 
         ("base", {"hookpoint": ".."}, "hookpoint '..' is not a module of"),
         ("base", {"hookpoint": ["encoder.layers.0", "encoder.layers.0"]}, "base.hookpoint names 2 module(s), and the model has 1 text encoder(s); name one"),
         ("corpus", {"sources": ["none.csv"]}, "none.csv does not exist"),
+        ("judge", {"path": "assets/clip"}, "assets/clip"),
+        ("judge", {"path": None}, "no judge of kind object knows 'cat' (none listed); add one to judge.object"),
+        ("probe", {"second_judge": "nowhere"}, "probe.second_judge=nowhere does not exist"),
+        ("probe", {"size": "quick", "sizes": {"quick": PROBES | {"probes": ["spells"]}}}, "'spells' is unknown"),
         ("corpus", {"sources": ["bad.csv"]}, "bad.csv has no column 'prompt' but 'text'"),
         ("corpus", {"benign": {"calibrate": 9, "evaluate": 9, "real": ["none.jsonl"]}}, "none.jsonl does not exist"),
     ],
 )  # fmt: skip
 def test_what_the_first_stages_would_refuse_is_refused_too(project, monkeypatch, section, changes, said):
-    """A module that the text encoder does not have, and a file of prompts that is missing or cannot be read."""
+    """A module that the text encoder does not have, a file of prompts that is missing or cannot be read, a judge that is none or knows nothing, a probe that nobody wrote."""
     (project / "bad.csv").write_text("text\na\n")
     params = yaml.safe_load((project / "params.yaml").read_text())
     params[section] |= changes
     (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     monkeypatch.chdir(project)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(ExpungeError) as error:
         check_inputs()
 
     assert said in str(error.value)
@@ -229,3 +234,20 @@ def test_run_attack_asks_for_it_in_seconds(project, expunge):
 
     assert (found.code, found.error) == (2, "expunge: requests.yaml holds no request; add one: expunge request add\n")
     assert not (project / "ran").exists()
+
+
+def test_a_ledger_that_cannot_be_used_is_refused(project, monkeypatch):
+    """A URL of no database, a file that is none, one that cannot be written, and a server that nobody runs; none at all is made later."""
+    monkeypatch.delenv("EXPUNGE_LEDGER_URL", raising=False)
+    check_ledger(project)
+    assert not (project / "ledger.db").exists()
+    (project / "ledger.db").write_text("no database")
+    with pytest.raises(ExpungeError, match="file is not a database"):
+        check_ledger(project)
+    for url, said in (("mysql://x/y", "mysql"), ("sqlite:////nowhere/x.db", "the ledger cannot be written")):
+        monkeypatch.setenv("EXPUNGE_LEDGER_URL", url)
+        with pytest.raises(ExpungeError, match=said):
+            check_ledger(project)
+    monkeypatch.setenv("EXPUNGE_LEDGER_URL", "postgresql://ann@127.0.0.1:1/x")
+    with pytest.raises(TransientError):
+        check_ledger(project)
