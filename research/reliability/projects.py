@@ -124,7 +124,7 @@ class Small:
 
 
 def write_product(folder: Path) -> Path:
-    """The project of tests/toyproject.py on the base that ships, as its stages leave it."""
+    """The project of tests/toyproject.py on the base and the judge that ship, as its stages leave it."""
     from tests.toyproject import STAGES, write_project  # noqa: PLC0415 - a test's modules
     from tests.toyrelease import lock  # noqa: PLC0415
 
@@ -132,6 +132,9 @@ def write_product(folder: Path) -> Path:
     project = write_project(folder, requests=requests)
     shutil.rmtree(project / "base")
     shutil.copytree(toy.ROOT / "assets/openmoji", project / "base", ignore=shutil.ignore_patterns("judge*"))
+    shutil.rmtree(project / "judge")
+    shutil.copytree(toy.ROOT / "assets/openmoji/judge", project / "judge")
+    shutil.copytree(toy.ROOT / "assets/prompts", project / "assets/prompts")
     for stage in STAGES.values():
         stage(project)
     lock(project)
