@@ -28,7 +28,7 @@ class Eraser(eraser.Eraser):
         device: torch.device | None = None,
         guard: bool = True,
     ) -> Self:
-        """As `open` of the eraser below it; `ArtifactError` too for an adapter that was trained for another request."""
+        """As `open` of the eraser below it; `ArtifactError` too for filters or adapters that were made for other requests than requests.yaml lists."""
         check_trained(Path(project), requests, variant)
         return super().open(project, variant=variant, requests=requests, device=device, guard=guard)
 

@@ -2,7 +2,7 @@
 
 A stage's code is the import closure of its module, file by file (components/common/closure.py). Worlds and judges are
 opened by name, which no import shows: where a stage's code can open them, the files of the world and the readers of the judges
-that params.yaml names are among its dependencies too, and so are the judges' own files.
+that params.yaml names are among its dependencies too, and so are the judges' own files and those of prompts (`corpus`).
 
 In a project outside this repository the code lies in the installed package, at a path that differs between machines. There
 dvc.yaml is the product's without its files, and each stage depends on its own key of code.json, a digest of the same files.
@@ -15,11 +15,13 @@ import io
 import re
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
+from components.collect.params import CorpusParams
 from components.common.closure import ROOT, closure
 from components.common.errors import ArtifactError
 from components.common.files import canonical, write_text
@@ -32,6 +34,7 @@ GRAPH, PARAMS, CODE = Path("dvc.yaml"), Path("params.yaml"), Path("code.json")
 WORLDS = Path("components/worlds")
 OPENS_WORLD, OPENS_JUDGE, OPENS_REFERENCES = WORLDS / "load.py", WORLDS / "judges.py", WORLDS / "references.py"
 READS_REQUESTS = Path("components/collect/record.py")
+READS_PROMPTS = Path("components/collect/sources.py")
 ATTACK = "attack"
 """Section of params.yaml that names the second judge, and that the stage of the same name reads."""
 INPUTS = "inputs"
@@ -92,8 +95,9 @@ def with_deps(
     judge: JudgeParams | None = None,
     project: Path | None = None,
     second_judge: Path | None = None,
+    prompts: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """`graph`, the content of dvc.yaml, with the code of every stage and the files of its judges; other dependencies stay.
+    """`graph`, the content of dvc.yaml, with the code of every stage, the files of its judges and of `prompts`; other dependencies stay.
 
     The second judge is the attacks' alone.
     """
@@ -109,7 +113,8 @@ def with_deps(
             second = (
                 [second_judge.as_posix()] if second_judge is not None and ATTACK in (spec.get("params") or ()) else []
             )
-            spec["deps"] = sorted([*data, *judges, *second, *code])
+            read = [name for name in prompts if not name.startswith("hf:")] if READS_PROMPTS.as_posix() in code else []
+            spec["deps"] = sorted({*data, *judges, *second, *read, *code})
     return graph
 
 
@@ -154,7 +159,9 @@ def main(root: Path = Path()) -> int:
     before = (root / GRAPH if at_home else product_graph()).read_text(encoding="utf-8")
     codes: dict[str, str] = {}
     second = read_section(ATTACK, AttackParams, root / PARAMS).second_judge
-    graph = with_deps(yaml.load(before), world, root if at_home else ROOT, judge, root, second)
+    corpus = read_section("corpus", CorpusParams, root / PARAMS)
+    prompts = (*corpus.sources, *corpus.benign.real)
+    graph = with_deps(yaml.load(before), world, root if at_home else ROOT, judge, root, second, prompts)
     if not at_home:
         graph, codes = for_project(graph, world)
     if "--check" in sys.argv:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import json
 import os
@@ -205,24 +206,38 @@ def _end_after_signal(ours: socket.socket, seconds: float) -> None:
                 time.sleep(seconds)
                 if os.environ.get(DEBUG):
                     faulthandler.dump_traceback(all_threads=True)
-                ended = f"expunge: ended by {signal.Signals(number[0]).name}, {seconds:g} s after it, in the middle of cleaning up\n"
+                ended = f"expunge: the run was told to end and had not after {seconds:g} s; run it again, it goes on where it ended\n"
                 os.write(2, ended.encode())
                 os._exit(128 + number[0])
 
 
 def _server() -> Any:  # noqa: ANN401 - Prefect's class is imported here alone: the whole server, seconds
-    """Prefect's server of one run. Ctrl-C and a closing terminal, which go to the whole process group, do not reach it: a run needs its server to end well."""
+    """Prefect's server of one run, with a guard that ends it when this process has ended, however that happens.
+
+    Ctrl-C and a closing terminal, which go to the whole process group, do not reach it: a run needs its server to end well.
+    """
     from prefect.server.api.server import SubprocessASGIServer  # noqa: PLC0415
 
     class Server(SubprocessASGIServer):
+        guard: subprocess.Popen[bytes] | None = None
+
         def _run_uvicorn_command(self) -> subprocess.Popen[Any]:
-            before = signal.pthread_sigmask(
-                signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP)
-            )  # what is started inherits it
+            kept = (signal.SIGINT, signal.SIGHUP)
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, kept)  # what is started inherits it
             try:
-                return super()._run_uvicorn_command()
+                self.server_process = process = super()._run_uvicorn_command()
+                self.end_guard()
+                command = [sys.executable, "-S", "-c", _GUARD, str(process.pid)]
+                self.guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+                atexit.register(self.stop)
+                return process
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+        def end_guard(self) -> None:
+            if self.guard is not None:
+                self.guard.kill()
+                self.guard.wait()
 
     return Server()
 
@@ -236,14 +251,8 @@ def _own_server() -> Iterator[None]:
     with temporary_settings({PREFECT_API_AUTH_STRING: password, PREFECT_SERVER_API_AUTH_STRING: password}):
         _check_home()
         server = _server()
-        server.start()
-        assert server.server_process is not None  # it has started
-        guard = subprocess.Popen(
-            [sys.executable, "-S", "-c", _GUARD, str(server.server_process.pid)],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-        )
         try:
+            server.start()
             yield
         finally:
             for sender in (
@@ -252,8 +261,7 @@ def _own_server() -> Iterator[None]:
             ):  # what they still hold could not be sent afterwards, and they would go on trying
                 sender.drain_all(timeout=_SENDING_SECONDS)
             server.stop()
-            guard.kill()
-            guard.wait()
+            server.end_guard()
 
 
 def _check_home() -> None:

@@ -69,7 +69,7 @@ def init(
         raise UserError(f"{base_path} is {NAMES[model.family]}, and --preset is {family}", "leave --preset out")
     if (folder / PARAMS).exists():
         raise UserError(f"{folder} has a {PARAMS} already", "name another folder, or edit that file")
-    from components.cli.presets import project_params  # noqa: PLC0415 - slow to import
+    from components.cli.presets import REAL_PROMPTS, project_params  # noqa: PLC0415 - slow to import
     from components.worlds.load import load_world  # noqa: PLC0415
 
     load_world(world)
@@ -92,7 +92,10 @@ def init(
     _add_lines(folder / ".gitignore", _IGNORED)
     _add_lines(folder / ".gitattributes", _BYTES)
     readme = _README.format(name=folder.resolve().name, base=at, family=NAMES[family])
-    for name, text in ((REQUESTS, "requests: {}\n"), (Path("inputs/README.md"), _INPUTS), (Path("README.md"), readme)):
+    prompts = {REAL_PROMPTS: "real.csv", REAL_PROMPTS.with_suffix(".md"): "README.md"}
+    given = [(name, shipped(Path("assets/prompts") / of).read_text(encoding="utf-8")) for name, of in prompts.items()]
+    own = ((REQUESTS, "requests: {}\n"), (Path("inputs/README.md"), _INPUTS), (Path("README.md"), readme))
+    for name, text in (*own, *given):
         if not (folder / name).exists():  # what is the user's stays
             write_text(folder / name, text)
     _run([sys.executable, "-m", "flows.deps"], folder)

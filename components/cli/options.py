@@ -31,8 +31,8 @@ def guided_requests(named: list[str] | None) -> dict[str, Request]:
     return {i: r for i, r in able.items() if not named or i in named}
 
 
-def writable_png(output: Path, called: str = "") -> None:
-    """`UserError` unless `output`, in the sentence `called` so, names a .png file, new or regular, that this account can write."""
+def writable_png(output: Path) -> None:
+    """`UserError` unless `output` names a .png file, new or regular, that this account can write."""
     problem = ""
     try:
         if output.suffix.lower() != ".png":
@@ -49,6 +49,4 @@ def writable_png(output: Path, called: str = "") -> None:
         problem = getattr(error, "strerror", None) or str(error)
     if problem:
         named = output if len(str(output)) <= SHOWN and str(output).isprintable() else shown(str(output))
-        raise UserError(
-            f"{called or f'--output {named}'} cannot be written: {problem}", "name a .png file in a folder that exists"
-        )
+        raise UserError(f"--output {named} cannot be written: {problem}", "name a .png file in a folder that exists")

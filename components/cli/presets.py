@@ -36,6 +36,8 @@ class Hookpoint(NamedTuple):
     source: str
 
 
+REAL_PROMPTS = Path("inputs/real.csv")
+"""Where `expunge init` puts the prompts of people that the thresholds rest on."""
 HOOKPOINTS: dict[Family, tuple[Hookpoint, ...]] = {
     "sd15": (Hookpoint(8, 12, "layers.8 of CLIP ViT-L, as ItD (arXiv 2503.09446)"),),
     "sd21": (Hookpoint(16, 23, "the depth of ItD's layer in CLIP ViT-L, in OpenCLIP-H's 23 layers; not measured"),),
@@ -51,6 +53,7 @@ _SHARED = (
     Value("base", "solver_steps", 50, "diffusers' default for Stable Diffusion"),
     Value("corpus", "captions", 60000, "about 0.7 million tokens, and as many of English"),
     Value("corpus", "english", 60000, "as many as captions"),
+    Value("corpus", "benign.real", [REAL_PROMPTS.as_posix()], "COCO's captions and PartiPrompts; add prompts of your users"),
     Value("sae", "d_sae", 16384, "ItD's order of size; 0.7 CPU hours for ViT-L (calculated)"),
     Value("sae", "steps", 3000, "12 million tokens, about eight passes; not tuned on a real encoder"),
     Value("sae", "batch", 4096, "Gao et al. 2024 use more; larger needs more memory"),

@@ -32,7 +32,7 @@ def purify(
     """Redraws a real image with the erased model; writes it, and a before-after beside the original."""
     writable_png(output)
     beside = output.with_name(f"{output.stem}-before-after.png")
-    writable_png(beside, f"--output {output}: {beside}")
+    writable_png(beside)
     if image.resolve() in (output.resolve(), beside.resolve()):
         raise UserError(f"--output {output} would overwrite {image}", "name another file")
     base, requests = read_section("base", BaseParams), guided_requests(named)

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from components.common.errors import UserError
 from components.common.inputs import shown
@@ -26,12 +26,14 @@ class Section(BaseModel):
 
 
 def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
-    if twice := [value for n, value in enumerate(values) if value in values[:n]]:
-        raise ValueError(f"{twice[0]!r} stands in it twice; take one out")
+    if not values:
+        raise ValueError("list at least one")
+    if twice := [n for n, value in enumerate(values) if value in values[:n]]:
+        raise ValueError(f"number {twice[0] + 1} stands there before; take one out")
     return values
 
 
-Some = Annotated[tuple[T, ...], Field(min_length=1), AfterValidator(_distinct)]
+Some = Annotated[tuple[T, ...], AfterValidator(_distinct)]
 """A list of one value at least, and none twice."""
 
 

@@ -43,6 +43,11 @@ def read_params_digest(path: Path = PARAMS) -> str:
     )
 
 
+def ordered(verdict: Mapping[str, Any]) -> str:
+    """The content of a verdict.json in one form, in whichever order its gates, which follow requests.yaml, stand."""
+    return canonical({**verdict, "gates": sorted(map(canonical, verdict["gates"]))})
+
+
 def judge_evidence(
     metrics: Mapping[str, Any], requests: Mapping[str, Request], params: EvaluateParams, judged: Mapping[str, str]
 ) -> Verdict:

@@ -44,6 +44,13 @@ def ledger_url(configured: str, root: Path = Path()) -> str:
     return url.set(database=str(root / url.database)).render_as_string(hide_password=False)
 
 
+def database_file(text: str) -> Path | None:
+    """The file of a SQLite URL; None for another database, or one in memory."""
+    url = _checked(text)
+    is_file = url.drivername.startswith("sqlite") and url.database not in (None, "", ":memory:")
+    return Path(str(url.database)) if is_file else None
+
+
 def connect(text: str, *, must_exist: bool = False) -> sa.Engine:
     """The database at a URL, with the newest schema.
 

@@ -19,7 +19,7 @@ from components.common.errors import ArtifactError, UserError
 from components.common.files import canonical
 from components.common.sections import first_problem
 from components.ledger.events import Entry, Event, Ledger
-from components.requests.requests import Request, Requests
+from components.requests.requests import Request, Requests, check_names
 
 ACCEPTED, WITHDRAWN, DRAINED = "request.accepted", "request.withdrawn", "request.drained"
 FAMILY = "request"
@@ -82,6 +82,7 @@ def submit(
             request_id = known.setdefault(canonical(content), _new_id({*everyone, *queue}))
             ids.append(request_id)
             if request_id not in everyone:
+                check_names(request)
                 everyone[request_id] = together[request_id] = request
                 entries.append(Entry(ACCEPTED, request_id, {"request": content}))
         try:

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from components.common.errors import ArtifactError
-from components.common.files import SIDECAR, canonical, digest, read_sidecar
+from components.common.files import SIDECAR, digest, read_sidecar
 from components.common.paths import CONCEPTS, EVALUATE, GUIDANCE, ONNX, SAE
 from components.common.paths import FILTER as FILTER_PATH
 from components.common.sections import PARAMS, Section, read_section, read_yaml
 from components.diffusion.folder import base_digest
 from components.diffusion.params import BaseParams
 from components.evaluate.attacks.summary import ATTACKS
-from components.evaluate.evidence import judge_evidence, read_params_digest, requests_digest
+from components.evaluate.evidence import judge_evidence, ordered, read_params_digest, requests_digest
 from components.evaluate.params import EvaluateParams
 from components.evaluate.summary import METRICS, VERDICT, read_evaluation
 from components.export.params import ExportParams
@@ -85,7 +85,7 @@ def _check_verdict(
     params = read_section("evaluate", EvaluateParams, folder / PARAMS)
     if metrics["size"] != params.size:
         raise ArtifactError(f"the evaluation has size {metrics['size']}, not {params.size}", _AGAIN)
-    if canonical(judge_evidence(metrics["requests"], requests, params, judged).record()) != canonical(verdict):
+    if ordered(judge_evidence(metrics["requests"], requests, params, judged).record()) != ordered(verdict):
         raise ArtifactError(f"{VERDICT} does not follow from {METRICS} and the gates", "it was altered: dvc checkout")
 
 

@@ -13,6 +13,7 @@ from components.collect.sources import read_source
 from components.common.errors import UserError
 from components.common.sections import PARAMS, read_section
 from components.common.toplevel import one_sentence
+from components.diffusion.geometry import read_geometry
 from components.diffusion.params import BaseParams
 from components.diffusion.text import check_hookpoints
 from components.evaluate.attacks.attempts import read_target
@@ -23,14 +24,16 @@ from components.evaluate.params import EvaluateParams
 from components.evaluate.probes.params import ProbeParams
 from components.evaluate.probes.registry import check_probe
 from components.evaluate.qualify import needed_names, subjects_of
-from components.requests.requests import load_requests
+from components.requests.requests import check_names, load_requests
 from components.worlds.judges import open_panel
 from components.worlds.load import load_world
+from components.worlds.panel import check_sizes
 from components.worlds.params import JudgeParams
+from components.worlds.references import load_second_judge
 
 
 def check_inputs() -> None:
-    """`UserError` for what keeps the project in the working directory from being trained, evaluated and attacked.
+    """`UserError`, or the `ArtifactError` of a judge, for what keeps the project in the working directory from being trained, evaluated and attacked.
 
     That is: no request, one that its world refuses or of which there are fewer prompts than an attack needs; an attack, a probe, a
     hookpoint or a second judge that does not exist; prompts that cannot be read; a judge that cannot be opened, or that does not
@@ -39,7 +42,9 @@ def check_inputs() -> None:
     requests = load_requests()
     if not requests:
         raise UserError("requests.yaml holds no request", "add one: expunge request add")
-    _check_names()
+    for request in requests.values():
+        check_names(request)
+    _check_listed()
     _check_files()
     named, params = read_section("world", str), read_section("concepts", ConceptsParams)
     world = load_world(named)
@@ -50,10 +55,19 @@ def check_inputs() -> None:
         read_target(record, table)
     evaluated, judge = read_section("evaluate", EvaluateParams), read_section("judge", JudgeParams)
     plan = make_plan(records, table, evaluated, evaluated.sizes[evaluated.size])
-    open_panel(named, judge, subjects_of(records, plan.retain), needed_names(records))
+    panel, base = (
+        open_panel(named, judge, subjects_of(records, plan.retain), needed_names(records)),
+        read_section("base", BaseParams),
+    )
+    check_sizes(panel, read_geometry(base.path)[0])
+    for second in {
+        read_section("attack", AttackParams).second_judge,
+        read_section("probe", ProbeParams).second_judge,
+    } - {None}:
+        load_second_judge(named, second)
 
 
-def _check_names() -> None:
+def _check_listed() -> None:
     settings, probing = read_section("attack", AttackParams), read_section("probe", ProbeParams)
     size = settings.sizes[settings.size]
     for name in (*size.attacks, *(gate.attack for gate in size.gates if gate.attack)):

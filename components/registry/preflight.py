@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from components.common.closure import ROOT
-from components.common.errors import StageError, TransientError, UserError
+from components.common.errors import ArtifactError, StageError, TransientError, UserError
 from components.common.preflight import check_disk, check_git, preflight
 from components.common.sections import PARAMS, read_section
 from components.diffusion.folder import check_folder
@@ -44,7 +44,7 @@ def check_ready(root: Path, *more: Callable[[], object]) -> None:
 
 
 def ask_inputs(root: Path, *, pending: bool = False) -> None:
-    """`UserError` of `components.registry.inputs` in `root`, which a process of its own finds: a flow would keep torch's memory for hours.
+    """The refusal of `components.registry.inputs` in `root`, an error of its kind, which a process of its own finds: a flow would keep torch's memory for hours.
 
     It takes seconds, and matters where stages are to run. Where requests are `pending`, requests.yaml may hold none yet.
     """
@@ -58,7 +58,8 @@ def ask_inputs(root: Path, *, pending: bool = False) -> None:
     if done.returncode:
         said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1].removeprefix("expunge: ")
         fact, _, remedy = said.rpartition("; ")
-        raise UserError(fact or said, remedy or "run: python -m components.registry.inputs")
+        kind = {UserError.exit_code: UserError, ArtifactError.exit_code: ArtifactError}.get(done.returncode, StageError)
+        raise kind(fact or said, remedy or "run: python -m components.registry.inputs")
 
 
 def check_judges(root: Path) -> None:
@@ -101,15 +102,18 @@ def check_registry(root: Path) -> None:
 
 def check_ledger(root: Path) -> None:
     """The ledger's own refusal of a URL or a database that it cannot use; `StageError` for a file that cannot be written."""
-    from components.ledger.database import NoLedgerError, ledger_url  # noqa: PLC0415 - slow to import
+    from components.ledger.database import NoLedgerError, database_file, ledger_url  # noqa: PLC0415 - slow to import
     from components.ledger.events import Ledger  # noqa: PLC0415
     from components.ledger.params import LedgerParams  # noqa: PLC0415
 
     url = ledger_url(read_section("ledger", LedgerParams, root / PARAMS).url, root)
-    if url.startswith("sqlite:"):
-        _check_reachable(url, "the ledger")
     with suppress(NoLedgerError):  # registering makes one
-        Ledger(url, must_exist=True)
+        Ledger(url, must_exist=True).close()
+    if file := database_file(url):
+        if not file.parent.is_dir():
+            raise UserError(f"the folder of the ledger {file} does not exist", "make it, or mend ledger.url")
+        if not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise StageError(f"the ledger {file} cannot be written", "give this account the right to write there")
 
 
 def _check_reachable(uri: str, where: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from components.common.errors import ArtifactError
-from components.common.files import SIDECAR, canonical, digest, read_sidecar
+from components.common.files import SIDECAR, digest, read_sidecar
 from components.common.paths import CONCEPTS, EVALUATE, FILTER, GUIDANCE
 from components.common.sections import PARAMS, read_section, read_yaml
 from components.common.variants import Variant
@@ -18,8 +18,8 @@ from components.evaluate.attacks.params import AttackParams
 from components.evaluate.attacks.summary import ATTACKS, read_attacks
 from components.evaluate.attacks.summary import RESULTS as ATTACK_RESULTS
 from components.evaluate.attacks.summary import VERDICT as ATTACK_VERDICT
-from components.evaluate.attacks.verdict import judge_attacks
-from components.evaluate.evidence import judge_evidence, read_params_digest, requests_digest
+from components.evaluate.attacks.verdict import highest_tier, judge_attacks
+from components.evaluate.evidence import judge_evidence, ordered, read_params_digest, requests_digest
 from components.evaluate.params import EvaluateParams
 from components.evaluate.summary import METRICS, VERDICT, read_evaluation
 from components.registry.lock import LOCK, check_written, dvc_md5, read_lock
@@ -44,22 +44,32 @@ def check_evidence(root: Path, judged: Mapping[str, str]) -> None:
     if judged.get("params") != read_params_digest(root / PARAMS):
         raise ArtifactError(f"the last evaluation had other parameters than {PARAMS} has", _AGAIN)
     metrics, verdict = read_evaluation(root / EVALUATE)
+    listed = load_requests(root / REQUESTS)
     params = read_section("evaluate", EvaluateParams, root / PARAMS)
-    again = judge_evidence(metrics["requests"], load_requests(root / REQUESTS), params, verdict["judged"])
-    if canonical(again.record()) != canonical(verdict):
+    again = judge_evidence(metrics["requests"], listed, params, verdict["judged"])
+    if ordered(again.record()) != ordered(verdict):
         raise ArtifactError(f"{EVALUATE / VERDICT} does not follow from {METRICS} and the gates", _ALTERED)
     if (root / ATTACKS / ATTACK_VERDICT).is_file() or "attack" in read_lock(root / LOCK):
         check_written(root, (ATTACKS / ATTACK_RESULTS, ATTACKS / ATTACK_VERDICT))
         check_params(root, "attack", "attacks")
-        _check_attacks(*read_attacks(root / ATTACKS), read_section("attack", AttackParams, root / PARAMS))
+        _check_attacks(*read_attacks(root / ATTACKS), read_section("attack", AttackParams, root / PARAMS), listed)
 
 
-def _check_attacks(results: Mapping[str, Any], verdict: Mapping[str, Any], params: AttackParams) -> None:
-    size = params.sizes.get(results["size"])
-    gates = judge_attacks(results["requests"], size.gates) if size else []
-    passed = bool(gates) and all(gate.passed for gate in gates)
-    again = sorted(canonical(gate._asdict()) for gate in gates)
-    if again != sorted(map(canonical, verdict["gates"])) or passed != verdict["passed"]:
+def _check_attacks(
+    results: Mapping[str, Any], verdict: Mapping[str, Any], params: AttackParams, requests: Iterable[str]
+) -> None:
+    """The attacks are on these requests, and what the verdict says of them follows from the results; its `not_tried` is a list of names."""
+    try:
+        gates = params.sizes[results["size"]].gates
+        judged = judge_attacks(results["requests"], gates)
+        again = {
+            "passed": bool(judged) and all(gate.passed for gate in judged), "judged": results["judged"],
+            "highest_tier": highest_tier(results["requests"], gates, judged), "gates": [g._asdict() for g in judged],
+        }  # fmt: skip
+        follows = ordered({**verdict, **again}) == ordered(verdict) and set(results["requests"]) == set(requests)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{ATTACKS / ATTACK_RESULTS} has no {error} where attacks write it", "attack again: expunge run attack") from error  # fmt: skip
+    if not follows:
         raise ArtifactError(f"{ATTACKS / ATTACK_VERDICT} does not follow from {ATTACK_RESULTS} and the gates", _ALTERED)
 
 
@@ -108,8 +118,8 @@ def check_trained(root: Path, requests: Iterable[str] | None = None, variant: Va
 
     Unknown requests are somebody else's to refuse. Where models alone were pulled nothing says what they were made for.
     """
-    listed = load_requests(root / REQUESTS)
-    wanted = {i: request for i, request in listed.items() if requests is None or i in set(requests)}
+    chosen = None if requests is None else set(requests)
+    wanted = {i: request for i, request in load_requests(root / REQUESTS).items() if chosen is None or i in chosen}
     if variant == "base":
         return
     if (root / CONCEPTS).is_dir():

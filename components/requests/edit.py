@@ -23,7 +23,7 @@ from components.common.files import write_text
 from components.common.inputs import decode, read_bytes
 from components.common.sections import validated
 from components.common.strict_yaml import LIMIT, parse_yaml
-from components.requests.requests import REQUESTS, Request, RequestId, check_id, checked_requests
+from components.requests.requests import REQUESTS, Request, RequestId, check_id, check_names, checked_requests
 
 Check = Callable[[Mapping[RequestId, Request]], None]
 _KEY = "requests"
@@ -50,6 +50,7 @@ def add_request(
         if request_id in requests:
             raise UserError(f"request {request_id!r} is in {path} already", "remove that one first, or use another id")
         added = validated(dict(request), Request, "the request")
+        check_names(added)
         wanted = checked_requests({_KEY: {k: _plain(v) for k, v in (requests | {request_id: added}).items()}}, path)
         if check is not None:
             check(wanted)

@@ -110,10 +110,6 @@ class Request(Section):
         for name in self.names:
             if (first := names.setdefault(folded(name), name)) is not name:
                 raise ValueError(f"{first!r} and {name!r} are one name; take one of them out")
-        if plain := [name for name in self.names if _EVERYDAY.issuperset(name.split())]:
-            raise ValueError(
-                f"the name {plain[0]!r} stands in nearly every prompt; add a word that tells the target apart"
-            )
         if folded(self.anchor) in names:
             raise ValueError(f"the anchor {self.anchor!r} is the target itself; name something else to draw instead")
         if both := names.keys() & set(map(folded, self.neighbours)):
@@ -130,6 +126,19 @@ class Request(Section):
     def names(self) -> tuple[str, ...]:
         """Target and aliases."""
         return (self.target, *self.aliases)
+
+
+def check_names(request: Request) -> None:
+    """`UserError` for a name of everyday words alone, which would be found in nearly every prompt.
+
+    Asked where a request comes in, and before a run; what was accepted once can always be read.
+    """
+    for name in request.names:
+        words = re.findall(r"[^\W_]+", folded(name))
+        if words and _EVERYDAY.issuperset(words):
+            raise UserError(
+                f"the name {name!r} stands in nearly every prompt", "add a word that tells the target apart"
+            )
 
 
 class Requests(Section):

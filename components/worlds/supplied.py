@@ -71,7 +71,7 @@ def _rows(path: Path) -> tuple[tuple[int, dict[str, str]], ...]:
         header = reader.fieldnames or []
         if missing := [column for column in COLUMNS if column not in header]:
             raise UserError(f"{path} has no column {missing[0]!r}", f"give it the columns {', '.join(COLUMNS)}")
-        if twice := [column for column in header if header.count(column) > 1]:
+        if twice := [column for column in COLUMNS if header.count(column) > 1]:
             raise UserError(f"{path} has two columns {twice[0]!r}", "rename one column")
         rows = tuple((reader.line_num, row) for row in reader)
     except csv.Error as error:

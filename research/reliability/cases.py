@@ -139,7 +139,7 @@ def _params_meaning(content: dict[str, Any], rng: random.Random) -> str:
     value = within[key]
     numbers = (float("nan"), float("inf"), 10**20, "3", "many", "", None, True, [], [1], {})
     if rng.random() < 0.15 and isinstance(within, dict):
-        if key in OPTIONAL or rng.random() < 0.5 or above[-1:] in ([name] for name in (*NAMED, "judge")):
+        if (above and key in OPTIONAL) or rng.random() < 0.5 or above[-1:] in ([name] for name in (*NAMED, "judge")):
             within["widht"] = rng.choice([value, 1, "x"])
             return (
                 "unknown key"

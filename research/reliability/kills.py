@@ -272,7 +272,9 @@ def _undisturbed(project: Project, api: str, home: Path) -> dict[str, float]:
         raise StageError("the undisturbed run failed", "".join(said[-40:]))
     if running:
         spans[running] = time.monotonic() - began
-    elif made and "export" in spans:
+    elif "export" in spans:
+        if not made:
+            raise StageError("nobody saw the undisturbed run register a version", "run it again")
         spans["register"] = made[0] - began
     return spans
 

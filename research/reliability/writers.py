@@ -67,6 +67,7 @@ def one_round(folder: Path) -> tuple[int, int]:
         ]
     )
     left = [request.target for request in load_requests(path).values()]
+    wrong += len(left) - len(set(left))
     wrong += len({*first, *more}.difference(gone) ^ set(left)) + (not path.read_text().startswith(NOTE))
     ledger = Ledger(f"sqlite:///{project / 'ledger.db'}", must_exist=True)
     ledger.verify()

@@ -13,6 +13,7 @@ import yaml
 
 from components.cli.params import read_params
 from components.cli.presets import PRESETS, hookpoints, project_params
+from components.collect.sources import read_source
 from components.common.closure import ROOT
 from components.diffusion.inspect import NAMES, inspect_base
 from flows import deps
@@ -77,6 +78,16 @@ def test_a_project_is_whole(project):
     assert not [dep for dep in read if dep.startswith(("components/", "/", "assets/"))]
     assert "inputs" in graph["concepts"]["deps"]
     assert set(json.loads((project / "code.json").read_text())) == set(graph)
+
+
+def test_the_prompts_that_thresholds_rest_on_come_along(project):
+    """A project has the prompts of people that its params.yaml names, with their source and licence, and its graph depends on them."""
+    named = yaml.safe_load((project / "params.yaml").read_text())["corpus"]["benign"]["real"]
+
+    assert named == ["inputs/real.csv"]
+    assert len(read_source(str(project / named[0]))) == 5816
+    assert "CC BY 4.0" in (project / "inputs/real.md").read_text()
+    assert named[0] in yaml.safe_load((project / "dvc.yaml").read_text())["stages"]["corpus"]["deps"]
 
 
 def test_what_was_there_stays(project):

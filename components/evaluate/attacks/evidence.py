@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from components.common.files import canonical
 from components.common.variants import DEFAULT
 from components.evaluate.attacks.params import AttackParams, AttackSize
 from components.evaluate.attacks.verdict import NONE, verdict_record
+from components.evaluate.evidence import ordered
 from components.evaluate.summary import count
 
 _SHARED = ("base", "filter", "adapter/", "request/")
@@ -29,11 +29,7 @@ def judge_results(results: Mapping[str, Any], params: AttackParams) -> dict[str,
 
 def follows(verdict: Mapping[str, Any], results: Mapping[str, Any], params: AttackParams) -> bool:
     """Whether a verdict is the one that `judge_results` gives, in whichever order its gates stand; `KeyError` as there."""
-    one, other = (
-        canonical({**each, "gates": sorted(map(canonical, each["gates"]))})
-        for each in (verdict, judge_results(results, params))
-    )
-    return one == other
+    return ordered(verdict) == ordered(judge_results(results, params))
 
 
 def wanted_attacks(size: AttackSize) -> set[str]:

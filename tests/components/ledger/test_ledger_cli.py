@@ -97,7 +97,7 @@ def test_the_variable_names_the_ledger(project, expunge, monkeypatch):
         ([], "new.json holds no request; write one as in"),
         ("owl", "new.json is no mapping; write one"),
         ([OWL, 3], "new.json, request 2 is no mapping"),
-        ([OWL, {"target": "frog"}], "new.json, request 2: kind"),
+        ([OWL, {"target": "frog"}], "new.json, request 2 lacks the key 'kind'; add it"),
         (OWL | {"who": "Ann"}, "new.json has an unknown key 'who'"),
         ([OWL, {"target": "unicorn", "kind": "object"}], "'unicorn' is not in the world openmoji"),
         (OWL | {"anchor": "cat"}, "the anchor 'cat' of r-"),

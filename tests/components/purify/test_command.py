@@ -74,7 +74,7 @@ def test_cli_purify_writes_the_image_and_the_before_after(project, expunge):
         (
             ("cat.png", "--output", "taken.png"),
             2,
-            "--output taken.png: taken-before-after.png cannot be written: it is a folder",
+            "--output taken-before-after.png cannot be written: it is a folder",
         ),
         (("cat.png", "--output", "x.jpg"), 2, "--output x.jpg cannot be written"),
     ],

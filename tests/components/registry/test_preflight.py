@@ -244,7 +244,10 @@ def test_a_ledger_that_cannot_be_used_is_refused(project, monkeypatch):
     (project / "ledger.db").write_text("no database")
     with pytest.raises(ExpungeError, match="file is not a database"):
         check_ledger(project)
-    for url, said in (("mysql://x/y", "mysql"), ("sqlite:////nowhere/x.db", "the ledger cannot be written")):
+    for url, said in (
+        ("mysql://x/y", "mysql"),
+        ("sqlite:////nowhere/x.db", "the folder of the ledger /nowhere/x.db does not exist"),
+    ):
         monkeypatch.setenv("EXPUNGE_LEDGER_URL", url)
         with pytest.raises(ExpungeError, match=said):
             check_ledger(project)

@@ -128,15 +128,33 @@ def test_attacks_that_are_gone_or_had_other_parameters_are_no_evidence(swapped):
         ),
     ],
 )
-def test_a_verdict_is_judged_again(swapped, name, said):
-    """A gate that was taken out of a verdict, with dvc.lock's digest altered to fit, is found by its metrics."""
+def test_a_verdict_is_judged_again(swapped, name, alter, said):
+    """A gate that was taken out of a verdict, or a tier that nothing reached, with dvc.lock's digest altered to fit, is found by its metrics."""
     path, lock = swapped / name, swapped / "dvc.lock"
     judged = json.loads((swapped / "reports/evaluate/verdict.json").read_text())["judged"]
     before, content = dvc_md5(path), json.loads(path.read_text())
-    content["gates"] = content["gates"][:1]
+    content |= alter if isinstance(alter, dict) else alter(content)
     path.write_text(json.dumps(content))
     assert before in lock.read_text()
     lock.write_text(lock.read_text().replace(before, dvc_md5(path)))
 
     with pytest.raises(ArtifactError, match=said):
         check_evidence(swapped, judged)
+
+
+def test_the_order_of_requests_says_nothing(swapped):
+    """Entries of requests.yaml in another order are the same requests: the evidence stands."""
+    path = swapped / "requests.yaml"
+    judged = json.loads((swapped / "reports/evaluate/verdict.json").read_text())["judged"]
+    content = yaml.safe_load(path.read_text())["requests"]
+    path.write_text(yaml.safe_dump({"requests": dict(reversed(content.items()))}, sort_keys=False))
+
+    check_evidence(swapped, judged)
+
+
+def test_only_the_named_requests_are_looked_at_however_they_are_listed(swapped):
+    """A generator of ids is as good as a list: the second's altered weights are found."""
+    path = swapped / "models/guidance/r-1/pytorch_lora_weights.safetensors"
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(ArtifactError, match=r"r-1/pytorch_lora_weights\.safetensors was altered"):
+        check_trained(swapped, (name for name in ("r-0", "r-1")))

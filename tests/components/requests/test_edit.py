@@ -182,7 +182,7 @@ def test_nothing_is_left_where_no_project_is(tmp_path):
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
 def test_the_file_keeps_its_permissions(tmp_path, mode):
-    """Who could read requests.yaml before an edit can read it afterwards, and nobody else."""
+    """The mode of requests.yaml is the same after an edit."""
     path = written(tmp_path, f"requests:\n{CAT}")
     path.chmod(mode)
     add_request({"target": "owl", "kind": "object"}, path)

@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from components.common.errors import UserError
-from components.requests.requests import check_id, load_requests
+from components.requests.edit import add_request
+from components.requests.requests import Request, check_id, check_names, load_requests
 from components.worlds.load import load_world
 
 ROOT = Path(__file__).parents[3]
@@ -38,9 +39,6 @@ def write(path, *records):
         ({"aliases": ["CAT"]}, "'cat' and 'cat' are one name"),
         ({"aliases": ["ｃａｔ"]}, "'cat' and 'ｃａｔ' are one name"),
         ({"aliases": ["straße", "STRASSE"]}, "are one name"),
-        ({"aliases": ["the"]}, "the name 'the' stands in nearly every prompt; add a word that tells the target apart"),
-        ({"target": "It"}, "the name 'it' stands in nearly every prompt"),
-        ({"aliases": ["for all of us", "for all of you"]}, "the name 'for all of you' stands in"),
         ({"anchor": "ＣＡＴ"}, "is the target itself"),
         ({"aliases": "kitty"}, "aliases is 'kitty'"),
         ({"aliases": [True]}, "aliases.0 is True"),
@@ -159,3 +157,17 @@ def test_requests_that_overlap_in_the_world_are_refused(tmp_path):
     for records in ((weapon, axe), (axe, weapon)):
         with pytest.raises(UserError, match="request r-1: 'axe' is erased by r-0 already; withdraw one of the two"):
             world.check(load_requests(write(tmp_path / "requests.yaml", *records)))
+
+
+@pytest.mark.parametrize("alias", ["the", "It", "for all of you", "ｔｈｅ", "the.", "“you”!", "of/and"])
+def test_a_name_of_everyday_words_alone_is_refused_where_it_comes_in(tmp_path, alias):
+    """In whichever spelling; what was written before the rule can still be read."""
+    path = write(tmp_path / "requests.yaml", CAT)
+    before = path.read_text()
+    with pytest.raises(UserError, match="stands in nearly every prompt; add a word that tells the target apart"):
+        add_request({"target": "owl", "kind": "object", "aliases": [alias]}, path)
+    assert path.read_text() == before
+
+    assert load_requests(write(path, CAT | {"aliases": [alias]}))
+    for name in ("for all of us", "no", "the who band", "猫"):
+        check_names(Request(target=name, kind="object"))
