@@ -132,7 +132,8 @@ def test_git_keeps_every_byte_of_a_project_and_nothing_secret(project, tmp_path)
 def test_stages_run_outside_of_the_repository(project, expunge):
     """The text stages run in the project by the package's code; an edit of that code or of `inputs` re-runs the one that it reaches."""
     params = yaml.safe_load((project / "params.yaml").read_text())
-    params["corpus"] |= {"captions": 300, "english": 300, "benign": {"calibrate": 300, "evaluate": 200}}
+    params["corpus"] |= {"captions": 300, "english": 300}
+    params["corpus"]["benign"] |= {"calibrate": 300, "evaluate": 200}
     params["concepts"] |= {"per_name": 4, "retain": 30, "mixed": 6}
     (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     said = expunge(

@@ -115,25 +115,26 @@ def test_attacks_that_are_gone_or_had_other_parameters_are_no_evidence(swapped):
         check_evidence(swapped, judged)
 
 
+def fewer(verdict):
+    return {"gates": verdict["gates"][:1]}
+
+
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "alter", "said"),
     [
-        (
-            "reports/evaluate/verdict.json",
-            "reports/evaluate/verdict.json does not follow from metrics.json and the gates",
-        ),
-        (
-            "reports/attacks/verdict.json",
-            "reports/attacks/verdict.json does not follow from results.json and the gates",
-        ),
+        ("evaluate", fewer, r"evaluate/verdict\.json does not follow from metrics\.json and the gates; it was altered"),
+        ("attacks", fewer, r"attacks/verdict\.json does not follow from results\.json and the gates; it was altered"),
+        ("attacks", lambda _: {"highest_tier": "T4"}, r"attacks/verdict\.json does not follow from results\.json"),
+        ("attacks", lambda _: {"judged": {}}, r"attacks/verdict\.json does not follow from results\.json"),
+        ("attacks", lambda _: {"gates": None}, r"attacks/results\.json has no .* where attacks write it; attack again"),
     ],
 )
 def test_a_verdict_is_judged_again(swapped, name, alter, said):
     """A gate that was taken out of a verdict, or a tier that nothing reached, with dvc.lock's digest altered to fit, is found by its metrics."""
-    path, lock = swapped / name, swapped / "dvc.lock"
+    path, lock = swapped / "reports" / name / "verdict.json", swapped / "dvc.lock"
     judged = json.loads((swapped / "reports/evaluate/verdict.json").read_text())["judged"]
     before, content = dvc_md5(path), json.loads(path.read_text())
-    content |= alter if isinstance(alter, dict) else alter(content)
+    content |= alter(content)
     path.write_text(json.dumps(content))
     assert before in lock.read_text()
     lock.write_text(lock.read_text().replace(before, dvc_md5(path)))
