@@ -37,7 +37,7 @@ def attack(
     from components.evaluate.attacks.registry import attack_named  # noqa: PLC0415
     from components.evaluate.attacks.stage import attack as run  # noqa: PLC0415
     from components.evaluate.attacks.summary import ATTACKS, read_attacks  # noqa: PLC0415
-    from components.registry.working import check_trained  # noqa: PLC0415
+    from components.registry.working import check_records  # noqa: PLC0415
 
     settings = read_section("attack", AttackParams)
     wanted = size or settings.size
@@ -51,7 +51,7 @@ def attack(
             f"would run {', '.join(listed)} in size {wanted} against {', '.join(named or load_requests())} into {out}"
         )
         return
-    check_trained(Path(), named)
+    check_records(Path(), named)
     run_stage(lambda: run(requests=named, attacks=attacks, size=size, out=out))
     verdict = read_attacks(out)[1]
     typer.echo(untried(verdict))
@@ -76,7 +76,7 @@ def probe(
     from components.evaluate.probes.registry import check_probe  # noqa: PLC0415
     from components.evaluate.probes.run import PROBES_OUT, VERDICT  # noqa: PLC0415
     from components.evaluate.probes.run import probe as run  # noqa: PLC0415
-    from components.registry.working import check_trained  # noqa: PLC0415
+    from components.registry.working import check_records  # noqa: PLC0415
 
     settings = read_section("probe", ProbeParams)
     wanted = size or settings.size
@@ -89,7 +89,7 @@ def probe(
             f"would run {', '.join(listed)} in size {wanted} against {', '.join(named or load_requests())} into {out}"
         )
         return
-    check_trained(Path(), named)
+    check_records(Path(), named)
     run_stage(lambda: run(requests=named, probes=probes, size=size, out=out))
     verdict = json.loads((out / VERDICT).read_text(encoding="utf-8"))
     for gate in verdict["gates"]:

@@ -118,18 +118,26 @@ def check_trained(root: Path, requests: Iterable[str] | None = None, variant: Va
 
     Unknown requests are somebody else's to refuse. Where models alone were pulled nothing says what they were made for.
     """
-    chosen = None if requests is None else set(requests)
-    wanted = {i: request for i, request in load_requests(root / REQUESTS).items() if chosen is None or i in chosen}
+    wanted = _chosen(root, requests)
     if variant == "base":
         return
-    if (root / CONCEPTS).is_dir():
-        for request_id, request in wanted.items():
-            _check_record(root, request_id, request)
-        if variant != "guidance":
-            _check_filter(root)
+    check_records(root, wanted)
+    if (root / CONCEPTS).is_dir() and variant != "guidance":
+        _check_filter(root)
     for request_id, request in wanted.items():
         if "guidance" in request.channels and variant != "filter":
             _check_adapter(root, request_id)
+
+
+def check_records(root: Path, requests: Iterable[str] | None = None) -> None:
+    """`ArtifactError` where requests.yaml says something else of a request than the records that its models were made from."""
+    for request_id, request in _chosen(root, requests).items() if (root / CONCEPTS).is_dir() else ():
+        _check_record(root, request_id, request)
+
+
+def _chosen(root: Path, requests: Iterable[str] | None) -> dict[str, Request]:
+    chosen = None if requests is None else set(requests)
+    return {i: request for i, request in load_requests(root / REQUESTS).items() if chosen is None or i in chosen}
 
 
 def _check_record(root: Path, request_id: str, request: Request) -> None:

@@ -93,3 +93,15 @@ def test_known_images_are_of_unseen_renders():
     assert shown.shape == absent.shape == (6, 64, 64, 3)
     assert (shown == again).all()
     assert len({image.tobytes() for image in (*shown, *absent)}) == 12
+
+
+@pytest.mark.parametrize("command", ["attack", "probe"])
+def test_a_request_that_was_edited_after_training_is_not_attacked(command, project, expunge):
+    """Attacks on what was made for another target say nothing of this one: refused before anything is loaded."""
+    record = project / "data/concepts/r-1/request.json"
+    record.parent.mkdir(parents=True)
+    record.write_text('{"request": {"target": "lion", "kind": "object", "anchor": "dog"}}')
+    code, _, error = expunge(command, cwd=project)
+
+    assert code == 3
+    assert "says something else of request r-1 ('cat') than what its models were made for ('lion')" in error
