@@ -29,7 +29,9 @@ def main() -> None:
     ends.add_argument("project", choices=[*PROJECTS, "worker"], help="what is ended")
     ends.add_argument("--times", type=int, default=1, help="of each kind in each stage")
     ends.add_argument("--kinds", default=",".join(kills.KINDS))
-    ends.add_argument("--stages", default="", help="default all")
+    ends.add_argument(
+        "--stages", default="", help="default all, but for `after`: what a run does when its version is there"
+    )
     ends.add_argument("--seed", type=int, default=0)
     bytes_ = parts.add_parser("altered", help="alter one byte of each kind of artifact; every command must refuse")
     bytes_.add_argument("--times", type=int, default=3, help="of each kind")
@@ -60,10 +62,9 @@ def main() -> None:
         command = f"python -m research.reliability kills {given.project} --times {given.times} --seed {given.seed}"
         kinds, stages = given.kinds.split(","), given.stages.split(",") if given.stages else ()
         command += f" --kinds {given.kinds}" if tuple(kinds) != kills.KINDS else ""
+        command += f" --stages {given.stages}" if stages else ""
         rows = kills.measure_kills(PROJECTS[given.project], given.times, given.seed, command, kinds, stages)
-        publish(
-            [] if stages or not set(kinds) >= set(kills.FEWEST) else rows, SHOW
-        )  # some cases are no measurement of all
+        publish([] if not set(kinds) >= set(kills.FEWEST) else rows, SHOW)  # some cases are no measurement of all
         return
     command = f"python -m research.reliability {given.part} --n {given.n} --seed {given.seed}"
     publish([*measure_inputs(given.n, given.seed, command), *measure_large(command)], SHOW)
