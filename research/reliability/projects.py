@@ -75,7 +75,7 @@ class Small:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         if not lock.is_file():
             return
-        stage = "export" if stage == "register" else stage  # registering begins where that ends
+        stage = "export" if stage in ("register", "after") else stage  # registering begins where that ends
         content: dict[str, Any] = yaml.safe_load(lock.read_text())
         for out in content["stages"].pop(stage)["outs"]:
             path = self.folder / out["path"]
