@@ -55,15 +55,10 @@ def check_inputs() -> None:
         read_target(record, table)
     evaluated, judge = read_section("evaluate", EvaluateParams), read_section("judge", JudgeParams)
     plan = make_plan(records, table, evaluated, evaluated.sizes[evaluated.size])
-    panel, base = (
-        open_panel(named, judge, subjects_of(records, plan.retain), needed_names(records)),
-        read_section("base", BaseParams),
-    )
-    check_sizes(panel, read_geometry(base.path)[0])
-    for second in {
-        read_section("attack", AttackParams).second_judge,
-        read_section("probe", ProbeParams).second_judge,
-    } - {None}:
+    panel = open_panel(named, judge, subjects_of(records, plan.retain), needed_names(records))
+    check_sizes(panel, read_geometry(read_section("base", BaseParams).path)[0])
+    seconds = (read_section("attack", AttackParams).second_judge, read_section("probe", ProbeParams).second_judge)
+    for second in dict.fromkeys(path for path in seconds if path is not None):
         load_second_judge(named, second)
 
 
