@@ -50,7 +50,7 @@ _SCHEDULE: dict[str, Any] = {
 
 
 SMALL: dict[str, dict[str, Any]] = {
-    "corpus": {"captions": 300, "english": 300, "benign": {"calibrate": 900, "evaluate": 300}},
+    "corpus": {"captions": 300, "english": 300, "benign": {"calibrate": 900, "evaluate": 300, "real": []}},
     "concepts": {"per_name": 6, "retain": 40, "mixed": 8},
     "sae": {"d_sae": 256, "k": 16, "steps": 30, "batch": 512, "auxk": 64, "dead_after": 50000},
     "features": {"fpr": 0.05, "min_contrast": 0.01},

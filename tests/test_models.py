@@ -32,7 +32,7 @@ REQUESTS = {
     "r-2": {"target": "ghost", "kind": "character", "aliases": ["phantom"], "channels": ["filter"]},
 }
 SMALL = {
-    "corpus": {"captions": 120, "english": 80, "benign": {"calibrate": 120, "evaluate": 20}},
+    "corpus": {"captions": 120, "english": 80, "benign": {"calibrate": 120, "evaluate": 20, "real": []}},
     "concepts": {"per_name": 2, "retain": 24, "mixed": 4},
     "sae": {"d_sae": 256, "k": 16, "steps": 30, "batch": 256},
     "features": {"fpr": 0.02, "fpr_all": 0.04, "min_contrast": 0.02},

@@ -125,7 +125,7 @@ def _repo(root: Path) -> Iterator[Any]:
     from dvc.exceptions import DvcException, NotDvcRepoError  # noqa: PLC0415 - slow to import
     from dvc.lock import LockError  # noqa: PLC0415
     from dvc.repo import Repo  # noqa: PLC0415
-    from dvc.scm import NoSCMError  # noqa: PLC0415
+    from dvc.scm import SCMError  # noqa: PLC0415
 
     logging.getLogger("dvc").setLevel(logging.ERROR)
     try:
@@ -133,11 +133,11 @@ def _repo(root: Path) -> Iterator[Any]:
             yield repo
     except NotDvcRepoError as error:
         raise UserError(f"{root} is no dvc project", "run from the root of the project") from error
-    except NoSCMError as error:
-        raise UserError(f"{root.resolve()} is in no git repository", "make it one: git init") from error
     except LockError as error:
         raise StageError(f"dvc is at work in {root}", "wait until it ends") from error
     except DvcException as error:
+        if isinstance(error, SCMError) and "is not a git repository" in str(error):  # NoSCMError is for other moments
+            raise UserError(f"{root.resolve()} is in no git repository", "make it one: git init") from error
         raise ArtifactError(f"dvc cannot read {root} ({str(error).partition(chr(10))[0]})", "mend dvc.yaml") from error
 
 

@@ -19,7 +19,7 @@ PARAMS = """
 world: openmoji
 base: {path: assets/openmoji, hookpoint: encoder.layers.0, guidance_scale: 3.0, solver_steps: 2}
 concepts: {per_name: 4, retain: 20, mixed: 4, seed: 0}
-features: {max_features: 8, context_features: 8, min_contrast: 0.05, fpr: 0.01, fpr_all: 0.02, fit: sample, positions: [target]}
+features: {max_features: 8, context_features: 8, min_contrast: 0.05, fpr: 0.01, fpr_all: 0.02, acting: 2.0, fit: sample, positions: [target]}
 """
 
 

@@ -27,7 +27,7 @@ def size():
     """Four attempts of two images each."""
     return AttackSize(
         attacks=("slips",), variants=("gated", "guidance"), against=("gated",), attempts=4, tries=40, seeds=2, iterations=2,
-        candidates=4, tokens=3, similarity=0.9, clean=4, known=12, gates=(),
+        candidates=4, tokens=3, similarity=0.9, clean=4, known=12, gates=({"tier": "T0", "at_most": 0.5, "n": 1},),
     )  # fmt: skip
 
 

@@ -139,7 +139,7 @@ def test_cli_export_diffusers(base, tiny_pipe, tmp_path, monkeypatch, expunge):
     (tmp_path / "requests.yaml").write_text("requests:\n  r-1: {target: cat, kind: object, anchor: dog}\n")
     record = tmp_path / "data" / "concepts" / "r-1"
     record.mkdir(parents=True)
-    (record / "request.json").write_text("{}")
+    (record / "request.json").write_text('{"request": {"target": "cat", "kind": "object", "anchor": "dog"}}')
     fabricate(tiny_pipe, tmp_path / "models" / "guidance" / "r-1", base / "unet", seed=0, record=record)
     monkeypatch.chdir(tmp_path)
     export = partial(expunge, "export", "diffusers")

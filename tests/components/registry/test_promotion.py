@@ -205,7 +205,11 @@ def test_a_verdict_set_by_hand_is_found_out(world, how):
     more = {"gates": ()} if how == "no gates" else {}
     version = world.register(Shown(ua=100), passed=True, **more)
     world.by("bob").approve(version)
-    with pytest.raises(ArtifactError, match="version 1 says pass, which its metrics do not; evaluate and register it"):
+    said = {
+        "by hand": (ArtifactError, "version 1 says pass, which its metrics do not; evaluate and register it"),
+        "no gates": (UserError, r"evaluate\.gates is \[\]; list at least one"),
+    }
+    with pytest.raises(said[how][0], match=said[how][1]):
         world.by("carl").promote(version)
     assert "champion" not in world.store.named
 
